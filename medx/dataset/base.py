@@ -1,0 +1,85 @@
+"""What a data set is once loaded: three splits of images and labels, and the facts a run needs about them."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+Task = Literal["binary", "multiclass", "ordinal"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images ``uint8 [n, height, width, channels]`` and labels ``int64 [n]``."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model must accept and answer: square images, ``num_classes`` classes."""
+
+    num_channels: int
+    image_size: int
+    num_classes: int
+    task: Task
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A loaded data set.
+
+    ``content_hash`` is over the multiset of (image, label) rows of each split, so it ignores row order.
+    ``mean`` and ``std`` (one a channel, on the 0..1 scale) are public constants, never computed from the data.
+    """
+
+    name: str
+    title: str
+    task: Task
+    class_names: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    md5: str | None
+    content_hash: str
+    synthetic: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def spec(self) -> InputSpec:
+        """The shape and task that a model is built for."""
+        _, height, _, channels = self.train.images.shape
+        return InputSpec(channels, height, len(self.class_names), self.task)
+
+    def to_tensor(self, images: np.ndarray) -> torch.Tensor:
+        """Normalised ``float32 [n, channels, height, width]`` from ``uint8 [n, height, width, channels]``."""
+        tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return tensor.sub_(mean).div_(std).contiguous()
+
+
+class Dataset(Protocol):
+    """A configured data set: one module and one yaml of the same name."""
+
+    def load(self) -> DataSplits:
+        """Find, verify and read the data; raises DataError with one line that says what to do."""
+        ...
+
+
+def content_hash(*splits: Split) -> str:
+    """SHA-256 over each split's sorted row digests: equal for the same rows in another order."""
+    total = hashlib.sha256()
+    for split in splits:
+        rows = sorted(
+            hashlib.sha256(image.tobytes() + int(label).to_bytes(8, "little")).digest()
+            for image, label in zip(split.images, split.labels, strict=True)
+        )
+        total.update(len(rows).to_bytes(8, "little") + b"".join(rows))
+    return total.hexdigest()

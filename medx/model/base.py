@@ -1,0 +1,47 @@
+"""What a model is: optional fixed features, a trainable head, and an objective that couples no two records."""
+
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from medx.dataset import InputSpec
+
+
+class Objective(Protocol):
+    """How outputs become a loss per record and probabilities. Stateless; never mixes records."""
+
+    num_outputs: int
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """``[batch]`` losses from outputs ``[batch, num_outputs]`` and labels ``int64 [batch]``; no reduction."""
+        ...
+
+    def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        """``[batch, num_classes]`` class probabilities that sum to one."""
+        ...
+
+
+class FixedFeatures(nn.Module):
+    """A transform with no trained parameter, computed once per image: ``[n, c, h, w]`` to ``[n, ...]``.
+
+    ``fingerprint`` names everything that its output depends on besides the image; caches are keyed by it.
+    """
+
+    fingerprint: str
+
+
+class Model(Protocol):
+    """A configured model: one module and one yaml of the same name."""
+
+    def objective(self, spec: InputSpec) -> Objective:
+        """The loss and the probabilities for this task."""
+        ...
+
+    def features(self, spec: InputSpec) -> FixedFeatures | None:
+        """The fixed part, or None where the whole network is trained."""
+        ...
+
+    def build(self, spec: InputSpec, seed: int) -> nn.Module:
+        """The trainable module on top of ``features`` (or on images), initialised from ``seed`` alone."""
+        ...

@@ -1,0 +1,91 @@
+"""The privacy plan: what every client will do in the whole run, worked out before any of it happens."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+NoiseSource = Literal["seed", "system"]
+
+
+@dataclass(frozen=True)
+class SampledGaussian:
+    """One Poisson-subsampled Gaussian release (Abadi et al. 2016, algorithm 1; Mironov et al. 2019).
+
+    The noise that is added and the event that is accounted both come from this object, so they cannot differ.
+    Unit: a record, added or removed. Sensitivity of the released sum: ``clip_norm`` in the l2 norm.
+    """
+
+    sampling_probability: float
+    noise_multiplier: float
+    clip_norm: float
+
+    @property
+    def noise_stddev(self) -> float:
+        """Standard deviation of the noise on every coordinate of the sum."""
+        return self.noise_multiplier * self.clip_norm
+
+
+@dataclass(frozen=True)
+class ClientPlan:
+    """What one client will execute: ``steps_per_round`` releases in each of ``num_rounds`` rounds.
+
+    ``expected_batch_size`` is the public denominator of a step, sampling probability times *declared* records;
+    it never follows the batch that was drawn. ``step`` is None where training is not private.
+    """
+
+    client: int
+    num_records: int
+    sampling_probability: float
+    expected_batch_size: float
+    steps_per_round: int
+    num_rounds: int
+    step: SampledGaussian | None
+
+    @property
+    def total_steps(self) -> int:
+        """Steps over the whole run."""
+        return self.steps_per_round * self.num_rounds
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What a mechanism must cover: the clients' declared sizes and how often each record may be touched."""
+
+    num_records: tuple[int, ...]
+    sampling_probability: tuple[float, ...]
+    steps_per_round: int
+    num_rounds: int
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """The whole run's plan. ``clients`` are disjoint in records, so epsilon is the maximum over them."""
+
+    mechanism: str
+    unit: str | None
+    adjacency: str | None
+    delta: float | None
+    target_epsilon: float | None
+    noise_source: NoiseSource
+    clients: tuple[ClientPlan, ...]
+
+    @property
+    def private(self) -> bool:
+        """Whether any guarantee is given."""
+        return self.target_epsilon is not None
+
+
+class PrivacyMechanism(Protocol):
+    """A configured mechanism: one module and one yaml of the same name."""
+
+    def plan(self, exposure: Exposure) -> PrivacyPlan:
+        """Calibrate the noise once for the whole run; raises PrivacyError where no guarantee can be given."""
+        ...
+
+
+def add_noise(sums: list[torch.Tensor], step: SampledGaussian, generator: torch.Generator) -> None:
+    """Add independent Gaussian noise of ``step.noise_stddev`` to every coordinate of ``sums``, in place."""
+    for total in sums:
+        noise = torch.empty(total.shape, dtype=torch.float32, device=generator.device)
+        total.add_(noise.normal_(0, step.noise_stddev, generator=generator).to(total.device))

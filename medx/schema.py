@@ -1,0 +1,45 @@
+"""The one decorator behind every configurable component, and the errors a user can act on."""
+
+from collections.abc import Callable
+from typing import TypeVar, dataclass_transform
+
+import pydantic
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+T = TypeVar("T")
+
+
+class MedxError(Exception):
+    """An error a person can act on: one line that names the key or file, its value, and what is accepted."""
+
+
+class ConfigError(MedxError):
+    """A configuration that cannot run."""
+
+
+class DataError(MedxError):
+    """A data file that is missing, damaged, or not what it claims to be."""
+
+
+class PrivacyError(MedxError):
+    """A request that would break the privacy guarantee."""
+
+
+class LedgerError(PrivacyError):
+    """A privacy ledger that is corrupt, locked, or exhausted."""
+
+
+class CheckpointError(MedxError):
+    """A checkpoint that is missing, corrupt, or of another configuration."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def component(cls: type[T]) -> type[T]:
+    """Make ``cls`` a frozen, keyword-only, validated configuration class.
+
+    Unknown keys, wrong types and values out of range fail at construction. Ranges are written
+    ``Annotated[float, Gt(0)]``. Infinite and NaN floats are refused. Defaults live in the yaml alone.
+    """
+    config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    decorate: Callable[[type[T]], type[T]] = pydantic_dataclass(config=config, frozen=True, kw_only=True)
+    return decorate(cls)
