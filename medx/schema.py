@@ -41,5 +41,5 @@ def component(cls: type[T]) -> type[T]:
     ``Annotated[float, Gt(0)]``. Infinite and NaN floats are refused. Defaults live in the yaml alone.
     """
     config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
-    decorate: Callable[[type[T]], type[T]] = pydantic_dataclass(config=config, frozen=True, kw_only=True)
+    decorate: Callable[..., type[T]] = pydantic_dataclass(config=config, frozen=True, kw_only=True)
     return decorate(cls)

@@ -11,7 +11,10 @@ from medx.dataset import InputSpec
 class Objective(Protocol):
     """How outputs become a loss per record and probabilities. Stateless; never mixes records."""
 
-    num_outputs: int
+    @property
+    def num_outputs(self) -> int:
+        """Columns of the outputs."""
+        ...
 
     def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """``[batch]`` losses from outputs ``[batch, num_outputs]`` and labels ``int64 [batch]``; no reduction."""
@@ -28,7 +31,10 @@ class FixedFeatures(nn.Module):
     ``fingerprint`` names everything that its output depends on besides the image; caches are keyed by it.
     """
 
-    fingerprint: str
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 in hexadecimal over the transform's settings, code and tensors."""
+        raise NotImplementedError
 
 
 class Model(Protocol):
@@ -40,6 +46,10 @@ class Model(Protocol):
 
     def features(self, spec: InputSpec) -> FixedFeatures | None:
         """The fixed part, or None where the whole network is trained."""
+        ...
+
+    def empty_features(self, spec: InputSpec) -> FixedFeatures | None:
+        """``features`` with its tensors unset, to load a saved state into; costs no computation."""
         ...
 
     def build(self, spec: InputSpec, seed: int) -> nn.Module:

@@ -1,0 +1,55 @@
+# Everything a person needs, each target setting up what is missing. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.setup-done
+STUDY ?= reference_report
+SEEDS ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test check ui bench report lock clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY) ## create .venv with the pinned packages and medx itself
+
+# --no-deps: the lock already lists everything, so pip has nothing to resolve.
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: $(READY) ## the main job on synthetic phantoms: three privacy budgets, one table
+	$(BIN)/python -m medx.run experiment=demo -m
+
+run: $(READY) ## the main job on PneumoniaMNIST; more overrides in ARGS="..."
+	$(BIN)/python -m medx.run privacy.epsilon=1,5,10 $(ARGS) -m
+
+test: $(READY) ## the test suite (real data where MEDX_DATA points at it)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests $(ARGS)
+
+check: $(READY) ## ruff, mypy, import-linter
+	$(BIN)/ruff check medx tests benchmarks
+	$(BIN)/ruff format --check medx tests benchmarks
+	$(BIN)/mypy medx
+	$(BIN)/lint-imports
+
+ui: $(READY) ## the MLflow UI, on this machine only
+	$(BIN)/python -m medx.tracking ui
+
+bench: $(READY) ## the speed ratios behind docs/benchmarks.md (DEVICE=cuda on a GPU)
+	$(BIN)/python -m benchmarks $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+report: $(READY) ## run what the study still lacks, then render report/index.html
+	$(BIN)/python -m medx.report --study $(STUDY) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+lock: $(READY) ## pin the requirements anew (needs uv)
+	uv pip compile pyproject.toml --extra ray --extra sweeps --extra dev --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header -q -o requirements.lock
+
+clean: ## remove build output and caches of this folder
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

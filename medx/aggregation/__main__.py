@@ -1,0 +1,159 @@
+"""Command line: make a hospital's identity, and pin the roster of a run.
+
+Each hospital makes its own identity and sends only the public key; whoever sets up the run lists the public keys in a
+roster and sends it to all, and everybody compares its hash before the first round.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from pydantic import ValidationError
+
+from medx.aggregation.roster import Parameters, Roster, TrustDomain, make_roster, public_key_of
+from medx.schema import ConfigError, MedxError
+
+EPILOG = """examples:
+  at each hospital:   python -m medx.aggregation identity --name north --folder keys
+  whoever sets it up: python -m medx.aggregation roster --output roster.json --run-id study-1 \\
+                        --public-key keys/north.pub --public-key keys/south.pub --public-key keys/west.pub \\
+                        --dimension 1001 --scale 1048576 --bound 90 --rounds 300
+  a rehearsal:        add --clients 5 --folder keys in place of --public-key (all identities in one trust domain)
+  everybody:          python -m medx.aggregation show roster.json
+"""
+
+
+def write_identity(folder: Path, name: str) -> Ed25519PrivateKey:
+    """Make an identity: ``NAME.pem`` (PKCS 8, mode 0600) and ``NAME.pub`` (hex). ConfigError if it exists."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    identity = Ed25519PrivateKey.generate()
+    path = folder / f"{name}.pem"
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ConfigError(f"{path} exists; accepted: a new name, an identity is never overwritten") from None
+    with os.fdopen(handle, "wb") as file:
+        file.write(identity.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    path.with_suffix(".pub").write_text(identity.public_key().public_bytes_raw().hex() + "\n")
+    return identity
+
+
+def read_identity(path: Path) -> Ed25519PrivateKey:
+    """The private key of ``write_identity``; ConfigError if it is none or others may read it."""
+    try:
+        mode = path.stat().st_mode & 0o777
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError):
+        raise ConfigError(f"identity {path}; accepted: a .pem of `medx.aggregation identity`") from None
+    if mode & 0o077:
+        raise ConfigError(f"identity {path} has mode {mode:o}; accepted: 600, readable by its owner alone")
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"identity {path} is a {type(key).__name__}; accepted: an Ed25519 private key")
+    return key
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("medx.aggregation", description=__doc__, epilog=EPILOG, formatter_class=formatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    identity = commands.add_parser("identity", help="make one identity: private key (mode 0600) and public key")
+    identity.add_argument("--name", required=True, help="file name of the identity, e.g. the hospital's")
+    identity.add_argument("--folder", type=Path, required=True, help="where NAME.pem and NAME.pub go")
+    show = commands.add_parser("show", help="check a roster and print its hash, to compare by telephone")
+    show.add_argument("path", type=Path)
+    _add_roster(commands.add_parser("roster", help="pin who takes part and under which parameters"))
+    return parser
+
+
+def _add_roster(roster: argparse.ArgumentParser) -> None:
+    add = roster.add_argument
+    add("--output", type=Path, required=True, help="the roster file to write (JSON)")
+    who = roster.add_mutually_exclusive_group(required=True)
+    who.add_argument("--public-key", type=Path, action="append", help="a .pub file, once per client, in client order")
+    who.add_argument("--clients", type=int, help="make this many identities here: a rehearsal, one trust domain")
+    add("--folder", type=Path, help="with --clients: where the identities go")
+    add("--run-id", required=True, help="name of the run; never use one twice")
+    add("--dimension", type=int, required=True, help="words in the masked vector: parameters plus metrics")
+    add("--scale", type=float, required=True, help="grid units to one unit of the update")
+    add("--bound", type=float, required=True, help="largest coordinate of one client's update")
+    add("--rounds", type=int, required=True, help="rounds in the run")
+    add("--threshold", type=int, help="shares that open a secret (default: floor(2n/3) + 1, the least)")
+    add("--minimum-survivors", type=int, help="clients below which a round aborts (default: max(threshold, 3))")
+    add("--noise-stddev", type=int, default=0, help="one client's noise in grid units (default: 0)")
+    add("--noise-multiplier", type=float, help="sigma of the sum's noise, for the record")
+    add("--clip-norm", type=float, help="clip norm of a record, for the record")
+    add("--sampling-probability", type=float, help="Poisson sampling probability q, for the record")
+
+
+def _public_keys(options: argparse.Namespace) -> tuple[list[bytes], TrustDomain]:
+    if options.public_key:
+        for path in options.public_key:
+            if not path.is_file():
+                raise ConfigError(f"--public-key {path}: no such file; accepted: a .pub of `medx.aggregation identity`")
+        return [public_key_of(path.read_text()) for path in options.public_key], "separate"
+    if options.folder is None:
+        raise ConfigError("--clients without --folder; accepted: a folder for the identities")
+    made = [write_identity(options.folder, f"client{number}") for number in range(options.clients)]
+    return [identity.public_key().public_bytes_raw() for identity in made], "one"
+
+
+def _roster(options: argparse.Namespace) -> Roster:
+    try:
+        parameters = Parameters(
+            run_id=options.run_id,
+            dimension=options.dimension,
+            scale=options.scale,
+            bound=options.bound,
+            num_rounds=options.rounds,
+            noise_stddev=options.noise_stddev,
+            noise_multiplier=options.noise_multiplier,
+            clip_norm=options.clip_norm,
+            sampling_probability=options.sampling_probability,
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ConfigError(f"--{fault['loc'][0]} = {fault['input']!r}: {fault['msg']}".replace("_", "-")) from None
+    keys, trust_domain = _public_keys(options)
+    roster = make_roster(parameters, keys, options.threshold, options.minimum_survivors, trust_domain)
+    roster.save(options.output)
+    return roster
+
+
+def _describe(roster: Roster) -> str:
+    colluders = roster.tolerated_colluders
+    return (
+        f"run {roster.run_id}: {roster.num_clients} clients, threshold {roster.threshold}, at least "
+        f"{roster.minimum_survivors} survivors, trust domain {roster.trust_domain}\n"
+        f"colluding clients tolerated: {colluders['curious']} beside a server that follows the protocol, "
+        f"{colluders['lying']} beside one that lies\nsha256 {roster.digest.hex()}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 2 and one line on stderr where a person can act on the error."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "identity":
+            identity = write_identity(options.folder, options.name)
+            print(f"{options.folder / options.name}.pem\npublic key {identity.public_key().public_bytes_raw().hex()}")
+        elif options.command == "show":
+            print(_describe(Roster.load(options.path)))
+        else:
+            print(_describe(_roster(options)))
+    except MedxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

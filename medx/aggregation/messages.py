@@ -1,0 +1,163 @@
+"""The messages of the five stages, and the context that every one of them is bound to.
+
+To bytes and back with ``to_bytes`` and ``from_bytes`` (codec.py). Lists from the server repeat what clients signed, so
+that a lying server can only leave messages out.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from medx.aggregation.codec import ByClient, Ids, Message
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every key, signature and ciphertext is bound to."""
+
+    run_id: str
+    round: int
+    attempt: int
+    roster_hash: bytes
+    model_hash: bytes
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 over all five fields, 32 bytes."""
+        run = self.run_id.encode()
+        numbers = b"".join(value.to_bytes(8, "big") for value in (len(run), self.round, self.attempt))
+        text = b"medx context v1" + numbers + run + self.roster_hash + self.model_hash
+        return hashlib.sha256(text).digest()
+
+
+@dataclass(frozen=True)
+class Begin(Message):
+    """Server to clients: a new attempt."""
+
+    KIND: ClassVar[bytes] = b"BEGN"
+    round: int
+    attempt: int
+    roster_hash: bytes
+    model_hash: bytes
+
+
+@dataclass(frozen=True)
+class Keys(Message):
+    """Stage 1, client to server: fresh X25519 keys and SHA-256 of the self-mask seed, signed."""
+
+    KIND: ClassVar[bytes] = b"KEYS"
+    sender: int
+    round: int
+    attempt: int
+    roster_hash: bytes
+    model_hash: bytes
+    cipher_key: bytes
+    mask_key: bytes
+    seed_commitment: bytes
+    signature: bytes
+
+    def signed_part(self, run_id: str) -> bytes:
+        """The bytes under the signature."""
+        context = Context(run_id, self.round, self.attempt, self.roster_hash, self.model_hash).digest
+        return b"medx keys v1" + context + self.sender.to_bytes(4, "big") + self._keys
+
+    @property
+    def _keys(self) -> bytes:
+        return b"".join(len(k).to_bytes(2, "big") + k for k in (self.cipher_key, self.mask_key, self.seed_commitment))
+
+
+@dataclass(frozen=True)
+class KeyList(Message):
+    """Server to clients: every ``Keys`` message, as its sender wrote it."""
+
+    KIND: ClassVar[bytes] = b"KLST"
+    keys: ByClient
+
+
+@dataclass(frozen=True)
+class Shares(Message):
+    """Stage 2, client to server: one AES-256-GCM ciphertext (nonce first) for each peer."""
+
+    KIND: ClassVar[bytes] = b"SHAR"
+    sender: int
+    context: bytes
+    ciphertexts: ByClient
+
+
+@dataclass(frozen=True)
+class Inbox(Message):
+    """Server to one client: the ciphertexts for it, by sender."""
+
+    KIND: ClassVar[bytes] = b"INBX"
+    context: bytes
+    ciphertexts: ByClient
+
+
+@dataclass(frozen=True)
+class Masked(Message):
+    """Stage 3, client to server: ``uint32 [d]`` masked words, four bytes each."""
+
+    KIND: ClassVar[bytes] = b"MASK"
+    sender: int
+    context: bytes
+    words: np.ndarray
+
+
+@dataclass(frozen=True)
+class Survivors(Message):
+    """Server to the survivors: who sent a masked vector and who dropped out after sharing."""
+
+    KIND: ClassVar[bytes] = b"SURV"
+    context: bytes
+    survivors: Ids
+    dropped: Ids
+
+    def signed_part(self) -> bytes:
+        """The bytes that a client signs to confirm this set."""
+        return b"medx survivors v1" + self.to_bytes()
+
+
+@dataclass(frozen=True)
+class Confirm(Message):
+    """Stage 4, client to server: a signature over the survivor set."""
+
+    KIND: ClassVar[bytes] = b"CONF"
+    sender: int
+    context: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class UnmaskRequest(Message):
+    """Server to the survivors: the same set again, with the signatures on it."""
+
+    KIND: ClassVar[bytes] = b"UREQ"
+    context: bytes
+    survivors: Ids
+    dropped: Ids
+    signatures: ByClient
+
+
+@dataclass(frozen=True)
+class Unmask(Message):
+    """Stage 5, client to server: one share for every peer, of its seed or of its mask key, never of both."""
+
+    KIND: ClassVar[bytes] = b"UNMK"
+    sender: int
+    context: bytes
+    seed_shares: ByClient
+    key_shares: ByClient
+
+
+def model_hash(arrays: Iterable[tuple[str, np.ndarray]]) -> bytes:
+    """BLAKE2b-256 over names, types, shapes and contents of the global model as *this* party received it."""
+    digest = hashlib.blake2b(digest_size=32)
+    for name, array in arrays:
+        header = f"{name}\x1f{array.dtype.str}\x1f{array.shape}".encode()
+        digest.update(len(header).to_bytes(4, "big") + header)
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.digest()

@@ -1,0 +1,170 @@
+"""The roster: who takes part in a run and under which public parameters; pinned before it and hashed."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medx.aggregation.encoding import check_ring_bound
+from medx.schema import ConfigError
+
+TrustDomain = Literal["one", "separate"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def smallest_threshold(num_clients: int) -> int:
+    """``floor(2 n / 3) + 1``."""
+    return 2 * num_clients // 3 + 1
+
+
+class Parameters(BaseModel):
+    """The public parameters of a run.
+
+    ``dimension`` counts masked words, metrics included. ``bound`` is A, a client's largest coordinate in units of
+    the update; ``noise_stddev`` is one client's noise in grid units, 0 without noise. The last four describe the
+    release for the record: None where training is not private.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_id: Annotated[str, Field(min_length=1)]
+    dimension: Annotated[int, Field(ge=1, lt=2**31)]
+    scale: Positive
+    bound: Positive
+    num_rounds: Annotated[int, Field(ge=1)]
+    noise_stddev: Annotated[int, Field(ge=0)]
+    noise_multiplier: Positive | None
+    clip_norm: Positive | None
+    sampling_probability: Annotated[float, Field(gt=0, le=1)] | None
+
+
+class Roster(Parameters):
+    """Parameters and identities. Client i signs with ``public_keys[i]`` (Ed25519, 64 hex digits).
+
+    ``trust_domain`` is "one" in a simulation, where all roles share a process and nothing is hidden from anybody.
+    """
+
+    public_keys: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...]
+    threshold: int
+    minimum_survivors: int
+    trust_domain: TrustDomain
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        n, smallest = self.num_clients, smallest_threshold(self.num_clients)
+        if n < 3:
+            raise ValueError(f"public_keys: {n} clients; accepted: at least 3")
+        if len(set(self.public_keys)) != n:
+            raise ValueError("public_keys: two clients with one key; accepted: distinct keys")
+        if not smallest <= self.threshold <= n:
+            raise ValueError(f"threshold = {self.threshold}; accepted: {smallest} to {n} for {n} clients")
+        least = max(self.threshold, 3)
+        if not least <= self.minimum_survivors <= n:
+            raise ValueError(f"minimum_survivors = {self.minimum_survivors}; accepted: {least} to {n}")
+        return self
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients, n."""
+        return len(self.public_keys)
+
+    @property
+    def total_noise(self) -> float:
+        """Standard deviation of the sum's noise in grid units when everybody survives."""
+        return self.noise_stddev * math.sqrt(self.num_clients)
+
+    @property
+    def tolerated_colluders(self) -> dict[str, int]:
+        """Clients that may collude with a server that follows the protocol, and with one that lies.
+
+        t - 1 against the first. A lying server can tell two survivor sets to two groups of honest clients; with
+        2 t - n colluders or more both sets reach t signatures, so the second number is 2 t - n - 1 (Bonawitz et al.
+        2017, theorem 6.5).
+        """
+        return {"curious": self.threshold - 1, "lying": 2 * self.threshold - self.num_clients - 1}
+
+    @cached_property
+    def identities(self) -> tuple[bytes, ...]:
+        """The public keys as 32 bytes each."""
+        return tuple(bytes.fromhex(key) for key in self.public_keys)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical JSON (keys sorted, no spaces, shortest floats), 32 bytes."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(b"medx roster v1\x00" + text.encode()).digest()
+
+    def check(self) -> None:
+        """Prove the ring bound; raises ConfigError."""
+        check_ring_bound(self.scale, self.num_clients, self.bound, self.total_noise)
+
+    def save(self, path: Path) -> None:
+        """Write JSON that a person can read."""
+        path.write_text(self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Roster":
+        """Read and check a roster; raises ConfigError that names the file and the field."""
+        try:
+            roster = cls.model_validate_json(path.read_text())
+        except OSError as error:
+            raise ConfigError(
+                f"roster {path}: {error.strerror}; accepted: a file of `medx.aggregation roster`"
+            ) from None
+        except ValidationError as error:
+            raise ConfigError(f"roster {path}: {_first(error)}") from None
+        roster.check()
+        return roster
+
+
+def make_roster(
+    parameters: Parameters,
+    public_keys: Sequence[bytes],
+    threshold: int | None,
+    minimum_survivors: int | None,
+    trust_domain: TrustDomain,
+) -> Roster:
+    """A checked roster; None means the smallest threshold, and as few survivors as it allows. ConfigError else."""
+    threshold = smallest_threshold(len(public_keys)) if threshold is None else threshold
+    try:
+        roster = Roster(
+            **parameters.model_dump(),
+            public_keys=tuple(key.hex() for key in public_keys),
+            threshold=threshold,
+            minimum_survivors=max(threshold, 3) if minimum_survivors is None else minimum_survivors,
+            trust_domain=trust_domain,
+        )
+    except ValidationError as error:
+        raise ConfigError(f"aggregation: {_first(error)}") from None
+    roster.check()
+    return roster
+
+
+def simulated_roster(
+    parameters: Parameters, num_clients: int, threshold: int | None = None, minimum_survivors: int | None = None
+) -> tuple[Roster, tuple[Ed25519PrivateKey, ...]]:
+    """A roster with fresh identities for a simulation, marked as one trust domain, and the identities."""
+    identities = tuple(Ed25519PrivateKey.generate() for _ in range(num_clients))
+    keys = [identity.public_key().public_bytes_raw() for identity in identities]
+    return make_roster(parameters, keys, threshold, minimum_survivors, "one"), identities
+
+
+def public_key_of(text: str) -> bytes:
+    """32 bytes from hex; raises ConfigError unless they are an Ed25519 public key."""
+    try:
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text.strip())).public_bytes_raw()
+    except ValueError:
+        raise ConfigError(f"public key {text.strip()[:70]!r}; accepted: 64 hex digits") from None
+
+
+def _first(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    text = fault["msg"].removeprefix("Value error, ")
+    return f"{place}: {text}, got {fault['input']!r}" if place else text

@@ -1,0 +1,235 @@
+"""The server's side of secure aggregation: one object for one attempt, which ends with a sum or without one."""
+
+import hashlib
+from collections.abc import Container
+from enum import IntEnum
+from typing import TypeVar
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from medx.aggregation import shamir
+from medx.aggregation.codec import ByClient, Ids
+from medx.aggregation.errors import ProtocolError, Reason, RoundAborted
+from medx.aggregation.masks import apply_masks, is_positive, pair_key
+from medx.aggregation.messages import (
+    Begin,
+    Confirm,
+    Context,
+    Inbox,
+    KeyList,
+    Keys,
+    Masked,
+    Shares,
+    Survivors,
+    Unmask,
+    UnmaskRequest,
+)
+from medx.aggregation.roster import Roster
+from medx.aggregation.verification import checked_keys, verified
+
+AnyMessage = TypeVar("AnyMessage", Shares, Masked, Confirm, Unmask)
+
+
+class Collecting(IntEnum):
+    """Which stage's messages the server accepts."""
+
+    KEYS = 1
+    SHARES = 2
+    MASKED = 3
+    CONFIRM = 4
+    UNMASK = 5
+    CLOSED = 6
+
+
+class SecureServer:
+    """One attempt at one round: ``receive_*`` takes a client's message, ``close_*`` ends a stage.
+
+    A message that is wrong, late or doubled raises ProtocolError naming its sender and changes nothing: treat that
+    client as dropped. Too few clients at the end of a stage raise RoundAborted; start a new attempt, with a new object.
+    """
+
+    def __init__(self, roster: Roster, round: int, attempt: int, model_hash: bytes) -> None:
+        self.roster = roster
+        self.context = Context(roster.run_id, round, attempt, roster.digest, model_hash)
+        self.stage = Collecting.KEYS
+        self._digest = self.context.digest
+        self._keys_messages: ByClient = {}
+        self._keys: dict[int, Keys] = {}
+        self._ciphertexts: dict[int, ByClient] = {}
+        self._total: np.ndarray | None = None
+        self._masked: set[int] = set()
+        self._signatures: ByClient = {}
+        self._unmasked: dict[int, Unmask] = {}
+
+    def begin(self) -> bytes:
+        """The message that starts the attempt, for every client."""
+        c = self.context
+        return Begin(c.round, c.attempt, c.roster_hash, c.model_hash).to_bytes()
+
+    def receive_keys(self, client: int, data: bytes) -> None:
+        """Stage 1. ``client`` is who delivered the message, as the transport knows it."""
+        self._check_stage(Collecting.KEYS, client)
+        self._check_new(client, self._keys)
+        self._keys[client] = checked_keys(data, client, self.context, self.roster)
+        self._keys_messages[client] = data
+
+    def close_keys(self) -> bytes:
+        """End stage 1: the key list, the same for every client in ``participants``."""
+        self._close(Collecting.KEYS, len(self._keys), self.roster.minimum_survivors)
+        return KeyList(self._keys_messages).to_bytes()
+
+    def receive_shares(self, client: int, data: bytes) -> None:
+        """Stage 2."""
+        message = self._parse(Shares, Collecting.SHARES, client, data)
+        self._check_new(client, self._ciphertexts)
+        if set(message.ciphertexts) != set(self._keys) - {client}:
+            raise ProtocolError(Reason.LENGTH, client, "its shares are not one for every other client")
+        self._ciphertexts[client] = message.ciphertexts
+
+    def close_shares(self) -> dict[int, bytes]:
+        """End stage 2: an inbox for each client that sent shares."""
+        self._close(Collecting.SHARES, len(self._ciphertexts), self.roster.minimum_survivors)
+        return {receiver: self._inbox(receiver).to_bytes() for receiver in sorted(self._ciphertexts)}
+
+    def receive_masked(self, client: int, data: bytes) -> None:
+        """Stage 3: added to the running sum at once, so that one vector is held however many clients there are."""
+        message = self._parse(Masked, Collecting.MASKED, client, data)
+        if client not in self._ciphertexts:
+            raise ProtocolError(Reason.SENDER, client, "a masked vector without shares")
+        self._check_new(client, self._masked)
+        if message.words.size != self.roster.dimension:
+            raise ProtocolError(Reason.LENGTH, client, f"{message.words.size} words of {self.roster.dimension}")
+        if self._total is None:
+            self._total = message.words.copy()
+        else:
+            self._total += message.words
+        self._masked.add(client)
+
+    def close_masked(self) -> bytes:
+        """End stage 3: the survivor set, for the survivors."""
+        self._close(Collecting.MASKED, len(self._masked), self.roster.minimum_survivors)
+        return self._survivors().to_bytes()
+
+    def receive_confirm(self, client: int, data: bytes) -> None:
+        """Stage 4."""
+        message = self._parse(Confirm, Collecting.CONFIRM, client, data)
+        self._check_survivor(client)
+        self._check_new(client, self._signatures)
+        if not verified(self.roster.identities[client], self._survivors().signed_part(), message.signature):
+            raise ProtocolError(Reason.SIGNATURE, client, "its signature is not over this survivor set")
+        self._signatures[client] = message.signature
+
+    def close_confirm(self) -> bytes:
+        """End stage 4: the request to unmask, for the survivors."""
+        self._close(Collecting.CONFIRM, len(self._signatures), self.roster.threshold)
+        enough = {number: self._signatures[number] for number in sorted(self._signatures)[: self.roster.threshold]}
+        return UnmaskRequest(self._digest, self.survivors, self.dropped, enough).to_bytes()
+
+    def receive_unmask(self, client: int, data: bytes) -> None:
+        """Stage 5."""
+        message = self._parse(Unmask, Collecting.UNMASK, client, data)
+        self._check_survivor(client)
+        self._check_new(client, self._unmasked)
+        if tuple(message.seed_shares) != self.survivors or tuple(message.key_shares) != self.dropped:
+            raise ProtocolError(Reason.LENGTH, client, "its shares are not one for every other client")
+        for share in (*message.seed_shares.values(), *message.key_shares.values()):
+            if len(share) != shamir.SHARE_BYTES:
+                raise ProtocolError(Reason.LENGTH, client, f"a share of {len(share)} bytes")
+        self._unmasked[client] = message
+
+    def finish(self) -> np.ndarray:
+        """End stage 5: the exact sum of the survivors' words, ``uint32 [dimension]``.
+
+        Every opened secret is checked against what its owner published; a wrong one raises ProtocolError (share).
+        """
+        self._close(Collecting.UNMASK, len(self._unmasked), self.roster.threshold)
+        helpers = sorted(self._unmasked)[: self.roster.threshold]
+        subtracted = [self._seed(owner, helpers) for owner in self.survivors]
+        added: list[bytes] = []
+        for gone in self.dropped:
+            private = self._mask_private(gone, helpers)
+            for client in self.survivors:
+                key = pair_key(private, self._keys[client].mask_key, self._digest, gone, client)
+                (subtracted if is_positive(client, gone) else added).append(key)
+        if self._total is None:
+            raise RoundAborted("masked", 0, self.roster.minimum_survivors)
+        total, self._total = self._total, None
+        apply_masks(total, added, subtracted)
+        self._unmasked = {}
+        return total
+
+    @property
+    def participants(self) -> Ids:
+        """Who is in the running stage: the clients that the last ``close_*`` message goes to."""
+        present = {Collecting.KEYS: range(self.roster.num_clients), Collecting.SHARES: self._keys}
+        if self.stage in present:
+            return tuple(sorted(present[self.stage]))
+        return tuple(sorted(self._ciphertexts)) if self.stage == Collecting.MASKED else self.survivors
+
+    @property
+    def survivors(self) -> Ids:
+        """Who sent a masked vector: those in the sum."""
+        return tuple(sorted(self._masked))
+
+    @property
+    def dropped(self) -> Ids:
+        """Who sent shares and no masked vector."""
+        return tuple(sorted(set(self._ciphertexts) - self._masked))
+
+    def _inbox(self, receiver: int) -> Inbox:
+        senders = (sender for sender in self._ciphertexts if sender != receiver)
+        return Inbox(self._digest, {sender: self._ciphertexts[sender][receiver] for sender in senders})
+
+    def _survivors(self) -> Survivors:
+        return Survivors(self._digest, self.survivors, self.dropped)
+
+    def _seed(self, owner: int, helpers: list[int]) -> bytes:
+        seed = self._combine(owner, {n + 1: self._unmasked[n].seed_shares[owner] for n in helpers})
+        if hashlib.sha256(seed).digest() != self._keys[owner].seed_commitment:
+            raise ProtocolError(Reason.SHARE, owner, "the shares of its seed do not give the seed it committed to")
+        return seed
+
+    def _mask_private(self, owner: int, helpers: list[int]) -> X25519PrivateKey:
+        secret = self._combine(owner, {n + 1: self._unmasked[n].key_shares[owner] for n in helpers})
+        private = X25519PrivateKey.from_private_bytes(secret)
+        if private.public_key().public_bytes_raw() != self._keys[owner].mask_key:
+            raise ProtocolError(Reason.SHARE, owner, "the shares of its mask key do not give the key it published")
+        return private
+
+    def _combine(self, owner: int, shares: dict[int, bytes]) -> bytes:
+        try:
+            return shamir.combine(shares)
+        except ValueError as error:
+            raise ProtocolError(Reason.SHARE, owner, str(error)) from None
+
+    def _parse(self, kind: type[AnyMessage], stage: Collecting, client: int, data: bytes) -> AnyMessage:
+        self._check_stage(stage, client)
+        message = kind.from_bytes(data, client)
+        if message.sender != client or client not in self._keys:
+            raise ProtocolError(Reason.SENDER, client, f"a message of client {message.sender}")
+        if message.context != self._digest:
+            raise ProtocolError(Reason.REPLAY, client, "a message of another run, round, attempt or model")
+        return message
+
+    def _check_stage(self, stage: Collecting, client: int) -> None:
+        if self.stage != stage:
+            raise ProtocolError(
+                Reason.STAGE, client, f"a message of stage {stage.name.lower()} comes too late or early"
+            )
+
+    def _check_new(self, client: int, seen: Container[int]) -> None:
+        if client in seen:
+            raise ProtocolError(Reason.DUPLICATE, client, "a second answer to one stage")
+
+    def _check_survivor(self, client: int) -> None:
+        if client not in self._masked:
+            raise ProtocolError(Reason.SENDER, client, "it is not among the survivors")
+
+    def _close(self, stage: Collecting, left: int, needed: int) -> None:
+        if self.stage != stage:
+            raise ProtocolError(Reason.STAGE, "server", f"stage {stage.name.lower()} is not the one that is open")
+        if left < needed:
+            self.stage = Collecting.CLOSED
+            raise RoundAborted(stage.name.lower(), left, needed)
+        self.stage = Collecting(stage + 1)

@@ -1,0 +1,322 @@
+"""One experiment: typed, planned before it runs, run, measured, and written down."""
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from annotated_types import Ge
+from flwr.serverapp import Grid
+from pydantic import BeforeValidator, SkipValidation
+
+from medx.aggregation.base import Aggregation
+from medx.baselines import run_baselines
+from medx.dataset import Dataset
+from medx.federation.base import Federation
+from medx.federation.checkpoint import ServerState, load_checkpoint
+from medx.federation.client import client_app, forget
+from medx.federation.job import Job, Prepared, Setup, build_module, data_key, make_job, prepare
+from medx.federation.ledgers import finish_ledgers, recorded_steps
+from medx.federation.rounds import RoundAborted
+from medx.federation.server import Server
+from medx.measurement import count_parameters, describe, measure, measure_clients
+from medx.model.base import Model
+from medx.model.export import describe as describe_model
+from medx.model.export import save_model
+from medx.partition.base import Partition, partition_table
+from medx.privacy.base import PrivacyMechanism
+from medx.privacy.preflight import check_independence, check_module
+from medx.privacy.spending import privacy_result
+from medx.privacy.statement import statement, summarise
+from medx.results import ExperimentResult, RoundRecord, Status
+from medx.runtime.base import Runtime
+from medx.schema import CheckpointError, ConfigError, LedgerError, component
+from medx.trainer.local_training import Trainer
+
+Baseline = Literal["local_only", "centralized"]
+
+
+def _as_list(value: object) -> object:
+    """``baseline=local_only`` and ``baseline=[local_only,centralized]`` both read well."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+@component
+class Experiment:
+    """Everything that a run is. Each group is one component, chosen by Hydra."""
+
+    study: str | None
+    seed: Annotated[int, Ge(0)]
+    device: str
+    cache: str
+    baseline: Annotated[list[Baseline], BeforeValidator(_as_list)]
+    dataset: SkipValidation[Dataset]
+    partition: SkipValidation[Partition]
+    model: SkipValidation[Model]
+    trainer: SkipValidation[Trainer]
+    privacy: SkipValidation[PrivacyMechanism]
+    federation: SkipValidation[Federation]
+    aggregation: SkipValidation[Aggregation]
+    runtime: SkipValidation[Runtime]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What observers hear before the first round."""
+
+    title: str
+    dataset: str
+    config_hash: str
+    folder: Path
+    config: dict[str, Any]
+    num_rounds: int
+    resumed: bool
+    synthetic: bool
+    statement: str
+    plan_rows: list[dict[str, Any]]
+    partition_rows: list[dict[str, Any]]
+
+
+class Observer(Protocol):
+    """Who is told how a run goes: the screen, the tracking store."""
+
+    def on_start(self, context: RunContext) -> None:
+        """Before the first round; the plan stands, nothing is trained."""
+        ...
+
+    def on_round(self, record: RoundRecord) -> None:
+        """After every round."""
+        ...
+
+    def on_end(self, result: ExperimentResult) -> None:
+        """With the result, whatever its status."""
+        ...
+
+
+def run_experiment(
+    experiment: Experiment,
+    config: dict[str, Any],
+    config_hash: str,
+    folder: Path,
+    observers: Sequence[Observer],
+    resume: bool = False,
+) -> ExperimentResult:
+    """Plan, train and measure one experiment; writes ``result.json`` in ``folder``.
+
+    Raises a MedxError before anything is trained where the experiment cannot be run; a run that stops early
+    (aborted, out of budget, killed) ends in a result with that status and the last round's model.
+    """
+    began = time.perf_counter()
+    setup = make_setup(experiment, config)
+    prepared = prepare(setup)
+    job = make_job(setup, prepared, config_hash, folder, resume)
+    preflight(job, prepared)
+    loaded = time.perf_counter()
+    for observer in observers:
+        observer.on_start(make_context(experiment, job, prepared, config, resume))
+
+    def on_round(record: RoundRecord) -> None:
+        for observer in observers:
+            observer.on_round(record)
+
+    outcome = run_rounds(experiment, job, prepared, config, on_round, resume)
+    trained = time.perf_counter()
+    result = finish(experiment, job, prepared, outcome, config, config_hash)
+    result.timing = {
+        "prepare": loaded - began,
+        "rounds": trained - loaded,
+        "measure": time.perf_counter() - trained,
+        "total": time.perf_counter() - began,
+    }
+    result.save(folder / "result.json")
+    for observer in observers:
+        observer.on_end(result)
+    result.save(folder / "result.json")  # again: now it says where it is tracked
+    return result
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` to what is there; raises ConfigError where CUDA is asked for and absent."""
+    cuda = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if cuda else "cpu"
+    if device != "cpu" and not (device == "cuda" or device.removeprefix("cuda:").isdigit()):
+        raise ConfigError(f"device={device} is unknown; accepted: auto, cpu, cuda, cuda:0, cuda:1, ...")
+    if device != "cpu" and not cuda:
+        raise ConfigError(f"device={device}, but no CUDA device is there; accepted here: auto, cpu")
+    if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
+        raise ConfigError(f"device={device}, but there are only {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def make_setup(experiment: Experiment, config: dict[str, Any]) -> Setup:
+    """The set-up that every process builds its data and clients from."""
+    groups = {name: config[name] for name in ("dataset", "partition", "model")}
+    clients = experiment.federation.num_clients
+    return Setup(
+        seed=experiment.seed,
+        device=resolve_device(experiment.device),
+        dataset=experiment.dataset,
+        partition=experiment.partition,
+        model=experiment.model,
+        trainer=experiment.trainer,
+        privacy=experiment.privacy,
+        federation=experiment.federation,
+        aggregation=experiment.aggregation,
+        cache=Path(experiment.cache).expanduser(),
+        data_key=data_key(experiment.seed, num_clients=clients, **groups),
+    )
+
+
+def preflight(job: Job, prepared: Prepared) -> None:
+    """Refuse what cannot be private, before any training."""
+    module = build_module(job.setup, prepared)
+    check_module(module, job.plan.private)
+    if job.plan.private:
+        check_independence(module, prepared.objective, prepared.inputs["validation"][:4])
+
+
+def make_context(
+    experiment: Experiment, job: Job, prepared: Prepared, config: dict[str, Any], resume: bool
+) -> RunContext:
+    """What the screen and the tracking store show before the first round."""
+    splits = prepared.splits
+    return RunContext(
+        title=f"{splits.title}: {config_name(config, 'model')}, {job.plan.mechanism}, seed {experiment.seed}",
+        dataset=splits.name,
+        config_hash=job.run_id,
+        folder=job.folder,
+        config=config,
+        num_rounds=experiment.federation.num_rounds,
+        resumed=resume,
+        synthetic=splits.synthetic,
+        statement=statement(job.plan, splits.synthetic),
+        plan_rows=summarise(job.plan),
+        partition_rows=partition_table(list(prepared.parts), splits.train.labels, splits.class_names),
+    )
+
+
+def config_name(config: dict[str, Any], group: str) -> str:
+    """The chosen option of a group, from the class that the configuration names."""
+    return str(config[group]["_target_"]).split(".")[-2]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the rounds ended: the last state, and why it stopped if it stopped early."""
+
+    server: ServerState
+    status: Status = "finished"
+    error: str | None = None
+
+
+def run_rounds(
+    experiment: Experiment,
+    job: Job,
+    prepared: Prepared,
+    config: dict[str, Any],
+    on_round: Callable[[RoundRecord], None],
+    resume: bool,
+) -> Outcome:
+    """Run the rounds on the configured runtime; an early stop keeps what was reached."""
+    server = Server(job, prepared, config, on_round, experiment.runtime.timeout)
+    state = load_checkpoint(job.folder / "checkpoints")[0] if resume else server.initial_state()
+    reached = [state]
+
+    def serve(grid: Grid) -> None:
+        for state in server.rounds(grid, reached[-1]):
+            reached[:] = [state]
+
+    status: Status = "finished"
+    error = None
+    try:
+        experiment.runtime.run(client_app(job), job.setup.num_clients, serve)
+    except RoundAborted as problem:
+        status, error = "aborted", str(problem)
+    except CheckpointError as problem:
+        status, error = "failed", str(problem)
+    except LedgerError as problem:
+        if not reached[-1].round:
+            raise
+        status, error = "budget_exhausted", str(problem)
+    except KeyboardInterrupt:
+        status, error = "killed", "stopped by the user"
+    finally:
+        forget(job)
+    return Outcome(reached[-1], status, error)
+
+
+def finish(
+    experiment: Experiment,
+    job: Job,
+    prepared: Prepared,
+    outcome: Outcome,
+    config: dict[str, Any],
+    config_hash: str,
+) -> ExperimentResult:
+    """Measure the averaged model, account for what was executed, export the checkpoint."""
+    setup = job.setup
+    module = build_module(setup, prepared).to(setup.device)
+    average = outcome.server.average
+    measured = measure(module, average, prepared, setup.device, setup.seed)
+    module.load_state_dict(average)
+    checkpoint = job.folder / "model.safetensors"
+    splits = prepared.splits
+    about = describe_model(setup.model, splits.spec, splits.mean, splits.std, threshold=measured.threshold)
+    save_model(checkpoint, about, prepared.features, module.cpu())
+    return ExperimentResult(
+        status=outcome.status,
+        error=outcome.error,
+        seed=experiment.seed,
+        config_hash=config_hash,
+        dataset=describe(prepared.splits),
+        model={"name": config_name(config, "model"), "parameters": count_parameters(module)},
+        validation=measured.validation,
+        test=measured.test,
+        threshold=measured.threshold,
+        majority_accuracy=measured.majority_accuracy,
+        degenerate=measured.degenerate,
+        curves=measured.curves,
+        clients=measure_clients(module.to(setup.device), average, prepared, setup.device),
+        baselines=run_baselines(list(experiment.baseline), setup, job, config),
+        privacy=privacy_result(job.plan, executed_steps(job, outcome), prepared.splits.synthetic),
+        rounds=outcome.server.records,
+        timing={},
+        checkpoint=str(checkpoint),
+        environment=environment(setup.device),
+        config=config,
+    )
+
+
+def executed_steps(job: Job, outcome: Outcome) -> dict[int, int]:
+    """Steps that every client executed: from its ledger where there is one, else from its answers."""
+    if not job.plan.private:
+        return outcome.server.steps
+    if outcome.status == "finished":
+        finish_ledgers(job)
+    return recorded_steps(job)
+
+
+def environment(device: str) -> dict[str, str]:
+    """Versions, machine and git revision: what a reader needs to make the run again."""
+    packages = ("torch", "flwr", "opacus", "lightning", "mlflow", "medmnist", "numpy", "dp-accounting")
+    facts = {name: version(name) for name in packages}
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    facts["git"] = revision.stdout.strip() or "not a git checkout"
+    facts["python"] = platform.python_version()
+    facts["platform"] = f"{platform.system()} {platform.machine()}"
+    facts["device"] = torch.cuda.get_device_name(device) if device != "cpu" else "cpu"
+    return facts

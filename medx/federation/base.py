@@ -1,0 +1,46 @@
+"""What every federation option shares: clients, rounds, and the Flower strategy it stands for."""
+
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Gt, Le
+from flwr.serverapp.strategy import Strategy
+
+from medx.schema import ConfigError, component
+
+
+@component
+class Federation:
+    """Clients and rounds. ``fraction_clients`` of them train in a round; fewer than ``min_clients`` end the run.
+
+    Client sampling amplifies nothing towards the server, which sees every round, so it is not accounted for.
+    ``evaluate_every`` rounds the server evaluates (and always after the last one).
+    """
+
+    num_clients: Annotated[int, Ge(1)]
+    num_rounds: Annotated[int, Ge(1)]
+    fraction_clients: Annotated[float, Gt(0), Le(1)]
+    min_clients: Annotated[int, Ge(1)]
+    evaluate_every: Annotated[int, Ge(1)]
+
+    robust: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.min_clients > self.num_clients:
+            raise ConfigError(
+                f"federation.min_clients={self.min_clients} is more than federation.num_clients={self.num_clients}"
+            )
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Arguments of every Flower strategy: all the nodes that it is shown train, none evaluates."""
+        minimum = self.min_clients
+        return {"fraction_train": 1.0, "min_train_nodes": minimum, "min_available_nodes": minimum}
+
+    @property
+    def clients_per_round(self) -> int:
+        """How many clients are asked in a round."""
+        return max(self.min_clients, round(self.fraction_clients * self.num_clients))
+
+    def strategy(self) -> Strategy:
+        """A fresh Flower strategy; its own client sampling is off because ours is seeded."""
+        raise NotImplementedError(f"{type(self).__name__} names no Flower strategy")

@@ -1,0 +1,117 @@
+"""Checkpoints: tensors in safetensors, the rest in JSON; written whole or not at all, the last two kept."""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from medx.federation.payload import State
+from medx.results import RoundRecord
+from medx.schema import CheckpointError
+
+log = logging.getLogger(__name__)
+KEEP = 2
+RECORDS = "rounds.jsonl"
+
+
+@dataclass
+class ServerState:
+    """Where a run stands after ``round``: the model, its running average, the strategy's buffers, the records.
+
+    ``steps`` counts the releases that every client has executed.
+    """
+
+    round: int
+    state: State
+    average: State
+    strategy: State = field(default_factory=dict)
+    steps: dict[int, int] = field(default_factory=dict)
+    abstentions: int = 0
+    records: list[RoundRecord] = field(default_factory=list)
+
+
+def save_checkpoint(folder: Path, server: ServerState, config: dict[str, Any]) -> Path:
+    """Write ``round_00012/`` beside its place and move it there; raises CheckpointError when the disk is full."""
+    target = folder / f"round_{server.round:05d}"
+    temporary = folder / f".{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        groups = {"state": server.state, "average": server.average, "strategy": server.strategy}
+        tensors = {f"{group}/{name}": t.contiguous() for group, ts in groups.items() for name, t in ts.items()}
+        save_file(tensors, temporary / "tensors.safetensors")
+        text = {
+            "round": server.round,
+            "steps": server.steps,
+            "abstentions": server.abstentions,
+            "config": config,
+        }
+        (temporary / "state.json").write_text(json.dumps(text))
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"checkpoint {target} could not be written: {error}") from error
+    for old in sorted(folder.glob("round_*"))[:-KEEP]:
+        shutil.rmtree(old)
+    return target
+
+
+def append_record(folder: Path, record: RoundRecord) -> None:
+    """Add one round's record to the folder's list: one line of JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(folder / RECORDS, "a") as file:
+            file.write(record.model_dump_json() + "\n")
+    except OSError as error:
+        raise CheckpointError(f"round record in {folder} could not be written: {error}") from error
+
+
+def read_records(path: Path) -> list[RoundRecord]:
+    """The rounds on record, the later one where a round was done again; a line cut off by a crash is dropped."""
+    records: dict[int, RoundRecord] = {}
+    for line in path.read_text().splitlines():
+        try:
+            record = RoundRecord.model_validate_json(line)
+        except ValueError:
+            log.warning("a line of %s is incomplete and was dropped", path)
+            continue
+        records[record.round] = record
+    return [records[number] for number in sorted(records)]
+
+
+def load_checkpoint(folder: Path) -> tuple[ServerState, dict[str, Any]]:
+    """The newest readable checkpoint and its configuration; falls back to the one before, and says so."""
+    candidates = sorted(folder.glob("round_*"), reverse=True)
+    for candidate in candidates:
+        try:
+            return _read(candidate)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            log.warning("checkpoint %s is corrupt (%s); falling back to the one before", candidate, error)
+    raise CheckpointError(f"resume: no readable checkpoint in {folder} ({len(candidates)} found)")
+
+
+def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
+    text = json.loads((path / "state.json").read_text())
+    groups: dict[str, dict[str, torch.Tensor]] = {"state": {}, "average": {}, "strategy": {}}
+    for name, tensor in load_file(path / "tensors.safetensors").items():
+        group, _, rest = name.partition("/")
+        groups[group][rest] = tensor
+    server = ServerState(
+        round=text["round"],
+        state=groups["state"],
+        average=groups["average"],
+        strategy=groups["strategy"],
+        steps={int(client): steps for client, steps in text["steps"].items()},
+        abstentions=text["abstentions"],
+        records=read_records(path.parent / RECORDS)[: text["round"]],
+    )
+    return server, text["config"]

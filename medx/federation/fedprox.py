@@ -1,0 +1,20 @@
+"""A proximal pull towards the round's model; data-independent, so it costs no privacy (Li et al. 2020)."""
+
+from typing import Annotated
+
+from annotated_types import Ge
+from flwr.serverapp import strategy
+
+from medx.federation.base import Federation
+from medx.schema import component
+
+
+@component
+class FedProx(Federation):
+    """A proximal pull towards the round's model; data-independent, so it costs no privacy (Li et al. 2020)."""
+
+    proximal_mu: Annotated[float, Ge(0)]
+
+    def strategy(self) -> strategy.Strategy:
+        """Flower's FedProx."""
+        return strategy.FedProx(**self.common, proximal_mu=self.proximal_mu)

@@ -1,0 +1,139 @@
+"""One run as every process sees it: what is configured, and the data dealt to the clients."""
+
+import json
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from medx.aggregation.base import Aggregation
+from medx.dataset import Dataset, DataSplits, InputSpec
+from medx.federation.base import Federation
+from medx.model.base import FixedFeatures, Model, Objective
+from medx.model.cache import cached_features
+from medx.partition.base import Partition
+from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan
+from medx.randomness import derive_seed, numpy_generator
+from medx.trainer.local_training import Trainer
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The configured components that data and clients follow from. Picklable, so that it can go to a worker.
+
+    ``only_client`` and ``pooled`` make the baselines: one hospital alone, or all records in one place.
+    """
+
+    seed: int
+    device: str
+    dataset: Dataset
+    partition: Partition
+    model: Model
+    trainer: Trainer
+    privacy: PrivacyMechanism
+    federation: Federation
+    aggregation: Aggregation
+    cache: Path
+    data_key: str
+    only_client: int | None = None
+    pooled: bool = False
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients this run has; one for the baselines."""
+        return 1 if self.pooled or self.only_client is not None else self.federation.num_clients
+
+
+@dataclass(frozen=True)
+class Job:
+    """A set-up with its plan and a place to write: all that a client or the server needs to start."""
+
+    setup: Setup
+    plan: PrivacyPlan
+    run_id: str
+    folder: Path
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data in memory: model inputs (images, or fixed features of them) of every split, and the clients' rows."""
+
+    splits: DataSplits
+    parts: tuple[np.ndarray, ...]
+    inputs: dict[str, torch.Tensor]
+    labels: dict[str, torch.Tensor]
+    objective: Objective
+    features: FixedFeatures | None = field(repr=False)
+
+    @property
+    def spec(self) -> InputSpec:
+        """Shape and task of the images."""
+        return self.splits.spec
+
+    def client(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One client's training inputs ``[n, ...]`` and labels ``[n]``."""
+        rows = torch.from_numpy(self.parts[index])
+        return self.inputs["train"][rows], self.labels["train"][rows]
+
+    def num_records(self) -> tuple[int, ...]:
+        """Records a client, declared to everybody."""
+        return tuple(len(part) for part in self.parts)
+
+
+_PREPARED: OrderedDict[str, Prepared] = OrderedDict()
+_KEEP = 2  # a sweep's jobs share data; more than two data sets in memory would only cost memory
+
+
+def prepare(setup: Setup) -> Prepared:
+    """Load, verify, transform and deal the data; kept for the next job of this process that wants the same."""
+    if setup.data_key not in _PREPARED:
+        _PREPARED[setup.data_key] = _load(setup)
+        while len(_PREPARED) > _KEEP:
+            _PREPARED.popitem(last=False)
+    prepared = _PREPARED[setup.data_key]
+    if setup.pooled:
+        return replace(prepared, parts=(np.arange(len(prepared.splits.train)),))
+    if setup.only_client is not None:
+        return replace(prepared, parts=(prepared.parts[setup.only_client],))
+    return prepared
+
+
+def _load(setup: Setup) -> Prepared:
+    splits = setup.dataset.load()
+    generator = numpy_generator(derive_seed(setup.seed, "partition"))
+    spec = splits.spec
+    parts = setup.partition.split(splits.train.labels, spec.num_classes, setup.federation.num_clients, generator)
+    features = setup.model.features(spec)
+    inputs, labels = {}, {}
+    for name, split in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
+        images = splits.to_tensor(split.images)
+        inputs[name] = images if features is None else cached_features(features, images, setup.cache)
+        labels[name] = torch.from_numpy(split.labels.astype(np.int64))
+    return Prepared(splits, tuple(parts), inputs, labels, setup.model.objective(spec), features)
+
+
+def build_module(setup: Setup, prepared: Prepared) -> nn.Module:
+    """The trainable module, initialised from the seed: the same in every process."""
+    return setup.model.build(prepared.spec, derive_seed(setup.seed, "initialisation"))
+
+
+def data_key(seed: int, **configs: Any) -> str:
+    """What ``prepare`` depends on, as text."""
+    return json.dumps({"seed": seed, **configs}, sort_keys=True, default=str)
+
+
+def make_job(setup: Setup, prepared: Prepared, run_id: str, folder: Path, resumed: bool = False) -> Job:
+    """The whole run's privacy plan, worked out before any of it happens."""
+    sizes = prepared.num_records()
+    exposure = Exposure(
+        num_records=sizes,
+        sampling_probability=tuple(setup.trainer.sampling_probability_for(size) for size in sizes),
+        steps_per_round=setup.trainer.local_steps,
+        num_rounds=setup.federation.num_rounds,
+    )
+    return Job(setup, setup.privacy.plan(exposure), run_id, folder, resumed)

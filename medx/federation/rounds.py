@@ -1,0 +1,246 @@
+"""One round between the server and its clients: the plain way, through a Flower strategy."""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+from torch import nn
+
+from medx.federation.checkpoint import ServerState
+from medx.federation.job import Job
+from medx.federation.payload import MOMENTUM, State, all_finite, from_record, momentum_of, parameters_of, to_record
+from medx.schema import LedgerError, MedxError
+
+log = logging.getLogger(__name__)
+LEDGER_REFUSAL = "LedgerError: "
+STRATEGY_BUFFERS = ("m_t", "v_t", "momentum_vector")
+
+
+class RoundAborted(MedxError):
+    """A round that too few clients answered, or too many abstained from; the model stays as it was."""
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """The state after a round and what it took. ``steps`` are the releases that each client executed."""
+
+    state: State
+    steps: dict[int, int]
+    clients: int
+    abstained: int = 0
+    failed: int = 0
+    saturated: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Rounds(Protocol):
+    """A way to turn one round's messages into the next state."""
+
+    def momentum_names(self, module: nn.Module) -> list[str]:
+        """Parameters whose momentum is part of the state."""
+        ...
+
+    def run(self, grid: Grid, nodes: dict[int, int], server: ServerState, number: int) -> RoundOutcome:
+        """One round with these clients (client to node); raises RoundAborted."""
+        ...
+
+    def buffers(self) -> State:
+        """What the server's optimiser must find again after a resume."""
+        ...
+
+    def restore(self, server: ServerState) -> None:
+        """Put those buffers back."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One client's valid answer: its record of tensors and what it says about itself."""
+
+    client: int
+    content: RecordDict
+    steps: int
+    finite: bool
+    bytes_up: int
+
+
+class SampledGrid:
+    """The grid as a strategy sees it in one round: only the nodes that were drawn for it."""
+
+    def __init__(self, nodes: list[int]) -> None:
+        self._nodes = nodes
+
+    def get_node_ids(self) -> list[int]:
+        """The nodes of this round."""
+        return self._nodes
+
+
+class PlainRounds:
+    """Updates in the clear, aggregated by the federation's Flower strategy."""
+
+    def __init__(self, job: Job, timeout: float | None) -> None:
+        self.job = job
+        self.timeout = timeout
+        self.strategy: Strategy = job.setup.federation.strategy()
+
+    def momentum_names(self, module: nn.Module) -> list[str]:
+        """The trained parameters, where clients share their momentum."""
+        trainer = self.job.setup.trainer
+        shared = trainer.share_momentum and trainer.optimizer == "sgd" and trainer.momentum > 0
+        return [name for name, p in module.named_parameters() if p.requires_grad] if shared else []
+
+    def buffers(self) -> State:
+        """The strategy's buffers."""
+        return strategy_state(self.strategy)
+
+    def restore(self, server: ServerState) -> None:
+        """The strategy's buffers, from a checkpoint."""
+        restore_strategy(self.strategy, server.strategy)
+
+    def run(self, grid: Grid, nodes: dict[int, int], server: ServerState, number: int) -> RoundOutcome:
+        """Broadcast, train, aggregate."""
+        started = time.perf_counter()
+        arrays = to_record(parameters_of(server.state))
+        sampled = cast(Grid, SampledGrid([nodes[client] for client in sorted(nodes)]))
+        messages = list(self.strategy.configure_train(number, arrays, ConfigRecord(), sampled))
+        attach_momentum(messages, momentum_of(server.state))
+        bytes_down = sum(content_bytes(message.content) for message in messages)
+        answers, failed = self.collect(grid, messages, number)
+        trained = time.perf_counter()
+        usable = [answer for answer in answers if answer.finite]
+        abstained = len(answers) - len(usable)
+        check_enough(self.job, len(usable), server.abstentions + abstained, failed, number)
+        state = self.aggregate(usable, server, number)
+        return RoundOutcome(
+            state=state,
+            steps={answer.client: answer.steps for answer in answers},
+            clients=len(usable),
+            abstained=abstained,
+            failed=len(failed),
+            bytes_up=sum(answer.bytes_up for answer in answers),
+            bytes_down=bytes_down,
+            seconds={"train": trained - started, "aggregate": time.perf_counter() - trained},
+        )
+
+    def collect(self, grid: Grid, messages: list[Message], number: int) -> tuple[list[Answer], list[str]]:
+        """Answers of this round, one a client, in the order of clients; and the reasons of those that failed."""
+        answers: dict[int, Answer] = {}
+        failed: list[str] = []
+        for reply in grid.send_and_receive(messages, timeout=self.timeout):
+            if reply.has_error():
+                raise_ledger_error(str(reply.error.reason))
+                failed.append(str(reply.error.reason))
+                continue
+            answer = read_answer(reply, number)
+            if answer is None or answer.client in answers:
+                log.warning("round %d: a late or second answer was dropped", number)
+                continue
+            answers[answer.client] = answer
+        missing = len(messages) - len(answers) - len(failed)
+        return [answers[client] for client in sorted(answers)], failed + ["no answer in time"] * missing
+
+    def aggregate(self, usable: list[Answer], server: ServerState, number: int) -> State:
+        """The strategy's aggregate of the parameters; momentum buffers are always averaged."""
+        contents = [answer.content for answer in usable]
+        momentum = take_momentum(contents)
+        replies = [Message(content, 1, MessageType.TRAIN) for content in contents]
+        arrays, _ = self.strategy.aggregate_train(number, replies)
+        if arrays is None:
+            raise RoundAborted(f"round {number}: the strategy gave no result")
+        new = from_record(arrays) | (from_record(momentum) if momentum else {})
+        cast_state = {name: new[name].to(tensor.dtype) for name, tensor in server.state.items()}
+        if not all_finite(cast_state):
+            raise RoundAborted(f"round {number}: the aggregate is not finite")
+        return cast_state
+
+
+def check_enough(job: Job, usable: int, abstentions: int, failed: list[str], number: int) -> None:
+    """Refuse a round that too few answered, and a run that too many abstained from."""
+    limit = getattr(job.setup.privacy, "max_abstentions", 0)
+    if abstentions > limit:
+        raise RoundAborted(
+            f"round {number}: {abstentions} updates were not finite, more than privacy.max_abstentions={limit}"
+        )
+    minimum = min(job.setup.federation.min_clients, job.setup.num_clients)
+    if usable < minimum:
+        reason = f"; the first failure: {failed[0]}" if failed else ""
+        raise RoundAborted(f"round {number}: {usable} usable answers, {minimum} needed{reason}")
+
+
+def read_answer(reply: Message, number: int) -> Answer | None:
+    """The answer in a reply, or None where it belongs to another round."""
+    metrics = reply.content.metric_records["metrics"]
+    if int(cast(int, metrics["round"])) != number:
+        return None
+    finite = bool(metrics["finite"]) and all_finite(from_record(reply.content.array_records["arrays"]))
+    client, steps = int(cast(int, metrics["client"])), int(cast(int, metrics["steps"]))
+    return Answer(client, reply.content, steps, finite, content_bytes(reply.content))
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Bytes of all tensors of a message."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+def attach_momentum(messages: list[Message], momentum: State) -> None:
+    """Send the shared momentum along with the parameters, in one record of its own content."""
+    if not momentum or not messages:
+        return
+    record = messages[0].content.array_records["arrays"]
+    merged = ArrayRecord({**dict(record), **dict(to_record(momentum))})
+    for message in messages:
+        message.content["arrays"] = merged
+
+
+def take_momentum(contents: list[RecordDict]) -> ArrayRecord | None:
+    """Remove the momentum from the answers and average it, weighted by records like the parameters."""
+    taken: list[RecordDict] = []
+    for content in contents:
+        arrays = content.array_records["arrays"]
+        names = [name for name in arrays if name.startswith(MOMENTUM)]
+        if not names:
+            return None
+        taken.append(
+            RecordDict({"a": ArrayRecord({n: arrays[n] for n in names}), "m": content.metric_records["metrics"]})
+        )
+        for name in names:
+            del arrays[name]
+    return aggregate_arrayrecords(taken, "num-examples")
+
+
+def raise_ledger_error(reason: str) -> None:
+    """A client whose budget does not allow the round ends the run."""
+    if LEDGER_REFUSAL in reason:
+        raise LedgerError(reason.split(LEDGER_REFUSAL, 1)[1].splitlines()[0])
+
+
+def strategy_state(strategy: Strategy) -> State:
+    """The server optimiser's buffers (FedAdam, FedYogi, FedAvgM) as tensors, for the checkpoint."""
+    state: State = {}
+    for buffer in STRATEGY_BUFFERS:
+        values = getattr(strategy, buffer, None)
+        named: Iterable[tuple[Any, np.ndarray]] = (
+            values.items() if isinstance(values, dict) else enumerate(values or [])
+        )
+        for name, value in named:
+            state[f"{buffer}/{name}"] = torch.from_numpy(np.array(value))
+    return state
+
+
+def restore_strategy(strategy: Strategy, state: State) -> None:
+    """Put the buffers of a checkpoint back into a fresh strategy."""
+    for buffer in STRATEGY_BUFFERS:
+        named = {name.split("/", 1)[1]: t.numpy() for name, t in state.items() if name.startswith(buffer + "/")}
+        if named:
+            as_list = buffer == "momentum_vector"
+            setattr(strategy, buffer, [named[str(i)] for i in range(len(named))] if as_list else named)

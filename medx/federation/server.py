@@ -1,0 +1,129 @@
+"""The rounds, as the server sees them: ask clients, aggregate, average, evaluate, record, checkpoint."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from torch import nn
+
+from medx.federation.checkpoint import ServerState, append_record, save_checkpoint
+from medx.federation.evaluation import round_metrics
+from medx.federation.job import Job, Prepared, build_module
+from medx.federation.payload import MOMENTUM, State, parameters_of
+from medx.federation.rounds import PlainRounds, RoundAborted, Rounds, raise_ledger_error
+from medx.privacy.spending import epsilon_after
+from medx.randomness import derive_seed, numpy_generator
+from medx.results import RoundRecord
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """One run's rounds on any Grid. ``on_round`` hears of every finished round."""
+
+    def __init__(
+        self,
+        job: Job,
+        prepared: Prepared,
+        config: dict[str, Any],
+        on_round: Callable[[RoundRecord], None],
+        timeout: float | None,
+    ) -> None:
+        self.job = job
+        self.prepared = prepared
+        self.config = config
+        self.on_round = on_round
+        self.timeout = timeout
+        self.module: nn.Module = build_module(job.setup, prepared).to(job.setup.device)
+        self.engine: Rounds = PlainRounds(job, timeout)
+
+    def initial_state(self) -> ServerState:
+        """Round 0: the seeded initial parameters, momentum at zero."""
+        state = {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
+        momentum = {MOMENTUM + name: torch.zeros_like(state[name]) for name in self.engine.momentum_names(self.module)}
+        return ServerState(0, state | momentum, dict(state))
+
+    def rounds(self, grid: Grid, server: ServerState) -> Iterator[ServerState]:
+        """Rounds from where ``server`` stands to the last one; raises RoundAborted or LedgerError."""
+        self.engine.restore(server)
+        nodes = self.identify(grid)
+        for number in range(server.round + 1, self.job.setup.federation.num_rounds + 1):
+            server = self.one_round(grid, nodes, server, number)
+            yield server
+
+    def identify(self, grid: Grid) -> dict[int, int]:
+        """Which node is which client; a client also reserves its budget here, before any data is touched."""
+        expected = self.job.setup.num_clients
+        nodes: dict[int, int] = {}
+        messages = [Message(RecordDict(), node, MessageType.QUERY) for node in grid.get_node_ids()]
+        for reply in grid.send_and_receive(messages, timeout=self.timeout):
+            if reply.has_error():
+                raise_ledger_error(str(reply.error.reason))
+                log.warning("node %s did not start: %s", reply.metadata.src_node_id, reply.error.reason)
+                continue
+            client = cast(int, reply.content.config_records["client"]["client"])
+            nodes[client] = reply.metadata.src_node_id
+        if len(nodes) < min(expected, self.job.setup.federation.min_clients):
+            raise RoundAborted(f"only {len(nodes)} of {expected} clients are there")
+        return nodes
+
+    def one_round(self, grid: Grid, nodes: dict[int, int], server: ServerState, number: int) -> ServerState:
+        """Ask and aggregate, then average, evaluate, record and checkpoint."""
+        started = time.perf_counter()
+        chosen = self.choose(sorted(nodes), number)
+        outcome = self.engine.run(grid, {client: nodes[client] for client in chosen}, server, number)
+        aggregated = time.perf_counter()
+        average = self.averaged(server.average, parameters_of(outcome.state))
+        steps = dict(server.steps)
+        for client, executed in outcome.steps.items():
+            steps[client] = steps.get(client, 0) + executed
+        metrics = self.evaluate(average, number)
+        ended = time.perf_counter()
+        seconds = outcome.seconds | {"evaluate": ended - aggregated, "total": ended - started}
+        record = RoundRecord(
+            round=number,
+            epsilon=epsilon_after(self.job.plan, steps),
+            metrics=metrics,
+            seconds=seconds,
+            bytes_up=outcome.bytes_up,
+            bytes_down=outcome.bytes_down,
+            clients=outcome.clients,
+            abstained=outcome.abstained,
+            failed=outcome.failed,
+            saturated=outcome.saturated,
+        )
+        abstentions = server.abstentions + outcome.abstained
+        buffers = self.engine.buffers()
+        result = ServerState(number, outcome.state, average, buffers, steps, abstentions, [*server.records, record])
+        append_record(self.job.folder / "checkpoints", record)
+        save_checkpoint(self.job.folder / "checkpoints", result, self.config)
+        self.on_round(record)
+        return result
+
+    def choose(self, clients: list[int], number: int) -> list[int]:
+        """The clients of a round, drawn with the seed; all of them where the fraction is one."""
+        count = min(self.job.setup.federation.clients_per_round, len(clients))
+        if count == len(clients):
+            return clients
+        generator = numpy_generator(derive_seed(self.job.setup.seed, "clients", number))
+        return sorted(int(client) for client in generator.choice(clients, count, replace=False))
+
+    def averaged(self, average: State, new: State) -> State:
+        """Exponential moving average of the iterates: post-processing, free of privacy cost."""
+        trainer = self.job.setup.trainer
+        decay = trainer.ema_decay**trainer.local_steps
+        return {
+            name: tensor if not tensor.is_floating_point() else average[name].lerp(tensor, 1 - decay)
+            for name, tensor in new.items()
+        }
+
+    def evaluate(self, average: State, number: int) -> dict[str, float | None]:
+        """Validation and test metrics, in the rounds that ask for them."""
+        federation = self.job.setup.federation
+        if number % federation.evaluate_every and number != federation.num_rounds:
+            return {}
+        return round_metrics(self.module, average, self.prepared, self.job.setup.device)

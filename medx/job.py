@@ -1,0 +1,88 @@
+"""One Hydra job: configuration to experiment, with the screen and the tracking store listening."""
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from medx.configuration import GROUPS, build, config_hash, construct, plain, resumed_config
+from medx.experiment import Experiment, Observer, RunContext, config_name, environment, run_experiment
+from medx.results import ExperimentResult, RoundRecord
+from medx.screen import Screen
+from medx.sweep import SWEEP_FILE, mark_failed
+from medx.tracking.base import TrackedRun, Tracker
+
+
+def run_job(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
+    """Run one job in its output folder; gives the validation AUC, which an optimising sweeper maximises."""
+    config = plain(cfg)
+    resume = config.pop("resume")
+    output = folder
+    if resume is not None:
+        output = Path(resume)
+        config = resumed_config(output, config, overrides)
+    experiment = make_experiment(config)
+    tracking = build(config, "tracking")
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.json").write_text(json.dumps(config, indent=1))
+    observers: list[Observer] = [Screen(), Tracked(tracking.tracker(), sweep_folder(folder))]
+    result = run_experiment(experiment, config, config_hash(config), output, observers, resume=resume is not None)
+    if output != folder:
+        result.save(folder / "result.json")
+    if result.status != "finished":
+        mark_failed(folder.name)
+    return result.validation["auc"].value
+
+
+def make_experiment(config: dict[str, object]) -> Experiment:
+    """The typed experiment of a plain configuration; raises ConfigError with one line."""
+    built = {group: build(config, group) for group in GROUPS if group != "tracking"}
+    scalars = {key: value for key, value in config.items() if key not in GROUPS}
+    experiment: Experiment = construct(Experiment, scalars | built, "")
+    return experiment
+
+
+def sweep_folder(folder: Path) -> Path | None:
+    """The sweep that this job belongs to, found by the file that names it."""
+    for parent in folder.parents:
+        if (parent / SWEEP_FILE).exists():
+            return parent
+    return None
+
+
+class Tracked:
+    """A tracker as an observer of the run."""
+
+    def __init__(self, tracker: Tracker, sweep: Path | None) -> None:
+        self._tracker = tracker
+        self._sweep = sweep
+
+    def on_start(self, context: RunContext) -> None:
+        """Tell the tracker which run this is."""
+        config = context.config
+        self._tracker.start(
+            TrackedRun(
+                output_dir=context.folder,
+                sweep_dir=self._sweep,
+                study=config["study"] or "",
+                seed=config["seed"],
+                dataset=context.dataset,
+                model=config_name(config, "model"),
+                privacy=config_name(config, "privacy"),
+                target_epsilon=config["privacy"].get("epsilon"),
+                synthetic=context.synthetic,
+                config_hash=context.config_hash,
+                config=config,
+                environment=environment("cpu"),
+                description=context.statement,
+            )
+        )
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Pass it on."""
+        self._tracker.log_round(record)
+
+    def on_end(self, result: ExperimentResult) -> None:
+        """Pass it on with the checkpoint, and note in the result where the run is recorded."""
+        files = [Path(result.checkpoint)] if result.checkpoint else []
+        result.tracking = self._tracker.finish(result, files)

@@ -1,0 +1,112 @@
+"""What is measured when the rounds are over: intervals, curves, every hospital, and the baselines' inputs."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from medx.dataset import DataSplits, Split
+from medx.federation.evaluation import predict
+from medx.federation.job import Prepared
+from medx.federation.payload import State
+from medx.metrics import bootstrap, choose_threshold, curve_data, evaluate, is_degenerate, majority_accuracy
+from medx.randomness import derive_seed, numpy_generator
+from medx.results import ClientResult, CurveData, DatasetInfo, Interval, Record
+
+RESAMPLES = 1000
+
+
+class Measurement(Record):
+    """The final model's metrics on both splits. ``threshold`` was chosen on validation, and is None for K > 2."""
+
+    validation: dict[str, Interval]
+    test: dict[str, Interval]
+    threshold: float | None
+    majority_accuracy: float
+    degenerate: bool
+    curves: CurveData
+
+
+def measure(module: nn.Module, state: State, prepared: Prepared, device: str, seed: int) -> Measurement:
+    """Point values with 95 % bootstrap intervals over images, thresholds from validation only."""
+    task = prepared.spec.task
+    labels = {split: prepared.labels[split].numpy() for split in ("train", "validation", "test")}
+    predicted = {
+        split: predict(module, state, prepared, prepared.inputs[split], device).numpy()
+        for split in ("validation", "test")
+    }
+    threshold = choose_threshold(predicted["validation"], labels["validation"]) if task == "binary" else None
+    intervals = {
+        split: bootstrap(
+            predicted[split],
+            labels[split],
+            task,
+            threshold,
+            numpy_generator(derive_seed(seed, "bootstrap", split)),
+            resamples=RESAMPLES,
+        )
+        for split in ("validation", "test")
+    }
+    return Measurement(
+        validation=intervals["validation"],
+        test=intervals["test"],
+        threshold=threshold,
+        majority_accuracy=majority_accuracy(labels["train"], labels["test"]),
+        degenerate=is_degenerate(predicted["test"]),
+        curves=curve_data(predicted["test"], labels["test"]),
+    )
+
+
+def measure_clients(module: nn.Module, state: State, prepared: Prepared, device: str) -> list[ClientResult]:
+    """The final model on every hospital's own training rows; the study holds them all, a deployment would not."""
+    predicted = predict(module, state, prepared, prepared.inputs["train"], device).numpy()
+    labels = prepared.labels["train"].numpy()
+    results = []
+    for client, rows in enumerate(prepared.parts):
+        metrics = evaluate(predicted[rows], labels[rows], prepared.spec.task) if len(rows) else {}
+        counts = np.bincount(labels[rows], minlength=prepared.spec.num_classes).tolist()
+        results.append(ClientResult(client=client, num_records=len(rows), class_counts=counts, metrics=metrics))
+    return results
+
+
+def describe(splits: DataSplits) -> DatasetInfo:
+    """Which data this was."""
+    parts: dict[str, Split] = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    spec = splits.spec
+    return DatasetInfo(
+        name=splits.name,
+        title=splits.title,
+        task=splits.task,
+        md5=splits.md5,
+        content_hash=splits.content_hash,
+        synthetic=splits.synthetic,
+        sizes={name: len(split) for name, split in parts.items()},
+        class_names=list(splits.class_names),
+        class_counts={
+            name: np.bincount(split.labels, minlength=spec.num_classes).tolist() for name, split in parts.items()
+        },
+        image_size=spec.image_size,
+        num_channels=spec.num_channels,
+    )
+
+
+def mean_intervals(measured: list[dict[str, Interval]]) -> dict[str, Interval]:
+    """Mean value over several models (local-only hospitals), low and high the smallest and largest of them."""
+    merged: dict[str, Interval] = {}
+    for name in measured[0]:
+        values = [intervals[name].value for intervals in measured]
+        known = [value for value in values if value is not None]
+        if not known:
+            merged[name] = Interval(value=None)
+            continue
+        merged[name] = Interval(value=float(np.mean(known)), low=min(known), high=max(known))
+    return merged
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable numbers of a module."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def state_of(module: nn.Module) -> State:
+    """A copy of the module's tensors on the CPU."""
+    return {name: torch.clone(tensor.detach().cpu()) for name, tensor in module.state_dict().items()}

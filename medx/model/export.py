@@ -1,0 +1,106 @@
+"""A trained model as one safetensors file: tensors, and as JSON metadata what is needed to use them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medx.dataset import InputSpec
+from medx.model.base import FixedFeatures, Model, Objective
+from medx.model.storage import read_tensors, write_tensors
+from medx.schema import CheckpointError, MedxError
+
+FORMAT = 1
+PACKAGE = "medx.model."
+
+
+class ExportedModel(nn.Module):
+    """Normalised images ``[n, channels, size, size]`` to outputs; ``probabilities`` turns those into classes'.
+
+    ``mean`` and ``std``, one a channel on the 0..1 scale, normalise images. ``metadata`` is what was saved beside.
+    """
+
+    def __init__(
+        self,
+        features: FixedFeatures | None,
+        head: nn.Module,
+        objective: Objective,
+        spec: InputSpec,
+        metadata: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.features, self.head, self.objective, self.spec = features, head, objective, spec
+        self.mean: tuple[float, ...] = tuple(metadata["mean"])
+        self.std: tuple[float, ...] = tuple(metadata["std"])
+        self.metadata = metadata
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Outputs ``[n, num_outputs]``."""
+        outputs: torch.Tensor = self.head(images if self.features is None else self.features(images))
+        return outputs
+
+    def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        """``[n, num_classes]`` class probabilities from ``outputs``."""
+        return self.objective.probabilities(outputs)
+
+
+def describe(model: Model, spec: InputSpec, mean: Sequence[float], std: Sequence[float], **more: Any) -> dict[str, Any]:
+    """The JSON metadata of a model of this package; ``more`` is kept with it, e.g. a privacy statement."""
+    kind = type(model)
+    component = {field.name: getattr(model, field.name) for field in fields(kind)}  # type: ignore[arg-type]
+    return {
+        "format": FORMAT,
+        "model": {"_target_": f"{kind.__module__}.{kind.__qualname__}"} | _plain(component),
+        "spec": asdict(spec),
+        "mean": list(mean),
+        "std": list(std),
+        **more,
+    }
+
+
+def _plain(component: dict[str, Any]) -> dict[str, Any]:
+    # Public weights were the starting point only: the trained ones are in the file.
+    return {name: None if isinstance(value, Path) else value for name, value in component.items()}
+
+
+def save_model(path: Path, description: dict[str, Any], features: FixedFeatures | None, head: nn.Module) -> None:
+    """Write ``head``, the tensors of ``features`` and ``describe``'s metadata to ``path``, whole or not at all."""
+    parts = {"head": head} | ({} if features is None else {"features": features})
+    tensors = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+    write_tensors(path, tensors, {"medx": json.dumps(description, sort_keys=True)})
+
+
+def load_model(path: Path) -> ExportedModel:
+    """The model in ``path``, in evaluation mode on the CPU; raises CheckpointError of one line."""
+    tensors, metadata = read_tensors(path)
+    try:
+        description = json.loads(metadata["medx"])
+        if description["format"] != FORMAT:
+            raise CheckpointError(f"{path}: format {description['format']!r}; this version reads {FORMAT}")
+        model = _component(dict(description["model"]))
+        spec = InputSpec(**description["spec"])
+        features, head = model.empty_features(spec), model.build(spec, seed=0)
+        exported = ExportedModel(features, head, model.objective(spec), spec, description)
+        exported.load_state_dict(tensors)
+    except MedxError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, ImportError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: not a model of this version ({type(error).__name__}: {first_line})") from error
+    return exported.eval().requires_grad_(False)
+
+
+def _component(description: dict[str, Any]) -> Model:
+    """The component that a file names; only this package's own, since a file must not choose code to run."""
+    target = description.pop("_target_")
+    module, _, name = target.rpartition(".")
+    kind: Any = getattr(import_module(module), name, None) if target.startswith(PACKAGE) else None
+    if not (is_dataclass(kind) and kind.__module__ == module and hasattr(kind, "empty_features")):
+        raise CheckpointError(f"model {target!r}: must be a model of {PACKAGE}*")
+    model: Model = kind(**description)
+    return model

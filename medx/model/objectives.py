@@ -1,0 +1,86 @@
+"""How outputs become a loss per record and class probabilities, for each task. No objective mixes records."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from medx.dataset import InputSpec, Task
+from medx.model.base import Objective
+from medx.schema import ConfigError
+
+SMALLEST_GAP = 1e-3  # between two neighbouring cut points, in logits: keeps every class possible
+
+
+@dataclass(frozen=True)
+class BinaryObjective:
+    """Logistic loss of one logit for class 1."""
+
+    num_outputs: int = 1
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """``[batch]`` losses from logits ``[batch, 1]`` and labels 0 or 1 ``[batch]``."""
+        return functional.softplus((1 - 2 * labels.to(outputs.dtype)) * outputs[:, 0])
+
+    def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        """``[batch, 2]`` probabilities of class 0 and class 1."""
+        return torch.cat((torch.sigmoid(-outputs), torch.sigmoid(outputs)), 1)
+
+
+@dataclass(frozen=True)
+class MulticlassObjective:
+    """Cross-entropy of a softmax over ``num_outputs`` classes."""
+
+    num_outputs: int
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """``[batch]`` losses from logits ``[batch, classes]`` and labels ``[batch]``."""
+        return functional.cross_entropy(outputs, labels, reduction="none")
+
+    def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        """``[batch, classes]`` softmax probabilities."""
+        return outputs.softmax(1)
+
+
+@dataclass(frozen=True)
+class OrdinalObjective:
+    """Proportional odds (McCullagh 1980): output k is the logit of P(class <= k), K - 1 outputs for K classes.
+
+    Outputs out of order are sorted, and gaps below ``SMALLEST_GAP`` widened, so that every class keeps a
+    positive probability whatever noise did to the cut points.
+    """
+
+    num_outputs: int
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """``[batch]`` losses from cumulative logits ``[batch, classes - 1]`` and labels ``[batch]``."""
+        return -self._log_probabilities(outputs).gather(1, labels[:, None])[:, 0]
+
+    def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        """``[batch, classes]`` probabilities."""
+        return self._log_probabilities(outputs).exp()
+
+    def _log_probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        ordered = outputs.sort(1).values
+        above = functional.pad(functional.logsigmoid(ordered), (0, 1))
+        below = functional.pad(functional.logsigmoid(-ordered), (1, 0))
+        gaps = (ordered[:, 1:] - ordered[:, :-1]).clamp(min=SMALLEST_GAP)
+        inside = functional.pad(torch.log(-torch.expm1(-gaps)), (1, 1))
+        # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), which no rounding makes negative.
+        return (above + below + inside).log_softmax(1)
+
+
+OBJECTIVES: dict[Task, Callable[[int], Objective]] = {
+    "binary": lambda num_classes: BinaryObjective(),
+    "multiclass": MulticlassObjective,
+    "ordinal": lambda num_classes: OrdinalObjective(num_classes - 1),
+}
+
+
+def objective_for(spec: InputSpec) -> Objective:
+    """The objective of ``spec.task``; raises ConfigError where the number of classes does not fit it."""
+    if spec.num_classes < 2 or (spec.task == "binary" and spec.num_classes != 2):
+        accepted = "2" if spec.task == "binary" else "2 or more"
+        raise ConfigError(f"num_classes={spec.num_classes}: task {spec.task} takes {accepted}")
+    return OBJECTIVES[spec.task](spec.num_classes)

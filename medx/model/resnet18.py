@@ -1,0 +1,79 @@
+"""ResNet-18 with GroupNorm."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from medx.dataset import InputSpec
+from medx.model.heads import LinearHead, initialise
+from medx.model.network import WholeNetwork
+from medx.schema import CheckpointError, ConfigError, component
+
+SMALL_IMAGE = 128  # below it, the ordinary stem's division by four would leave too few pixels
+
+
+class Block(BasicBlock):
+    """torchvision's block with nothing in place: hooks for per-record gradients break on in-place changes."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[n, c, h, w]`` to ``[n, width, h / stride, w / stride]``."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + shortcut)
+
+
+@component
+class ResNet18(WholeNetwork):
+    """ResNet-18 (He et al. 2016) with GroupNorm (Wu and He 2018) in place of BatchNorm, which couples records.
+
+    Below 128 pixels the stem is a 3x3 convolution of stride 1 without pooling. ``weights`` is a local
+    safetensors file of public weights for everything but the head ``fc``, which starts at zero.
+    """
+
+    num_groups: Annotated[int, Ge(1)]
+    weights: Path | None
+
+    def __post_init__(self) -> None:
+        if 64 % self.num_groups:
+            raise ConfigError(f"model.num_groups={self.num_groups}: must divide 64, the narrowest layer")
+
+    def build(self, spec: InputSpec, seed: int) -> nn.Module:
+        """Images ``[n, channels, size, size]`` to outputs ``[n, num_outputs]``; CheckpointError on bad weights."""
+        with torch.device("meta"):
+            network = ResNet(Block, [2, 2, 2, 2], norm_layer=partial(nn.GroupNorm, self.num_groups))
+            network.relu = nn.ReLU()
+            if spec.image_size < SMALL_IMAGE:
+                network.conv1 = nn.Conv2d(spec.num_channels, 64, 3, padding=1, bias=False)
+                network.maxpool = nn.Identity()
+            else:
+                network.conv1 = nn.Conv2d(spec.num_channels, 64, 7, stride=2, padding=3, bias=False)
+            network.fc = LinearHead(512, spec, bias=True)
+        initialise(network, seed)
+        if self.weights is not None:
+            _load_body(network, self.weights)
+        return network
+
+
+def _load_body(network: nn.Module, path: Path) -> None:
+    """Load every tensor but the head's; raises CheckpointError naming the first that does not fit."""
+    try:
+        loaded = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"model.weights={path}: not a readable safetensors file ({error})") from error
+    loaded = {name: tensor for name, tensor in loaded.items() if not name.startswith("fc.")}
+    expected = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc.")}
+    for name in sorted(expected.keys() | loaded.keys()):
+        wanted, given = (tuple(group[name].shape) if name in group else "nothing" for group in (expected, loaded))
+        if wanted != given:
+            raise CheckpointError(f"model.weights={path}: {name} is {given}, this network takes {wanted}")
+    network.load_state_dict(loaded, strict=False)

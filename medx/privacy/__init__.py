@@ -1,0 +1,21 @@
+"""Privacy: plans, accounting, the ledger and the statement."""
+
+from medx.privacy.base import (
+    ClientPlan,
+    Exposure,
+    NoiseSource,
+    PrivacyMechanism,
+    PrivacyPlan,
+    SampledGaussian,
+    add_noise,
+)
+
+__all__ = [
+    "ClientPlan",
+    "Exposure",
+    "NoiseSource",
+    "PrivacyMechanism",
+    "PrivacyPlan",
+    "SampledGaussian",
+    "add_noise",
+]

@@ -1,0 +1,26 @@
+"""What a runtime does: run the same ServerApp logic and ClientApp somewhere."""
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+
+class Runtime(Protocol):
+    """A configured runtime: one module and one yaml of the same name."""
+
+    timeout: float | None
+
+    def run(self, app: ClientApp, num_clients: int, serve: Callable[[Grid], None]) -> None:
+        """Start ``num_clients`` clients of ``app`` and call ``serve`` with a Grid that reaches them.
+
+        Exceptions of ``serve`` come out of here unchanged.
+        """
+        ...
+
+
+def quiet_flower() -> None:
+    """Keep Flower's running commentary off the screen; its errors stay."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)

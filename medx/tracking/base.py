@@ -1,0 +1,69 @@
+"""What a tracking option offers, and what it is told about a run before the first round."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import Field
+
+from medx.results import ExperimentResult, Record, RoundRecord, Status
+
+
+class TrackedRun(Record):
+    """A run as tracking sees it. ``privacy`` is the mechanism's name; ``sweep_dir`` is None outside a sweep.
+
+    ``config`` is the composed configuration as plain containers; ``environment`` has ``git_revision`` where known.
+    """
+
+    output_dir: Path
+    sweep_dir: Path | None = None
+    study: str
+    seed: int
+    dataset: str
+    model: str
+    privacy: str
+    target_epsilon: float | None
+    synthetic: bool
+    config_hash: str
+    config: dict[str, Any]
+    environment: dict[str, str] = Field(default_factory=dict)
+    description: str = ""
+
+    @property
+    def title(self) -> str:
+        """A name that reads: ``pneumoniamnist scatternet local_dp ε=5 seed=0``."""
+        target = [] if self.target_epsilon is None else [f"ε={self.target_epsilon:g}"]
+        words = [self.dataset, self.model, self.privacy, *target, f"seed={self.seed}"]
+        return " ".join([*words, "SYNTHETIC"] if self.synthetic else words)
+
+
+class Tracker(Protocol):
+    """Follows one run. No method waits for a network or raises because a server is down."""
+
+    def start(self, run: TrackedRun) -> None:
+        """Before the first round; on resume the same record is continued."""
+        ...
+
+    def log_round(self, record: RoundRecord) -> None:
+        """After every round; a round that was logged before is not logged twice."""
+        ...
+
+    def finish(self, result: ExperimentResult, files: Sequence[Path] = ()) -> dict[str, str]:
+        """With the result, whatever its status, and more files to keep; answers like ``info``."""
+        ...
+
+    def abort(self, status: Status, error: str) -> dict[str, str]:
+        """Instead of ``finish``, where a run ended without a result."""
+        ...
+
+    def info(self) -> dict[str, str]:
+        """Where the run is recorded: ``uri``, ``experiment``, and ``run_id`` once it is known."""
+        ...
+
+
+class Tracking(Protocol):
+    """A configured tracking option: one module and one yaml of the same name."""
+
+    def tracker(self) -> Tracker:
+        """A fresh tracker for one run."""
+        ...

@@ -1,0 +1,78 @@
+"""The figures of a result, as PNG files: confusion matrix, ROC, calibration."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from medx.results import CurveData, ExperimentResult
+
+# Okabe and Ito (2008): told apart with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+LINES = ("-", "--", ":", "-.")
+
+
+def draw_figures(result: ExperimentResult, folder: Path) -> list[Path]:
+    """Write ``confusion_matrix.png``, ``roc.png`` and ``calibration.png`` where their points exist."""
+    if result.curves is None:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    subtitle = result.dataset.name + (" (SYNTHETIC)" if result.dataset.synthetic else "") + ", test"
+    names = result.dataset.class_names
+    figures = {"confusion_matrix": _confusion(result.curves, names, subtitle)}
+    if result.curves.roc:
+        figures["roc"] = _roc(result, result.curves, subtitle)
+    if result.curves.calibration:
+        figures["calibration"] = _calibration(result.curves, subtitle)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
+    return [folder / f"{name}.png" for name in figures]
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    # A bare Figure draws with Agg and leaves pyplot's global state alone, so it is safe in a thread.
+    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel=x, ylabel=y)
+    return figure, axes
+
+
+def _confusion(curves: CurveData, names: list[str], subtitle: str) -> Figure:
+    matrix = np.array(curves.confusion_matrix)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    figure, axes = _axes(f"Confusion matrix, {subtitle}", "answered", "true class")
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    short = [name if len(name) <= 16 else name[:15] + "…" for name in names]
+    axes.set_xticks(range(len(names)), short, rotation=0 if len(names) < 4 else 60, fontsize=8)
+    axes.set_yticks(range(len(names)), short, fontsize=8)
+    for row, column in np.ndindex(matrix.shape):
+        colour = "white" if share[row, column] > 0.55 else "black"
+        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(image, label="share of the true class")
+    return figure
+
+
+def _roc(result: ExperimentResult, curves: CurveData, subtitle: str) -> Figure:
+    figure, axes = _axes(f"ROC, {subtitle}", "false positive rate", "true positive rate")
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="chance")
+    for place, (index, points) in enumerate(curves.roc.items()):
+        x, y = np.array(points).T
+        colour, line = COLOURS[place % len(COLOURS)], LINES[place // len(COLOURS) % len(LINES)]
+        area = f" (area {np.trapezoid(y, x):.3f})"
+        axes.plot(x, y, line, color=colour, label=result.dataset.class_names[int(index)] + area)
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def _calibration(curves: CurveData, subtitle: str) -> Figure:
+    figure, axes = _axes(f"Calibration, {subtitle}", "confidence of the answer", "share correct")
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="perfect")
+    bins = curves.calibration
+    counts = np.array([each["count"] for each in bins])
+    x, y = [each["confidence"] for each in bins], [each["accuracy"] for each in bins]
+    axes.plot(x, y, color=COLOURS[0], linewidth=1)
+    axes.scatter(x, y, s=20 + 180 * counts / counts.max(), color=COLOURS[1], label="bin (area: images)", zorder=3)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.legend(loc="upper left", fontsize=8)
+    return figure

@@ -1,0 +1,74 @@
+"""The files that belong to a run's record, besides those that the run wrote itself."""
+
+from importlib.metadata import distributions
+from pathlib import Path
+
+import yaml
+
+from medx.results import ExperimentResult
+from medx.tracking.figures import draw_figures
+
+HOW_TO_LOAD = """# Load the final model
+
+The checkpoint is in safetensors: plain tensors by parameter name, no code. With MedX {version} installed and
+`result.json` and `checkpoint/` of this run downloaded:
+
+```python
+from hydra.utils import instantiate
+from safetensors.torch import load_file
+from medx.results import ExperimentResult
+
+result = ExperimentResult.load(Path("result.json"))
+data = instantiate(result.config["dataset"]).load()
+model = instantiate(result.config["model"])
+module = model.build(data.spec, seed=result.seed)
+module.load_state_dict(load_file("checkpoint/{checkpoint}"))
+```
+
+Inputs are `data.to_tensor(images)`, passed through `model.features(data.spec)` where that is not None;
+`model.objective(data.spec).probabilities(module(inputs))` gives class probabilities.
+{note}"""
+
+
+def run_files(result: ExperimentResult, output_dir: Path, given: list[Path]) -> list[tuple[Path, str | None]]:
+    """Files to keep and the artifact folder of each (None: the top).
+
+    ``given`` come first; of ``statement.txt``, ``config.yaml``, ``environment.txt``, ``how_to_load.md`` and
+    ``result.json``, those not given are written here from the result, as are the figures.
+    """
+    names = {path.name for path in given}
+    made = output_dir / "tracking" / "files"
+    made.mkdir(parents=True, exist_ok=True)
+    texts = _texts(result)
+    for name, text in texts.items():
+        (made / name).write_text(text)
+    files: list[tuple[Path, str | None]] = [(path, None) for path in given]
+    files += [(made / name, None) for name in texts if name not in names]
+    files += [(path, "figures") for path in draw_figures(result, output_dir / "figures")]
+    checkpoint = _checkpoint(result, output_dir)
+    return files + [(path, "checkpoint") for path in checkpoint]
+
+
+def _texts(result: ExperimentResult) -> dict[str, str]:
+    installed = sorted({f"{each.metadata['Name']}=={each.version}" for each in distributions()}, key=str.lower)
+    described = [f"{name}: {value}" for name, value in result.environment.items()]
+    texts = {
+        "result.json": result.model_dump_json(indent=1),
+        "statement.txt": result.privacy.statement,
+        "config.yaml": yaml.safe_dump(result.config, sort_keys=False),
+        "environment.txt": "\n".join([*described, "", *installed]) + "\n",
+    }
+    if result.checkpoint is not None:
+        note = "\nThe images were synthetic: the model knows nothing of patients.\n" if result.dataset.synthetic else ""
+        version = result.environment.get("medx", "of the same version")
+        name = Path(result.checkpoint).name
+        texts["how_to_load.md"] = HOW_TO_LOAD.format(version=version, checkpoint=name, note=note)
+    return texts
+
+
+def _checkpoint(result: ExperimentResult, output_dir: Path) -> list[Path]:
+    """The checkpoint's file, or all files of its folder; its path is absolute or relative to ``output_dir``."""
+    if result.checkpoint is None:
+        return []
+    path = output_dir / result.checkpoint
+    return sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]

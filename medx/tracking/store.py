@@ -1,0 +1,121 @@
+"""The MLflow store behind a URI: connected once, with short time-outs, silent and without telemetry."""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medx.results import Record
+from medx.schema import MedxError
+from medx.tracking.content import DESCRIPTION
+from medx.tracking.spool import file_lock
+from medx.tracking.view import VIEW_TAG, view_state
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SQLITE = "sqlite:///"
+
+
+class TrackingError(MedxError):
+    """A tracking store that cannot take runs."""
+
+
+class Destination(Record):
+    """Where runs go: ``sqlite:///`` and an absolute path, or an http address; and the MLflow experiment."""
+
+    uri: str
+    experiment: str
+    request_timeout: int = 10
+
+    @property
+    def key(self) -> str:
+        """Tells destinations apart."""
+        return f"{self.uri} {self.experiment}"
+
+    @property
+    def database(self) -> Path | None:
+        """The embedded store's file; None for a server."""
+        return Path(self.uri.removeprefix(SQLITE)) if self.uri.startswith(SQLITE) else None
+
+
+def embedded_uri(folder: Path) -> str:
+    """The default store: ``mlflow.db`` in ``folder``."""
+    return f"{SQLITE}{folder.absolute() / 'mlflow.db'}"
+
+
+def quiet_environment(request_timeout: int = 10) -> None:
+    """Set, where the user has not, what MLflow reads from the environment: short time-outs, no telemetry."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(request_timeout))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def experiment_tags() -> dict[str, str]:
+    """A description, the ready comparison, and the kind that makes the UI show training runs."""
+    return {
+        "mlflow.note.content": DESCRIPTION,
+        "mlflow.experimentKind": "custom_model_development",
+        VIEW_TAG: view_state(),
+    }
+
+
+class Store:
+    """A connected experiment. Every method may raise whatever MLflow raises."""
+
+    def __init__(self, client: "MlflowClient", experiment_id: str) -> None:
+        self.client = client
+        self.experiment_id = experiment_id
+
+    def exists(self, run_id: str) -> bool:
+        """Whether the store still knows the run."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
+    def find(self, tag: str, value: str) -> list[Any]:
+        """Runs whose tag has this value."""
+        return list(self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{value}'"))
+
+
+def connect(destination: Destination) -> Store:
+    """Open the store and find or create the experiment; the first process creates the embedded database alone."""
+    quiet_environment(destination.request_timeout)
+    if destination.database is None:
+        return _open(destination, None)
+    folder = destination.database.parent
+    with file_lock(folder / f"{destination.database.name}-lock"):
+        return _open(destination, (folder / "mlartifacts").as_uri())
+
+
+def _open(destination: Destination, artifacts: str | None) -> Store:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(tracking_uri=destination.uri)
+    found = client.get_experiment_by_name(destination.experiment)
+    if found is None:
+        try:
+            return Store(client, client.create_experiment(destination.experiment, artifacts, experiment_tags()))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(destination.experiment)
+    if found is None or found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"tracking.experiment={destination.experiment} was deleted in {destination.uri}: "
+            "restore it there, or choose another name"
+        )
+    for name, value in experiment_tags().items():
+        if name not in found.tags:
+            client.set_experiment_tag(found.experiment_id, name, value)
+    return Store(client, found.experiment_id)

@@ -1,0 +1,82 @@
+"""Per-record gradients by Opacus's grad samplers."""
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from opacus.grad_sample import GradSampleHooks
+from opacus.grad_sample.functorch import prepare_layer
+from torch import nn
+
+import medx.model.opacus_samplers  # noqa: F401  (registers this package's layers with Opacus)
+from medx.trainer.gradients.record_loss import RecordLoss, UnsupportedModuleError, clip_and_sum
+
+
+class _TensorHooks(GradSampleHooks):  # type: ignore[misc]
+    """Opacus's hooks on tensors instead of modules.
+
+    A module's backward hook makes its output a view, which the in-place additions of residual networks forbid;
+    a tensor's hook sees the gradient from before the in-place change.
+    """
+
+    def add_hooks(
+        self, *, loss_reduction: str = "sum", batch_first: bool = True, force_functorch: bool = False
+    ) -> None:
+        self._module.autograd_grad_sample_hooks = self.autograd_grad_sample_hooks = []
+        for module in self.iterate_submodules(self._module):
+            if force_functorch or type(module) not in self.GRAD_SAMPLERS:
+                prepare_layer(module, batch_first=batch_first)
+            self.autograd_grad_sample_hooks.append(module.register_forward_hook(self._capture))
+        self.enable_hooks()
+
+    def _capture(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        self.capture_activations_hook(module, inputs, output)
+
+        def backward(gradient: torch.Tensor) -> None:
+            self.capture_backprops_hook(module, None, (gradient,), loss_reduction="sum", batch_first=True)
+
+        output.register_hook(backward)  # type: ignore[no-untyped-call]
+
+
+class Hooks:
+    """Opacus's GradSampleHooks, attached for the length of one call and removed after it; norms in float32."""
+
+    def __init__(self, record_loss: RecordLoss) -> None:
+        self.record_loss = record_loss
+
+    def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
+        """Sum of clipped per-record gradients; raises UnsupportedModuleError where Opacus has no answer."""
+        module = self.record_loss.module
+        if len(labels) == 0:
+            return self.record_loss.zeros()
+        if not module.training:
+            raise UnsupportedModuleError("gradient_mode=hooks needs the module in training mode; it is in eval mode")
+        try:
+            hooks = _TensorHooks(module, loss_reduction="sum")
+        except NotImplementedError as error:
+            raise UnsupportedModuleError(f"gradient_mode=hooks: {error}") from error
+        try:
+            per_record = self._per_record(inputs, labels)
+        finally:
+            hooks.cleanup()
+            _forget_activations(module)
+        return clip_and_sum(per_record, clip_norm)
+
+    def _per_record(self, inputs: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+        parameters = self.record_loss.parameters()
+        losses = self.record_loss(inputs, labels)
+        used = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
+        gradients = []
+        for parameter, gradient in zip(parameters, used, strict=True):
+            sample = parameter.grad_sample  # type: ignore[attr-defined]
+            if gradient is not None and not isinstance(sample, torch.Tensor):
+                raise UnsupportedModuleError("gradient_mode=hooks: a parameter is used outside its module's forward")
+            gradients.append(parameter.new_zeros(len(labels), *parameter.shape) if sample is None else sample)
+        return gradients
+
+
+def _forget_activations(module: nn.Module) -> None:
+    for child in module.modules():
+        for name in ("activations", "max_batch_len"):
+            with suppress(AttributeError):
+                delattr(child, name)

@@ -1,0 +1,112 @@
+"""What all gradient modes share: the loss of each record, the clip factors, and what they refuse."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from medx.schema import MedxError, PrivacyError
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class UnsupportedModuleError(PrivacyError):
+    """A module whose per-record gradients a mode cannot compute."""
+
+
+class NonFiniteGradientError(MedxError):
+    """A per-record gradient that is NaN or infinite: the client must abstain from the round."""
+
+
+@dataclass(frozen=True)
+class RecordLoss:
+    """A module with its loss per record: ``loss(outputs, labels)`` gives ``[batch]``, without any reduction.
+
+    With ``bf16`` the forward pass runs under bfloat16 autocast; the loss, norms and sums stay in float32.
+    """
+
+    module: nn.Module
+    loss: Loss
+    bf16: bool = False
+
+    def __call__(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """``[batch]`` losses; raises PrivacyError where the loss is reduced and so couples records."""
+        # Without the cast cache every use of a parameter is its own edge of the graph, so uses can be counted.
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+            outputs = self.module(inputs)
+        losses = self.loss(outputs.float() if self.bf16 else outputs, labels)
+        if losses.shape != labels.shape[:1]:
+            raise PrivacyError(
+                f"the loss has shape {list(losses.shape)} for {len(labels)} records: "
+                "use one loss per record (reduction='none'), since a reduced loss couples records"
+            )
+        return losses
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters in order of ``module.parameters()``."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def zeros(self) -> list[torch.Tensor]:
+        """The sum over no records."""
+        return [torch.zeros_like(p, dtype=sum_dtype(p), requires_grad=False) for p in self.parameters()]
+
+
+def sum_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The type that sums and norms are kept in: float32, or float64 for a float64 module."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def squared_norms(rows: torch.Tensor, block: int = 1024) -> torch.Tensor:
+    """Squared l2 norms ``[batch]`` in float64 of ``[batch, n]``: float32 within blocks, float64 over them.
+
+    One float32 accumulation over the 2.4 million elements of a 512-channel convolution is off by up to 9e-5.
+    """
+    whole = rows.shape[1] // block * block
+    blocks = rows[:, :whole].reshape(len(rows), -1, block)
+    squared = torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1)
+    rest: torch.Tensor = torch.linalg.vector_norm(rows[:, whole:], dim=1).double().square()
+    return squared.add_(rest)
+
+
+def clip_factors(squared_norms: torch.Tensor, clip_norm: float) -> torch.Tensor:
+    """``min(1, clip_norm / norm)`` from squared norms ``[batch]``, in float64.
+
+    A norm that is not finite gives NaN, never 0, so that the sum shows it and the client abstains.
+    """
+    norms = squared_norms.double().sqrt()
+    factors = (clip_norm / norms).clamp(max=1.0)
+    return torch.where(torch.isfinite(norms), factors, torch.nan)
+
+
+def clip_and_sum(per_record: list[torch.Tensor], clip_norm: float) -> list[torch.Tensor]:
+    """The clipped sum of materialised gradients: one ``[batch, ...]`` for each parameter."""
+    flat = [gradient.flatten(1).to(sum_dtype(gradient)) for gradient in per_record]
+    squared = torch.stack([squared_norms(gradient) for gradient in flat]).sum(0)
+    factors = clip_factors(squared, clip_norm)
+    return [
+        (factors.to(gradient.dtype) @ gradient).view(original.shape[1:])
+        for gradient, original in zip(flat, per_record, strict=True)
+    ]
+
+
+def refuse_non_finite(sums: Sequence[torch.Tensor]) -> None:
+    """Raise NonFiniteGradientError unless every coordinate of the sums is finite."""
+    if not bool(torch.stack([torch.isfinite(total).all() for total in sums]).all()):
+        raise NonFiniteGradientError("a per-record gradient is not finite: the client abstains from this round")
+
+
+def refuse_coupling(loss: Loss, num_outputs: int, num_classes: int) -> None:
+    """Raise PrivacyError where a record's loss depends on the other records of its batch.
+
+    Compares losses of random outputs in one batch with each record's loss alone; touches no data.
+    """
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(2 * num_classes + 1, num_outputs, generator=generator)
+    labels = torch.arange(len(outputs)) % num_classes
+    together = loss(outputs, labels)
+    if together.shape == labels.shape:
+        alone = torch.cat([loss(outputs[i : i + 1], labels[i : i + 1]) for i in range(len(labels))])
+        if torch.allclose(together, alone, rtol=1e-4, atol=1e-6):
+            return
+    raise PrivacyError("the loss couples the records of a batch: use a sum over records with public weights")

@@ -1,0 +1,226 @@
+"""One client's local work in one round: private steps from a given state, and the state they end in."""
+
+from time import perf_counter
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import nn
+
+from medx.model.base import Objective
+from medx.privacy.base import ClientPlan
+from medx.schema import ConfigError, PrivacyError, component
+from medx.trainer.base import ClientUpdate
+from medx.trainer.gradients import GradientModeName, build_mode
+from medx.trainer.gradients.record_loss import Loss, NonFiniteGradientError, RecordLoss, refuse_non_finite
+from medx.trainer.micro_batches import MicroBatches
+from medx.trainer.sampling import poisson_batches
+
+MOMENTUM = "momentum/"
+State = dict[str, torch.Tensor]
+
+
+@component
+class Trainer:
+    """What every client does in a round. Stateless: all that lasts between rounds is in the state passed in.
+
+    ``expected_batch_size`` None takes every record in every step; ``sampling_probability`` replaces it.
+    ``learning_rate`` None means ``min(max_learning_rate, learning_rate_noise / noise_multiplier)``, which keeps
+    the noise of a step the same at every epsilon. ``momentum`` is beta_1 for adam. ``class_weights`` are public
+    and multiply each record's own loss. ``ema_decay`` is for the server: see ``averaging.average``.
+    """
+
+    local_steps: Annotated[int, Ge(1)]
+    expected_batch_size: Annotated[float, Gt(0)] | None
+    sampling_probability: Annotated[float, Gt(0), Le(1)] | None
+    learning_rate: Annotated[float, Gt(0)] | None
+    learning_rate_noise: Annotated[float, Gt(0)] | None
+    max_learning_rate: Annotated[float, Gt(0)]
+    optimizer: Literal["sgd", "adam"]
+    momentum: Annotated[float, Ge(0), Lt(1)]
+    weight_decay: Annotated[float, Ge(0)]
+    share_momentum: bool
+    ema_decay: Annotated[float, Ge(0), Lt(1)]
+    micro_batch_size: Annotated[int, Ge(1)]
+    gradient_mode: GradientModeName
+    precision: Literal["fp32", "bf16"]
+    class_weights: tuple[Annotated[float, Gt(0)], ...] | None
+
+    def __post_init__(self) -> None:
+        if self.expected_batch_size is not None and self.sampling_probability is not None:
+            raise ConfigError(
+                f"trainer.expected_batch_size={self.expected_batch_size} and trainer.sampling_probability="
+                f"{self.sampling_probability}: set one of them, the other follows"
+            )
+        if self.learning_rate is None and self.learning_rate_noise is None:
+            raise ConfigError("trainer.learning_rate=null: needs trainer.learning_rate_noise, or a rate")
+        if self.share_momentum and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ConfigError(
+                f"trainer.share_momentum=true: takes optimizer=sgd with momentum > 0, not {self.optimizer} "
+                f"with {self.momentum}"
+            )
+
+    def sampling_probability_for(self, num_records: int) -> float:
+        """The chance of each of ``num_records`` to enter a step; raises ConfigError for a batch above them."""
+        if self.sampling_probability is not None:
+            return self.sampling_probability
+        if self.expected_batch_size is None:
+            return 1.0
+        if self.expected_batch_size > num_records:
+            raise ConfigError(
+                f"trainer.expected_batch_size={self.expected_batch_size:g}: at most the {num_records} records of the "
+                "smallest client, or null for all of them"
+            )
+        return self.expected_batch_size / num_records
+
+    def learning_rate_for(self, noise_multiplier: float | None) -> float:
+        """The rate under this noise multiplier; None (no privacy) and zero noise get ``max_learning_rate``."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        if not noise_multiplier:
+            return self.max_learning_rate
+        assert self.learning_rate_noise is not None
+        return min(self.max_learning_rate, self.learning_rate_noise / noise_multiplier)
+
+    def check(self, num_classes: int) -> None:
+        """Raise ConfigError where ``class_weights`` are not one for each class."""
+        if self.class_weights is not None and len(self.class_weights) != num_classes:
+            raise ConfigError(f"trainer.class_weights={list(self.class_weights)}: takes {num_classes} weights, or null")
+
+    def initial_state(self, module: nn.Module) -> State:
+        """The state of round zero: trained parameters by name, and zero ``momentum/<name>`` where it is shared."""
+        state = {name: p.detach().cpu().clone() for name, p in _trained(module)}
+        if self.share_momentum:
+            state |= {MOMENTUM + name: torch.zeros_like(value) for name, value in state.items()}
+        return state
+
+    def train(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        plan: ClientPlan,
+        state: State,
+        sample_generator: torch.Generator,
+        noise_generator: torch.Generator,
+        device: torch.device,
+        proximal_mu: float = 0.0,
+    ) -> ClientUpdate:
+        """Run ``plan.steps_per_round`` steps from ``state`` on inputs ``[n, ...]`` and labels ``[n]``.
+
+        ``module`` is a workspace: its weights are overwritten. ``noise_generator`` is on ``device``. Where a
+        gradient or a weight is not finite the update abstains and ``state`` comes back as it was given.
+        """
+        # Not at the top: lightning takes seconds to import, and a wrong configuration is refused without it.
+        from medx.trainer.module import ClassificationModule
+
+        started = perf_counter()
+        record_loss = self._prepare(module, objective, state, device)
+        step = plan.step
+        local = ClassificationModule(
+            record_loss,
+            lambda parameters: self._optimizer(parameters, module, state, step.noise_multiplier if step else None),
+            step,
+            plan.expected_batch_size,
+            noise_generator,
+            self.gradient_mode,
+            self.micro_batch_size,
+            proximal_mu,
+        )
+        inputs, labels = inputs.to(device), labels.to(device)
+        done = 0
+        try:
+            for rows in poisson_batches(len(labels), _probability(plan), plan.steps_per_round, sample_generator):
+                local.take_step(*_select(inputs, labels, rows))
+                done += 1
+            refuse_non_finite(record_loss.parameters())
+        except NonFiniteGradientError:
+            return ClientUpdate(dict(state), done, finite=False, seconds={"train": perf_counter() - started})
+        return ClientUpdate(self._state(module, local.optimizer), done, seconds={"train": perf_counter() - started})
+
+    def clipped_gradient(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        plan: ClientPlan,
+        state: State,
+        sample_generator: torch.Generator,
+        device: torch.device,
+    ) -> list[torch.Tensor]:
+        """The clipped sum over one Poisson batch at ``state``, *without noise*: the caller must add it.
+
+        One tensor on ``device`` for each trained parameter; raises NonFiniteGradientError.
+        """
+        record_loss = self._prepare(module, objective, state, device)
+        mode = build_mode(self.gradient_mode, record_loss, plan.step is not None)
+        (rows,) = poisson_batches(len(labels), _probability(plan), 1, sample_generator)
+        inputs, labels = (tensor.to(device) for tensor in _select(inputs, labels, rows))
+        clip_norm = plan.step.clip_norm if plan.step else float("inf")
+        sums = MicroBatches(mode, self.micro_batch_size).clipped_sum(inputs, labels, clip_norm)
+        refuse_non_finite(sums)
+        return sums
+
+    def _prepare(self, module: nn.Module, objective: Objective, state: State, device: torch.device) -> RecordLoss:
+        refuse_batch_statistics(module)
+        module.to(device).train()
+        with torch.no_grad():
+            for name, parameter in _trained(module):
+                parameter.copy_(state[name])
+        return RecordLoss(module, weighted(objective.loss, self.class_weights, device), self.precision == "bf16")
+
+    def _optimizer(
+        self, parameters: list[nn.Parameter], module: nn.Module, state: State, noise_multiplier: float | None
+    ) -> torch.optim.Optimizer:
+        rate = self.learning_rate_for(noise_multiplier)
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=rate, betas=(self.momentum, 0.999), weight_decay=self.weight_decay)
+        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=self.momentum, weight_decay=self.weight_decay)
+        if self.share_momentum:
+            for name, parameter in _trained(module):
+                buffer = state[MOMENTUM + name].to(parameter.device, copy=True)
+                optimizer.state[parameter]["momentum_buffer"] = buffer
+        return optimizer
+
+    def _state(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+        state = {name: p.detach().cpu().clone() for name, p in _trained(module)}
+        if self.share_momentum:
+            for name, parameter in _trained(module):
+                state[MOMENTUM + name] = optimizer.state[parameter]["momentum_buffer"].cpu()
+        return state
+
+
+def weighted(loss: Loss, class_weights: tuple[float, ...] | None, device: torch.device) -> Loss:
+    """``loss`` times the public weight of each record's own class: no sum of weights couples the records."""
+    if class_weights is None:
+        return loss
+    weights = torch.tensor(class_weights, device=device)
+    return lambda outputs, labels: loss(outputs, labels) * weights[labels]
+
+
+def refuse_batch_statistics(module: nn.Module) -> None:
+    """Raise PrivacyError for BatchNorm, which couples records and depends on how a batch is cut."""
+    for name, child in module.named_modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            raise PrivacyError(f"model: {name} is {type(child).__name__}, which couples records; use GroupNorm")
+
+
+def _probability(plan: ClientPlan) -> float:
+    if plan.step is not None and plan.step.sampling_probability != plan.sampling_probability:
+        raise PrivacyError(
+            f"client {plan.client}: samples with {plan.sampling_probability} but accounts "
+            f"{plan.step.sampling_probability}; they must be equal"
+        )
+    return plan.sampling_probability
+
+
+def _select(inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if len(rows) == len(labels):
+        return inputs, labels
+    return inputs[rows.to(inputs.device)], labels[rows.to(labels.device)]
+
+
+def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]

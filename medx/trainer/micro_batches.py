@@ -1,0 +1,49 @@
+"""A logical batch in pieces that fit into memory: the sum over pieces is the sum over the batch."""
+
+import logging
+import math
+
+import torch
+
+from medx.trainer.base import GradientMode
+
+logger = logging.getLogger(__name__)
+
+
+class MicroBatches:
+    """Sums over micro-batches of at most ``size`` records; halves ``size`` for good when memory runs out."""
+
+    def __init__(self, mode: GradientMode, size: int) -> None:
+        self.mode = mode
+        self.size = size
+
+    def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
+        """As GradientMode, for a batch of any size; raises torch.OutOfMemoryError where one record is too many."""
+        sums = self.mode.clipped_sum(inputs[:0], labels[:0], clip_norm)
+        start = 0
+        while start < len(labels):
+            stop = start + even_piece(len(labels) - start, self.size)
+            part = self._attempt(inputs[start:stop], labels[start:stop], clip_norm)
+            if part is None:
+                # Here, and not while the error is handled: its traceback still holds the memory.
+                torch.cuda.empty_cache()
+                self.size = (stop - start) // 2
+                logger.warning("out of memory: micro_batch_size is now %d", self.size)
+                continue
+            for total, term in zip(sums, part, strict=True):
+                total += term
+            start = stop
+        return sums
+
+    def _attempt(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor] | None:
+        try:
+            return self.mode.clipped_sum(inputs, labels, clip_norm)
+        except torch.OutOfMemoryError:
+            if len(labels) == 1:
+                raise
+            return None
+
+
+def even_piece(left: int, size: int) -> int:
+    """The next piece of at most ``size``, so that what is left is cut evenly: 942 records at 512 are twice 471."""
+    return math.ceil(left / math.ceil(left / size))

@@ -1,0 +1,177 @@
+import math
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from medx.aggregation import integer_noise
+from medx.aggregation.integer_noise import (
+    NoiseStream,
+    accounting_gap,
+    add_discrete_gaussian,
+    bernoulli_exp,
+    client_noise_stddev,
+    discrete_gaussian,
+    grid_sensitivity,
+    sum_divergence,
+)
+from medx.schema import ConfigError
+
+
+def pmf(stddev: float, reach: int) -> np.ndarray:
+    x = np.arange(-reach, reach + 1)
+    weights = np.exp(-(x**2) / (2 * stddev**2))
+    return weights / weights.sum()
+
+
+def variance_is(noise: np.ndarray, stddev: float) -> bool:
+    """Two-sided chi-square test of the variance at 1e-6."""
+    statistic = float((noise.astype(np.float64) ** 2).sum()) / stddev**2
+    return 5e-7 < stats.chi2.cdf(statistic, noise.size) < 1 - 5e-7
+
+
+@pytest.mark.parametrize("stddev", [1000, 3_456_789])
+def test_variance_accepts_sigma_and_rejects_two_thirds_and_three_halves(stddev: int) -> None:
+    noise = discrete_gaussian(NoiseStream.from_seed(stddev), stddev, 200_000)
+    assert variance_is(noise, stddev)
+    assert not variance_is(noise, stddev * 2 / 3)
+    assert not variance_is(noise, stddev * 3 / 2)
+    assert stats.kstest(noise / stddev, "norm").pvalue > 1e-4
+    assert abs(np.corrcoef(noise[1:], noise[:-1])[0, 1]) < 0.012
+
+
+def chi_square_p(noise: np.ndarray, stddev: int, reach: int) -> float:
+    expected = pmf(stddev, 60 * stddev)[60 * stddev - reach : 60 * stddev + reach + 1]
+    counts = np.bincount(np.clip(noise, -reach - 1, reach + 1) + reach + 1, minlength=2 * reach + 3)
+    tail = (1 - expected.sum()) / 2
+    return float(stats.chisquare(counts, np.concatenate([[tail], expected, [tail]]) * noise.size).pvalue)
+
+
+@pytest.mark.parametrize(("stddev", "reach"), [(1, 4), (2, 8)])
+def test_distribution_is_the_discrete_gaussian(stddev: int, reach: int) -> None:
+    noise = discrete_gaussian(NoiseStream.from_seed(11), stddev, 1_000_000)
+    assert chi_square_p(noise, stddev, reach) > 1e-4
+    rounded = np.rint(np.random.default_rng(0).normal(0, stddev, 1_000_000)).astype(np.int64)
+    assert chi_square_p(rounded, stddev, reach) < 1e-4
+
+
+def test_the_exact_path_decides_like_the_fast_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bracket of one half most draws take 100-digit arithmetic; the distribution must not change."""
+    monkeypatch.setattr(integer_noise, "_BRACKET", 0.5)
+    noise = discrete_gaussian(NoiseStream.from_seed(5), 2, 20_000)
+    assert chi_square_p(noise, 2, 7) > 1e-4
+
+
+def test_bernoulli_exp_at_the_boundary() -> None:
+    stream = NoiseStream.from_seed(1)
+    edge = int(Decimal(-1).exp(integer_noise._DECIMAL) * 2**63)
+    bits = np.array([edge - 1, edge + 1] + [edge] * 400, np.uint64)
+    drawn = bernoulli_exp(stream, bits, np.full(bits.size, 3, np.int64), 3)
+    assert drawn[0]
+    assert not drawn[1]
+    share = float(Decimal(-1).exp(integer_noise._DECIMAL) * 2**63 % 1)
+    assert abs(drawn[2:].mean() - share) < 5 * math.sqrt(share * (1 - share) / 400)
+
+
+def test_a_word_on_a_boundary_is_decided_by_further_bits() -> None:
+    exact, table = integer_noise._k_table()
+
+    class Fixed(NoiseStream):
+        def words(self, count: int, dtype: str) -> np.ndarray:
+            return np.tile(table[:1], count)
+
+    k = integer_noise._draw_k(Fixed(b"k" * 32), 500)
+    share = float(exact[0] * 2**64 % 1)
+    assert set(k.tolist()) == {0, 1}
+    assert abs((k == 0).mean() - share) < 5 * math.sqrt(share * (1 - share) / 500)
+
+
+def test_streams_are_reproducible_or_not() -> None:
+    first, again = (discrete_gaussian(NoiseStream.from_seed(3), 1000, 70_000) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, discrete_gaussian(NoiseStream.from_seed(4), 1000, 70_000))
+    one, two = (discrete_gaussian(NoiseStream.from_system(), 1000, 50) for _ in range(2))
+    assert not np.array_equal(one, two)
+    words = np.full(1000, 2**32 - 1, np.uint32)
+    add_discrete_gaussian(words, NoiseStream.from_seed(9), 500)
+    expected = discrete_gaussian(NoiseStream.from_seed(9), 500, 1000) - 1
+    assert np.array_equal(words.view(np.int32), expected)
+
+
+@pytest.mark.parametrize("stddev", [0, -1, 2**28 + 1])
+def test_noise_off_the_range_is_refused(stddev: int) -> None:
+    with pytest.raises(ConfigError, match="grid units"):
+        discrete_gaussian(NoiseStream.from_seed(0), stddev, 1)
+
+
+def test_sensitivity_after_rounding_covers_neighbours() -> None:
+    generator = np.random.default_rng(2)
+    scale, clip, dimension = 3.0, 1.0, 400
+    worst = 0.0
+    for _ in range(300):
+        vector = generator.normal(size=dimension)
+        step = generator.normal(size=dimension)
+        step *= clip / np.linalg.norm(step)
+        change = np.rint(scale * (vector + step)) - np.rint(scale * vector)
+        worst = max(worst, float(np.linalg.norm(change)))
+    assert scale * clip < worst <= grid_sensitivity(scale, clip, dimension) == 23.0
+
+
+def test_planned_noise_after_every_allowed_drop_out() -> None:
+    """h shares sum to at least the planned noise, and one share fewer would not."""
+    scale, clip, dimension, sigma = 2.0**16, 0.1, 1001, 8.66
+    planned = sigma * grid_sensitivity(scale, clip, dimension)
+    for h in (1, 3, 4, 10):
+        stddev = client_noise_stddev(sigma, clip, scale, dimension, h)
+        assert stddev * math.sqrt(h) >= planned
+        assert (stddev - 1) * math.sqrt(h) < planned
+    stddev = client_noise_stddev(sigma, clip, scale, dimension, 3)
+    streams = [NoiseStream.from_seed(i) for i in range(5)]
+    for survivors in (3, 4, 5):
+        total = sum(discrete_gaussian(s, stddev, 100_000) for s in streams[:survivors])
+        assert variance_is(total, planned * math.sqrt(survivors / 3))
+        assert not variance_is(total, planned * math.sqrt(survivors / 3) * 1.02)
+
+
+def convolved(stddev: float, times: int, reach: int) -> np.ndarray:
+    result = single = pmf(stddev, reach)
+    for _ in range(times - 1):
+        result = np.convolve(result, single)
+    return result
+
+
+@pytest.mark.parametrize("stddev", [0.5, 0.6, 0.8, 1.0])
+def test_sum_divergence_bounds_the_true_one_and_vanishes(stddev: float) -> None:
+    for times in (2, 3, 5):
+        total = convolved(stddev, times, 12)
+        reach = (total.size - 1) // 2
+        ideal = pmf(stddev * math.sqrt(times), reach)
+        inner = slice(reach - 4, reach + 5)
+        true = np.abs(np.log(total[inner] / ideal[inner])).max()
+        assert true <= sum_divergence(stddev, times) + 1e-12
+        assert stddev > 0.8 or true > sum_divergence(stddev, times) * 1e-2
+    assert sum_divergence(1e3, 100) == 0.0
+
+
+def test_accounting_gap_is_negligible_at_our_scales_and_bounds_delta() -> None:
+    assert accounting_gap(10**6, 3, 1001, 300) < 1e-6
+    assert accounting_gap(10**6, 5, 11_000_000, 300) < 1e-3
+    assert accounting_gap(1000, 3, 1001, 300) > 0.01
+    stddev, times, q, shift = 12, 3, 0.2, 21
+    noise = convolved(stddev, times, 12 * stddev)
+    support = np.arange(noise.size) - noise.size // 2
+    with_record = np.zeros(noise.size + shift)
+    with_record[shift:] = noise
+    without = np.append(noise, np.zeros(shift))
+    mixture = q * with_record + (1 - q) * without
+    sigma = stddev * math.sqrt(times) / shift
+    grid = np.linspace(-60, 60, 2_000_001)
+    base, moved = stats.norm.pdf(grid, 0, sigma), stats.norm.pdf(grid, 1, sigma)
+    gap = accounting_gap(stddev, times, 1, 1)
+    assert gap < 0.2
+    assert support.size == noise.size
+    for epsilon in (0.05, 0.2, 0.5):
+        discrete = np.maximum(mixture - math.exp(epsilon + gap) * without, 0).sum()
+        density = np.maximum(q * moved + (1 - q) * base - math.exp(epsilon) * base, 0)
+        assert discrete <= math.exp(gap) * np.trapezoid(density, grid) + 1e-12

@@ -1,0 +1,150 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from medx.aggregation.__main__ import main, read_identity
+from medx.aggregation.client import SecureClient
+from medx.aggregation.plain import PlainAggregation
+from medx.aggregation.roster import Roster, make_roster, simulated_roster
+from medx.aggregation.secure import SecureAggregation
+from medx.schema import ConfigError
+
+from .conftest import parameters
+
+CONF = Path(__file__).parents[2] / "conf" / "aggregation"
+ROSTER = ["--run-id", "s1", "--dimension", "9", "--scale", "1024", "--bound", "90", "--rounds", "3"]
+
+
+def secure(**changes) -> SecureAggregation:
+    values = yaml.safe_load((CONF / "secure.yaml").read_text())
+    del values["_target_"]
+    return SecureAggregation(**(values | changes))
+
+
+def test_hash_is_pinned_and_covers_every_field(tmp_path: Path) -> None:
+    keys = [bytes([i]) * 32 for i in range(5)]
+    roster = make_roster(parameters(), keys, None, None, "separate")
+    assert (roster.threshold, roster.minimum_survivors) == (4, 4)
+    assert roster.digest.hex() == "187304b85d4636a1b0879eab0738795f31129fbd80db7d442f3d218caad2ea0b"
+    roster.save(tmp_path / "roster.json")
+    assert Roster.load(tmp_path / "roster.json") == roster
+    assert Roster.load(tmp_path / "roster.json").digest == roster.digest
+    changes = {
+        "run_id": "other",
+        "dimension": 18,
+        "scale": 2.0,
+        "bound": 99.0,
+        "num_rounds": 2,
+        "noise_stddev": 1,
+        "noise_multiplier": 1.0,
+        "clip_norm": 1.0,
+        "sampling_probability": 0.5,
+        "threshold": 5,
+        "minimum_survivors": 5,
+        "trust_domain": "one",
+        "public_keys": tuple(reversed(roster.public_keys)),
+    }
+    assert set(changes) == set(Roster.model_fields)
+    for name, value in changes.items():
+        extra = {"minimum_survivors": 5} if name == "threshold" else {}
+        assert Roster(**(roster.model_dump() | extra | {name: value})).digest != roster.digest, name
+
+
+@pytest.mark.parametrize(
+    ("n", "threshold", "minimum", "text"),
+    [
+        (5, 3, None, "threshold = 3; accepted: 4 to 5 for 5 clients"),
+        (5, 6, None, "threshold = 6"),
+        (5, None, 3, "minimum_survivors = 3; accepted: 4 to 5"),
+        (20, None, 21, "minimum_survivors = 21; accepted: 14 to 20"),
+        (2, None, None, "2 clients; accepted: at least 3"),
+    ],
+)
+def test_thresholds_that_are_refused(n: int, threshold: int | None, minimum: int | None, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        simulated_roster(parameters(), n, threshold, minimum)
+
+
+def test_ring_bound_and_colluders() -> None:
+    with pytest.raises(ConfigError, match=r"2\^31"):
+        simulated_roster(parameters(noise_stddev=2**27), 5)
+    roster, identities = simulated_roster(parameters(), 20)
+    assert roster.trust_domain == "one"
+    assert roster.tolerated_colluders == {"curious": 13, "lying": 7}
+    assert SecureClient(roster, 19, identities[19]).number == 19
+
+
+def test_command_makes_identities_and_a_roster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("north", "south", "west"):
+        assert main(["identity", "--name", name, "--folder", str(tmp_path / "keys")]) == 0
+    private = tmp_path / "keys" / "north.pem"
+    assert private.stat().st_mode & 0o777 == 0o600
+    publics = [
+        argument
+        for name in ("north", "south", "west")
+        for argument in ("--public-key", str(tmp_path / f"keys/{name}.pub"))
+    ]
+    path = tmp_path / "roster.json"
+    assert main(["roster", "--output", str(path), *ROSTER, *publics]) == 0
+    roster = Roster.load(path)
+    assert roster.trust_domain == "separate"
+    assert SecureClient(roster, 0, read_identity(private)).number == 0
+    capsys.readouterr()
+    assert main(["show", str(path)]) == 0
+    assert roster.digest.hex() in capsys.readouterr().out
+    assert main(["identity", "--name", "north", "--folder", str(tmp_path / "keys")]) == 2
+    assert "never overwritten" in capsys.readouterr().err
+    private.chmod(0o644)
+    with pytest.raises(ConfigError, match="mode 644; accepted: 600"):
+        read_identity(private)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--clients", "5"], "--folder"),
+        (["--public-key", "none.pub"], "none.pub"),
+        (["--clients", "5", "--folder", "k", "--threshold", "3"], "threshold = 3"),
+        (["--clients", "5", "--folder", "k", "--bound", "1e9"], "2^31"),
+        (["--clients", "5", "--folder", "k", "--sampling-probability", "2"], "--sampling-probability"),
+    ],
+)
+def test_command_refuses_in_one_line(
+    arguments: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["roster", "--output", "roster.json", *ROSTER, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+    assert not Path("roster.json").exists()
+
+
+def test_yaml_keys_are_the_fields() -> None:
+    for name, cls in (("plain", PlainAggregation), ("secure", SecureAggregation)):
+        values = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+        assert values.pop("_target_") == f"{cls.__module__}.{cls.__name__}"
+        assert set(values) == {field.name for field in dataclasses.fields(cls)}
+        cls(**values)
+
+
+def test_component_refusals(tmp_path: Path) -> None:
+    secure().check_strategy("fedavg")
+    PlainAggregation().check_strategy("krum")
+    for strategy in ("fedmedian", "fedtrimmedavg", "krum"):
+        with pytest.raises(ConfigError, match=f"federation={strategy}"):
+            secure().check_strategy(strategy)
+    assert (secure().survivors_for(5), secure(minimum_survivors=5).survivors_for(5)) == (4, 5)
+    assert secure().scale_for(5, 90.0, 6.5) == 2.0**21
+    assert secure(scale=8.0).scale_for(5, 90.0, 6.5) == 8.0
+    with pytest.raises(ConfigError, match="roster = null"):
+        secure().pinned(parameters())
+    roster, _ = secure().simulated(parameters(), 5)
+    roster.save(tmp_path / "r.json")
+    assert secure(roster=tmp_path / "r.json").pinned(parameters()) == roster
+    with pytest.raises(ConfigError, match=r"clip_norm = None; accepted: 1\.0"):
+        secure(roster=tmp_path / "r.json").pinned(parameters(clip_norm=1.0))
+    with pytest.raises(ConfigError, match="No such file"):
+        secure(roster=tmp_path / "none.json").pinned(parameters())

@@ -1,0 +1,282 @@
+"""Tracking into a real embedded store, with servers that are down, crashes, resumes and shared sweeps."""
+
+import ast
+import json
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+import medx.tracking.mlflow
+from medx.tracking.__main__ import main
+from medx.tracking.content import final_metrics, flatten, round_metrics
+from medx.tracking.delivery import Delivery, deliver
+from medx.tracking.mlflow import MlflowTracker, MlflowTracking
+from medx.tracking.spool import Spool
+from medx.tracking.store import Destination, Store, connect, embedded_uri
+from tests.tracking.examples import make_record, make_result, make_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def store_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One database for all tests: creating it takes seconds."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def destination(store_dir: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Destination:
+    monkeypatch.chdir(store_dir)
+    return Destination(uri=embedded_uri(store_dir), experiment=request.node.name)
+
+
+@pytest.fixture
+def dead() -> Destination:
+    """An address where nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return Destination(uri=f"http://127.0.0.1:{port}", experiment="dead")
+
+
+def runs(destination: Destination) -> dict[str, Any]:
+    store = connect(destination)
+    found = store.client.search_runs([store.experiment_id])
+    return {run.info.run_name: run for run in found}
+
+
+def history(destination: Destination, run: Any, name: str) -> list[tuple[int, float]]:
+    return [(each.step, each.value) for each in connect(destination).client.get_metric_history(run.info.run_id, name)]
+
+
+def follow(destination: Destination, folder: Path, rounds: int = 3, **run: Any) -> dict[str, str]:
+    tracker = MlflowTracker(destination, 60)
+    tracker.start(make_run(folder, **run))
+    for number in range(1, rounds + 1):
+        tracker.log_round(make_record(number, number * 1.5))
+    return tracker.finish(make_result())
+
+
+def test_a_run_with_all_that_belongs_to_it(destination: Destination, tmp_path: Path) -> None:
+    output = tmp_path / "job"
+    (output / "checkpoint").mkdir(parents=True)
+    (output / "checkpoint" / "model.safetensors").write_bytes(b"weights")
+    (output / "extra.txt").write_text("more")
+    tracker = MlflowTracker(destination, 60)
+    tracker.start(make_run(output))
+    for number in (1, 2):
+        tracker.log_round(make_record(number, 1.5 * number))
+    info = tracker.finish(make_result(checkpoint="checkpoint/model.safetensors"), [output / "extra.txt"])
+
+    run = runs(destination)["pneumoniamnist scatternet local_dp ε=5 seed=0"]
+    assert info["run_id"] == run.info.run_id
+    assert run.info.status == "FINISHED"
+    assert run.data.params["privacy.epsilon"] == "5.0"
+    assert run.data.params["partition.sizes"] == "[1, 2]"
+    assert history(destination, run, "epsilon") == [(1, 1.5), (2, 3.0), (2, pytest.approx(4.95))]
+    assert history(destination, run, "seconds/train") == [(1, 0.5), (2, 0.5)]
+    wanted = {"final/test/auc": 0.95, "final/test/auc_low": 0.93, "final/test/auc_high": 0.96, "epsilon": 4.95}
+    assert {name: run.data.metrics[name] for name in wanted} == pytest.approx(wanted)
+    assert "final/test/mcc" not in run.data.metrics
+    tags = {"degenerate": "false", "synthetic": "false", "status": "finished", "git_revision": "0123abcd"}
+    assert tags.items() <= run.data.tags.items()
+    client = connect(destination).client
+    folders = [None, "figures", "checkpoint"]
+    kept = {each.path for folder in folders for each in client.list_artifacts(run.info.run_id, folder)}
+    assert kept >= {"result.json", "statement.txt", "config.yaml", "environment.txt", "how_to_load.md", "extra.txt"}
+    assert kept >= {"figures/confusion_matrix.png", "figures/roc.png", "figures/calibration.png"}
+    assert "checkpoint/model.safetensors" in kept
+
+
+def test_calls_cost_next_to_nothing_and_a_dead_server_stops_no_run(
+    dead: Destination, destination: Destination, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = MlflowTracker(dead, 30)
+    begun = time.perf_counter()
+    tracker.start(make_run(tmp_path / "job"))
+    for number in range(1, 201):
+        tracker.log_round(make_record(number, 1.0))
+    assert time.perf_counter() - begun < 0.5
+    with caplog.at_level(logging.WARNING):
+        info = tracker.finish(make_result())
+    assert time.perf_counter() - begun < 15
+    assert "run_id" not in info
+    assert "python -m medx.tracking deliver" in caplog.text
+    assert all("\n" not in record.getMessage() for record in caplog.records)
+    assert str(tmp_path / "job") in Path("mlartifacts/undelivered.txt").read_text()
+
+    arguments = ["deliver", str(tmp_path), "--uri", destination.uri, "--experiment", destination.experiment]
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    (run,) = runs(destination).values()
+    assert history(destination, run, "test/auc") == [(number, 0.9) for number in range(1, 201)]
+    assert run.info.status == "FINISHED"
+    # Where it was meant to go has still nothing.
+    assert main(["deliver", str(tmp_path)]) == 1
+    Path("mlartifacts/undelivered.txt").unlink()
+
+
+def test_a_server_that_goes_down_in_the_middle(
+    destination: Destination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(medx.tracking.mlflow, "PAUSE", 0.05)
+    down = threading.Event()
+    send = Delivery._send
+
+    def flaky(self: Delivery, store: Store, metrics: Any) -> None:
+        send(self, store, metrics)
+        if down.is_set():  # it arrived, but the answer was lost
+            raise ConnectionError("planted")
+
+    monkeypatch.setattr(Delivery, "_send", flaky)
+    tracker = MlflowTracker(destination, 60)
+    tracker.start(make_run(tmp_path / "job"))
+    tracker.log_round(make_record(1, 1.0))
+    down.set()
+    for number in (2, 3):
+        tracker.log_round(make_record(number, 1.0))
+        time.sleep(0.3)
+    tracker.finish(make_result())
+    assert Path("mlartifacts/undelivered.txt").exists()
+    down.clear()
+    # The next run that reaches the store brings it along.
+    follow(destination, tmp_path / "next", seed=1)
+    assert not Path("mlartifacts/undelivered.txt").exists()
+    first = runs(destination)["pneumoniamnist scatternet local_dp ε=5 seed=0"]
+    assert history(destination, first, "test/auc") == [(1, 0.9), (2, 0.9), (3, 0.9)]
+    assert first.info.status == "FINISHED"
+
+
+def test_resume_continues_the_same_run(destination: Destination, tmp_path: Path) -> None:
+    output = tmp_path / "job"
+    tracker = MlflowTracker(destination, 60)
+    tracker.start(make_run(output))
+    tracker.log_round(make_record(1, 1.0))
+    tracker.log_round(make_record(2, 2.0))
+    killed = tracker.abort("killed", "Ctrl-C")
+    assert [run.info.status for run in runs(destination).values()] == ["KILLED"]
+    # The crash cut off a line, and the round is done again.
+    with open(output / "tracking" / "spool.jsonl", "a") as file:
+        file.write('{"kind":"rou')
+    again = MlflowTracker(destination, 60)
+    changed = make_run(output)
+    changed.config["resume"] = str(output)
+    again.start(changed)
+    again.log_round(make_record(2, 2.0))
+    again.log_round(make_record(3, 3.0))
+    assert again.finish(make_result())["run_id"] == killed["run_id"]
+    (run,) = runs(destination).values()
+    assert history(destination, run, "test/auc") == [(1, 0.9), (2, 0.9), (3, 0.9)]
+    assert (run.info.status, run.data.params["resume"]) == ("FINISHED", str(output))
+
+
+def test_a_store_that_was_deleted_gets_everything_anew(
+    destination: Destination, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    info = follow(destination, tmp_path / "job")
+    connect(destination).client.delete_run(info["run_id"])
+    Spool(tmp_path / "job").append("round", make_record(4, 1.0).model_dump(mode="json"))
+    assert deliver(tmp_path) == [(tmp_path / "job", None)]
+    (run,) = runs(destination).values()
+    assert run.info.run_id != info["run_id"]
+    assert [step for step, _ in history(destination, run, "test/auc")] == [1, 2, 3, 4]
+
+
+JOB = """
+import os, sys
+from pathlib import Path
+from tests.tracking.test_tracking import Destination, follow
+
+uri, sweep, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+os.chdir(sweep.parent)
+follow(Destination(uri=uri, experiment="sweep"), sweep / str(number), seed=number, sweep=sweep)
+"""
+
+
+def test_two_processes_share_one_parent(tmp_path: Path) -> None:
+    uri = embedded_uri(tmp_path)  # not created yet: both processes race for it
+    command = [sys.executable, "-c", JOB, uri, str(tmp_path / "sweep")]
+    jobs = [subprocess.Popen([*command, str(number)], cwd=ROOT) for number in (0, 1)]
+    assert [job.wait() for job in jobs] == [0, 0]
+    found = list(runs(Destination(uri=uri, experiment="sweep")).values())
+    parents = [run for run in found if run.data.tags.get("sweep") == "parent"]
+    assert len(parents) == 1
+    assert len(found) == 3
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    assert len(children) == 2
+    assert {run.info.status for run in found} == {"FINISHED"}
+
+
+def test_a_failed_job_marks_the_sweep(destination: Destination, tmp_path: Path) -> None:
+    follow(destination, tmp_path / "0", seed=0, sweep=tmp_path)
+    failed = MlflowTracker(destination, 60)
+    failed.start(make_run(tmp_path / "1", seed=1, sweep=tmp_path))
+    failed.abort("failed", "CUDA out of memory")
+    follow(destination, tmp_path / "2", seed=2, sweep=tmp_path)
+    statuses = {run.data.tags.get("sweep", name[-1]): run.info.status for name, run in runs(destination).items()}
+    assert statuses == {"parent": "FAILED", "0": "FINISHED", "1": "FAILED", "2": "FINISHED"}
+
+
+def test_metrics_leave_out_what_is_undefined() -> None:
+    metrics = round_metrics(make_record(1, None, None))
+    assert not {"epsilon", "test/auc", "validation/mcc"} & set(metrics)
+    assert metrics["bytes_up"] == 1000
+    assert "epsilon" not in final_metrics(make_result(None))
+    assert dict(flatten({"a": {"b": None, "c": {}}, "d[0]": "x" * 9000})) == {
+        "a.b": "null",
+        "a.c": "{}",
+        "d_0_": "x" * 6000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"), [("ftp://x", "accepted are"), ("http://me:secret@host", "MLFLOW_TRACKING_PASSWORD")]
+)
+def test_a_wrong_uri_is_refused(uri: str, says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        MlflowTracking(uri=uri, experiment="x", request_timeout=1, final_wait=1)
+
+
+@pytest.mark.parametrize("option", ["mlflow", "none"])
+def test_an_option_has_the_fields_of_its_class(option: str) -> None:
+    from hydra.utils import get_class, instantiate
+
+    config = OmegaConf.load(ROOT / "conf" / "tracking" / f"{option}.yaml")
+    keys = set(config) - {"_target_"}
+    assert keys == set(get_class(config._target_).__dataclass_fields__)  # type: ignore[attr-defined]
+    assert instantiate(config).tracker().info().keys() <= {"uri", "experiment"}
+
+
+def test_a_tracker_is_made_without_importing_mlflow() -> None:
+    code = (
+        "import sys; from medx.tracking.mlflow import MlflowTracking;"
+        "MlflowTracking(uri=None, experiment='x', request_timeout=1, final_wait=1).tracker();"
+        "print([m for m in ('mlflow', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_nothing_else_imports_mlflow() -> None:
+    for path in (ROOT / "medx").rglob("*.py"):
+        if path.parent.name == "tracking":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "mlflow" for name in names), path
+
+
+def test_progress_is_readable_json(destination: Destination, tmp_path: Path) -> None:
+    info = follow(destination, tmp_path / "job")
+    content = json.loads((tmp_path / "job" / "tracking" / "delivered.json").read_text())
+    assert content[destination.key] == {"run_id": info["run_id"], "entries": 5, "last_round": 3}
