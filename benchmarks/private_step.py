@@ -40,7 +40,7 @@ def build(model: str) -> nn.Module:
     """A network of this name, with weights that let gradients through every layer."""
     if model == "linear":
         return nn.Linear(1001, 1, bias=False)
-    kinds = {
+    kinds: dict[str, Cnn | ResNet18] = {
         "cnn": Cnn(widths=(16, 32, 64, 64), num_groups=4, activation="tanh"),
         "resnet18": ResNet18(num_groups=32, weights=None),
     }
@@ -64,7 +64,16 @@ def build_step(case: str, mode: str, device: torch.device) -> Step:
     step = SampledGaussian(sampling_probability=0.25, noise_multiplier=1.0, clip_norm=1.0)
     noise = torch_generator(0, device)
     record_loss = RecordLoss(network, BinaryObjective().loss)
-    private = ClassificationModule(record_loss, optimizer, step, float(batch), noise, names, micro_batch, 0.0)
+    private = ClassificationModule(
+        record_loss,
+        optimizer,
+        step=step,
+        expected_batch_size=batch,
+        noise_generator=noise,
+        gradient_mode=names,
+        micro_batch_size=micro_batch,
+        proximal_mu=0.0,
+    )
     return lambda: private.take_step(inputs, labels)
 
 

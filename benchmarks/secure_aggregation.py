@@ -2,10 +2,11 @@
 
     python benchmarks/secure_aggregation.py [--quick]
 
-Client: all that it does in the five stages on a vector already on the grid (keys, shares, masks, signatures; signatures
-are verified afresh, as in a process of its own); masking: the part of it that grows with the vector. Floor: n ChaCha20 keystreams over the same bytes, the faster of one
-call and of blocks that stay in cache. Flower: quantize, one NumPy mask a peer and its own, shares of two keys, as
-flwr's secaggplus_mod does. Server: all of it, nobody dropped. The best of several runs, one thread.
+Client: all that it does in the five stages on a vector already on the grid (keys, shares, masks, signatures, verified
+afresh as in a process of its own). Masking: the part of it that grows with the vector, its bytes included. Floor: n
+ChaCha20 keystreams over the same bytes, the faster of one call and of blocks that stay in cache. Flower: quantize, one
+NumPy mask a peer and its own, shares of two keys, as flwr's secaggplus_mod does (its key agreement left out). Server:
+all of it, nobody dropped. The best of several runs, one thread.
 """
 
 import argparse

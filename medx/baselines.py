@@ -5,8 +5,9 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from medx.federation.client import client_app, forget
+from medx.federation.client import client_app
 from medx.federation.job import Job, Setup, make_job, prepare
+from medx.federation.local_client import forget
 from medx.federation.server import Server
 from medx.measurement import Measurement, mean_intervals, measure
 from medx.results import Interval

@@ -19,11 +19,13 @@ from medx.baselines import run_baselines
 from medx.dataset import Dataset
 from medx.federation.base import Federation
 from medx.federation.checkpoint import ServerState, load_checkpoint
-from medx.federation.client import client_app, forget
+from medx.federation.client import client_app
 from medx.federation.job import Job, Prepared, Setup, build_module, data_key, make_job, prepare
 from medx.federation.ledgers import finish_ledgers, recorded_steps
+from medx.federation.local_client import forget
 from medx.federation.rounds import RoundAborted
 from medx.federation.server import Server
+from medx.federation.sums import with_sums
 from medx.measurement import count_parameters, describe, measure, measure_clients
 from medx.model.base import Model
 from medx.model.export import describe as describe_model
@@ -99,6 +101,10 @@ class Observer(Protocol):
         """With the result, whatever its status."""
         ...
 
+    def on_error(self, error: BaseException) -> None:
+        """Instead of ``on_end``, where a run that was announced ends without a result."""
+        ...
+
 
 def run_experiment(
     experiment: Experiment,
@@ -116,7 +122,8 @@ def run_experiment(
     began = time.perf_counter()
     setup = make_setup(experiment, config)
     prepared = prepare(setup)
-    job = make_job(setup, prepared, config_hash, folder, resume)
+    check_combination(setup, config)
+    job = with_sums(make_job(setup, prepared, config_hash, folder, resume), prepared)
     preflight(job, prepared)
     loaded = time.perf_counter()
     for observer in observers:
@@ -126,9 +133,14 @@ def run_experiment(
         for observer in observers:
             observer.on_round(record)
 
-    outcome = run_rounds(experiment, job, prepared, config, on_round, resume)
-    trained = time.perf_counter()
-    result = finish(experiment, job, prepared, outcome, config, config_hash)
+    try:
+        outcome = run_rounds(experiment, job, prepared, config, on_round, resume)
+        trained = time.perf_counter()
+        result = finish(experiment, job, prepared, outcome, config, config_hash)
+    except BaseException as error:
+        for observer in observers:
+            observer.on_error(error)
+        raise
     result.timing = {
         "prepare": loaded - began,
         "rounds": trained - loaded,
@@ -173,6 +185,16 @@ def make_setup(experiment: Experiment, config: dict[str, Any]) -> Setup:
         cache=Path(experiment.cache).expanduser(),
         data_key=data_key(experiment.seed, num_clients=clients, **groups),
     )
+
+
+def check_combination(setup: Setup, config: dict[str, Any]) -> None:
+    """Refuse groups that do not go together."""
+    setup.trainer.check(prepare(setup).spec.num_classes)
+    setup.aggregation.check_strategy(config_name(config, "federation"))
+    if setup.aggregation.secure and setup.federation.clients_per_round < setup.num_clients:
+        raise ConfigError(
+            f"federation.fraction_clients={setup.federation.fraction_clients}: aggregation=secure takes 1"
+        )
 
 
 def preflight(job: Job, prepared: Prepared) -> None:

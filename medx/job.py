@@ -86,3 +86,7 @@ class Tracked:
         """Pass it on with the checkpoint, and note in the result where the run is recorded."""
         files = [Path(result.checkpoint)] if result.checkpoint else []
         result.tracking = self._tracker.finish(result, files)
+
+    def on_error(self, error: BaseException) -> None:
+        """The record is closed as failed."""
+        self._tracker.abort("failed", str(error).splitlines()[0] if str(error) else type(error).__name__)

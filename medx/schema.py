@@ -1,6 +1,5 @@
 """The one decorator behind every configurable component, and the errors a user can act on."""
 
-from collections.abc import Callable
 from typing import TypeVar, dataclass_transform
 
 import pydantic
@@ -41,5 +40,5 @@ def component(cls: type[T]) -> type[T]:
     ``Annotated[float, Gt(0)]``. Infinite and NaN floats are refused. Defaults live in the yaml alone.
     """
     config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
-    decorate: Callable[..., type[T]] = pydantic_dataclass(config=config, frozen=True, kw_only=True)
-    return decorate(cls)
+    decorated: type[T] = pydantic_dataclass(cls, config=config, frozen=True, kw_only=True)  # type: ignore[assignment]
+    return decorated

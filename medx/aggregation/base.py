@@ -11,3 +11,7 @@ class Aggregation(Protocol):
     def check_strategy(self, strategy: str) -> None:
         """Raise ConfigError where this federation option needs what the aggregation hides."""
         ...
+
+    def survivors_for(self, num_clients: int) -> int | None:
+        """The fewest clients that a sum may be made of; None where the protocol does not care."""
+        ...

@@ -13,3 +13,6 @@ class PlainAggregation:
 
     def check_strategy(self, strategy: str) -> None:
         """Every strategy works on updates in the clear."""
+
+    def survivors_for(self, num_clients: int) -> None:
+        """No protocol demands a minimum; ``federation.min_clients`` does."""

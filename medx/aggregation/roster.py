@@ -18,8 +18,8 @@ TrustDomain = Literal["one", "separate"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def smallest_threshold(num_clients: int) -> int:
-    """``floor(2 n / 3) + 1``."""
+def default_threshold(num_clients: int) -> int:
+    """``floor(2 n / 3) + 1``, the default: it tolerates some colluders beside a server that lies; a majority none."""
     return 2 * num_clients // 3 + 1
 
 
@@ -57,7 +57,7 @@ class Roster(Parameters):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        n, smallest = self.num_clients, smallest_threshold(self.num_clients)
+        n, smallest = self.num_clients, self.num_clients // 2 + 1  # below a majority, two sets could both be confirmed
         if n < 3:
             raise ValueError(f"public_keys: {n} clients; accepted: at least 3")
         if len(set(self.public_keys)) != n:
@@ -131,7 +131,7 @@ def make_roster(
     trust_domain: TrustDomain,
 ) -> Roster:
     """A checked roster; None means the smallest threshold, and as few survivors as it allows. ConfigError else."""
-    threshold = smallest_threshold(len(public_keys)) if threshold is None else threshold
+    threshold = default_threshold(len(public_keys)) if threshold is None else threshold
     try:
         roster = Roster(
             **parameters.model_dump(),

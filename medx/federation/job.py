@@ -50,13 +50,17 @@ class Setup:
 
 @dataclass(frozen=True)
 class Job:
-    """A set-up with its plan and a place to write: all that a client or the server needs to start."""
+    """A set-up with its plan and a place to write: all that a client or the server needs to start.
+
+    ``sums`` is the SumPlan of ``federation.sums``, None where updates go in the clear.
+    """
 
     setup: Setup
     plan: PrivacyPlan
     run_id: str
     folder: Path
     resumed: bool
+    sums: object | None = None
 
 
 @dataclass(frozen=True)
@@ -135,5 +139,12 @@ def make_job(setup: Setup, prepared: Prepared, run_id: str, folder: Path, resume
         sampling_probability=tuple(setup.trainer.sampling_probability_for(size) for size in sizes),
         steps_per_round=setup.trainer.local_steps,
         num_rounds=setup.federation.num_rounds,
+        minimum_survivors=minimum_survivors(setup),
+        secure_aggregation=setup.aggregation.secure,
     )
     return Job(setup, setup.privacy.plan(exposure), run_id, folder, resumed)
+
+
+def minimum_survivors(setup: Setup) -> int:
+    """The fewest clients that a sum of this run can be made of."""
+    return setup.aggregation.survivors_for(setup.num_clients) or min(setup.federation.min_clients, setup.num_clients)

@@ -1,5 +1,6 @@
 """The hospitals' ledgers of one run: where they lie, how a run reserves, and what was executed in the end."""
 
+import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,8 +15,14 @@ def ledger_path(job: Job, client: int) -> Path:
 
 
 def ledger_run(job: Job) -> str:
-    """The run as ledgers know it: the same name only where the same seed repeats every step bit by bit."""
-    return f"{job.run_id}-{job.setup.seed}-torch{version('torch')}"
+    """The run as ledgers know it: the same name only where the same seed repeats every step bit by bit.
+
+    With noise of the system nothing is repeated, so there the output folder, which a resume shares, is in the name.
+    """
+    name = f"{job.run_id}-{job.setup.seed}-torch{version('torch')}"
+    if job.plan.noise_source == "seed":
+        return name
+    return f"{name}-{hashlib.sha256(str(job.folder.absolute()).encode()).hexdigest()[:16]}"
 
 
 def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:

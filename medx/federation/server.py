@@ -15,6 +15,7 @@ from medx.federation.evaluation import round_metrics
 from medx.federation.job import Job, Prepared, build_module
 from medx.federation.payload import MOMENTUM, State, parameters_of
 from medx.federation.rounds import PlainRounds, RoundAborted, Rounds, raise_ledger_error
+from medx.federation.sum_rounds import SumRounds
 from medx.privacy.spending import epsilon_after
 from medx.randomness import derive_seed, numpy_generator
 from medx.results import RoundRecord
@@ -39,7 +40,7 @@ class Server:
         self.on_round = on_round
         self.timeout = timeout
         self.module: nn.Module = build_module(job.setup, prepared).to(job.setup.device)
-        self.engine: Rounds = PlainRounds(job, timeout)
+        self.engine: Rounds = PlainRounds(job, timeout) if job.sums is None else SumRounds(job, self.module, timeout)
 
     def initial_state(self) -> ServerState:
         """Round 0: the seeded initial parameters, momentum at zero."""

@@ -100,7 +100,8 @@ def _component(description: dict[str, Any]) -> Model:
     target = description.pop("_target_")
     module, _, name = target.rpartition(".")
     kind: Any = getattr(import_module(module), name, None) if target.startswith(PACKAGE) else None
-    if not (is_dataclass(kind) and kind.__module__ == module and hasattr(kind, "empty_features")):
+    own = is_dataclass(kind) and getattr(kind, "__module__", None) == module
+    if not (own and hasattr(kind, "empty_features")):
         raise CheckpointError(f"model {target!r}: must be a model of {PACKAGE}*")
     model: Model = kind(**description)
     return model

@@ -65,12 +65,11 @@ def _fit(settings: ScatterSettings, num_phantoms: int, whitening_exponent: float
 def principal_components(rows: torch.Tensor, num_components: int, whitening_exponent: float) -> Tensors:
     """``centre``, ``basis`` (float16) and ``scales`` from ``rows [n, d]``, strongest component last.
 
-    Exact, in double precision, from the smaller of the covariance and the Gram matrix; the entry of a
+    Exact, in single precision, from the smaller of the covariance and the Gram matrix; the entry of a
     component that is largest in size is positive. Scales are ``(eigenvalue + floor) ** -whitening_exponent``.
     """
-    rows = rows.double()
-    centre = rows.mean(0)
-    rows = rows - centre
+    centre = rows.mean(0, dtype=torch.float64)
+    rows = rows - centre.float()
     count, size = rows.shape
     wide = size > count
     products = (rows @ rows.T if wide else rows.T @ rows).numpy()

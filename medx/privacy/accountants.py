@@ -104,12 +104,14 @@ def prv(releases: tuple[Release, ...], delta: float) -> float:
 
 
 def loss_interval(releases: Sequence[Release]) -> float:
-    """Grid of a privacy loss distribution that adds about .1 % to its standard deviation, within 1e-6 to 1e-3.
+    """Grid of a privacy loss distribution that adds about .1 % to its standard deviation, from 1e-6 to 1e-3.
 
-    The connect-the-dots grid of width h adds a variance of about h^2 / 6 to every composed step.
+    The connect-the-dots grid of width h adds a variance of about h^2 / 6 to every composed step. Little noise,
+    whose losses are of the order of 1 / sigma^2, gets a wider grid: the bound stays an upper one.
     """
     variance = sum(r.steps * r.sampling_probability**2 * math.expm1(min(r.noise_multiplier**-2, 99)) for r in releases)
-    return float(np.clip(0.1 * math.sqrt(variance / sum(r.steps for r in releases)), 1e-6, 1e-3))
+    largest = 1e-3 * max(1.0, 0.1 / max(r.noise_multiplier for r in releases) ** 2)
+    return float(np.clip(0.1 * math.sqrt(variance / sum(r.steps for r in releases)), 1e-6, largest))
 
 
 def single_loss(release: Release, interval: float) -> "PrivacyLossDistribution":

@@ -85,7 +85,13 @@ def calibrate_noise_multiplier(target_epsilon: float, delta: float, sampling_pro
         raise PrivacyError(f"sampling_probability={sampling_probability}: must be in (0, 1]")
     if steps < 1:
         raise PrivacyError(f"steps={steps}: must be 1 or more")
-    return _calibrate(float(target_epsilon), check_delta(delta), float(sampling_probability), int(steps))
+    check_delta(delta)
+    if sampling_probability < 1 and -math.expm1(steps * math.log1p(-sampling_probability)) <= delta:
+        raise PrivacyError(
+            f"delta={delta:g}: a record is used at all with a smaller probability ({steps} steps at "
+            f"sampling_probability={sampling_probability:g}), so it would allow no noise; ask for a smaller delta"
+        )
+    return _calibrate(float(target_epsilon), float(delta), float(sampling_probability), int(steps))
 
 
 def epsilon_curve(step: SampledGaussian, steps_per_round: int, num_rounds: int, delta: float) -> list[float]:

@@ -50,12 +50,37 @@ class ClientPlan:
 
 @dataclass(frozen=True)
 class Exposure:
-    """What a mechanism must cover: the clients' declared sizes and how often each record may be touched."""
+    """What a mechanism must cover: the clients' declared sizes and how often each record may be touched.
+
+    ``minimum_survivors`` clients at least are in every sum; ``secure_aggregation`` tells whether single updates are
+    hidden from the server.
+    """
 
     num_records: tuple[int, ...]
     sampling_probability: tuple[float, ...]
     steps_per_round: int
     num_rounds: int
+    minimum_survivors: int = 1
+    secure_aggregation: bool = False
+
+
+@dataclass(frozen=True)
+class SharedNoise:
+    """Noise of a sum, made of the clients' shares (Kairouz, Liu and Steinke 2021).
+
+    Each share has the standard deviation ``noise_multiplier * sensitivity / sqrt(contributors)``, where
+    ``contributors`` = ``minimum_survivors`` - ``assumed_colluders``: any that many honest shares add up to the
+    planned noise. With ``trusted_aggregator`` the server sees the shares' owners one by one and is trusted.
+    """
+
+    minimum_survivors: int
+    assumed_colluders: int
+    trusted_aggregator: bool
+
+    @property
+    def contributors(self) -> int:
+        """How many honest shares make the planned noise."""
+        return self.minimum_survivors - self.assumed_colluders
 
 
 @dataclass(frozen=True)
@@ -69,6 +94,7 @@ class PrivacyPlan:
     target_epsilon: float | None
     noise_source: NoiseSource
     clients: tuple[ClientPlan, ...]
+    shared_noise: SharedNoise | None = None
 
     @property
     def private(self) -> bool:

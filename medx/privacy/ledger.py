@@ -167,9 +167,10 @@ class PrivacyLedger:
         others = self.spent(reservation.data, without=reservation.run_id)
         epsilon = epsilon_pld([*others, (reservation.step, reservation.steps)], delta)
         if epsilon > budget:
+            before = epsilon_pld(others, delta)
             raise LedgerError(
-                f"{self.path}: budget={budget:g} at delta={delta:g} would be exceeded: {epsilon_pld(others, delta):.4g} "
-                f"is spent or reserved by {len(others)} run(s) on this data, and with this run it would be {epsilon:.4g}"
+                f"{self.path}: budget={budget:g} at delta={delta:g} would be exceeded: {before:.4g} is spent or "
+                f"reserved by {len(others)} run(s) on this data, and with this run it would be {epsilon:.4g}"
             )
 
     def _run(self, run_id: str) -> tuple[Reservation, bool]:

@@ -134,5 +134,5 @@ def _row(plan: PrivacyPlan, clients: Sequence[ClientPlan]) -> dict[str, Any]:
 
 
 def _range(values: Sequence[float]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:.5g}" if low == high else f"{low:.5g} to {high:.5g}"
+    low, high = f"{min(values):.5g}", f"{max(values):.5g}"
+    return low if low == high else f"{low} to {high}"

@@ -12,7 +12,7 @@ from medx.results import ExperimentResult, Record, RoundRecord, Status
 class TrackedRun(Record):
     """A run as tracking sees it. ``privacy`` is the mechanism's name; ``sweep_dir`` is None outside a sweep.
 
-    ``config`` is the composed configuration as plain containers; ``environment`` has ``git_revision`` where known.
+    ``config`` is the composed configuration as plain containers; ``environment`` has the revision as ``git``.
     """
 
     output_dir: Path

@@ -61,7 +61,7 @@ def start_tags(run: TrackedRun) -> dict[str, str]:
         "mlflow.note.content": run.description,
         "mlflow.source.name": "medx.run",
     }
-    revision = run.environment.get("git_revision")
+    revision = run.environment.get("git")
     return tags | ({"git_revision": revision, "mlflow.source.git.commit": revision} if revision else {})
 
 

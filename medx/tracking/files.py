@@ -10,24 +10,23 @@ from medx.tracking.figures import draw_figures
 
 HOW_TO_LOAD = """# Load the final model
 
-The checkpoint is in safetensors: plain tensors by parameter name, no code. With MedX {version} installed and
-`result.json` and `checkpoint/` of this run downloaded:
+`{checkpoint}` is in safetensors: tensors and plain JSON, no code. Where MedX is installed:
 
 ```python
-from hydra.utils import instantiate
-from safetensors.torch import load_file
-from medx.results import ExperimentResult
+from pathlib import Path
+import torch
+from medx.model.export import load_model
 
-result = ExperimentResult.load(Path("result.json"))
-data = instantiate(result.config["dataset"]).load()
-model = instantiate(result.config["model"])
-module = model.build(data.spec, seed=result.seed)
-module.load_state_dict(load_file("checkpoint/{checkpoint}"))
+model = load_model(Path("{checkpoint}"))  # a torch.nn.Module on the CPU
+mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (model.mean, model.std))
+inputs = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std  # images: uint8 [n, size, size, channels]
+probabilities = model.probabilities(model(inputs))  # [n, classes]
 ```
 
-Inputs are `data.to_tensor(images)`, passed through `model.features(data.spec)` where that is not None;
-`model.objective(data.spec).probabilities(module(inputs))` gives class probabilities.
+Classes, in order: {classes}.{threshold}
 {note}"""
+
+THRESHOLD = " The threshold chosen on validation: the second class from a probability of {:.6g} upwards."
 
 
 def run_files(result: ExperimentResult, output_dir: Path, given: list[Path]) -> list[tuple[Path, str | None]]:
@@ -36,6 +35,8 @@ def run_files(result: ExperimentResult, output_dir: Path, given: list[Path]) -> 
     ``given`` come first; of ``statement.txt``, ``config.yaml``, ``environment.txt``, ``how_to_load.md`` and
     ``result.json``, those not given are written here from the result, as are the figures.
     """
+    checkpoint = _checkpoint(result, output_dir)
+    given = [path for path in given if path.absolute() not in [each.absolute() for each in checkpoint]]
     names = {path.name for path in given}
     made = output_dir / "tracking" / "files"
     made.mkdir(parents=True, exist_ok=True)
@@ -45,7 +46,6 @@ def run_files(result: ExperimentResult, output_dir: Path, given: list[Path]) -> 
     files: list[tuple[Path, str | None]] = [(path, None) for path in given]
     files += [(made / name, None) for name in texts if name not in names]
     files += [(path, "figures") for path in draw_figures(result, output_dir / "figures")]
-    checkpoint = _checkpoint(result, output_dir)
     return files + [(path, "checkpoint") for path in checkpoint]
 
 
@@ -60,9 +60,13 @@ def _texts(result: ExperimentResult) -> dict[str, str]:
     }
     if result.checkpoint is not None:
         note = "\nThe images were synthetic: the model knows nothing of patients.\n" if result.dataset.synthetic else ""
-        version = result.environment.get("medx", "of the same version")
-        name = Path(result.checkpoint).name
-        texts["how_to_load.md"] = HOW_TO_LOAD.format(version=version, checkpoint=name, note=note)
+        threshold = "" if result.threshold is None else THRESHOLD.format(result.threshold)
+        texts["how_to_load.md"] = HOW_TO_LOAD.format(
+            checkpoint=Path(result.checkpoint).name,
+            classes=", ".join(result.dataset.class_names),
+            threshold=threshold,
+            note=note,
+        )
     return texts
 
 

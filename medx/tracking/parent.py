@@ -22,7 +22,7 @@ def ensure_parent(store: Store, destination: str, sweep_dir: Path, run: TrackedR
             return parent
         created = store.client.create_run(
             store.experiment_id,
-            run_name=" ".join([run.study, "sweep", *sweep_dir.absolute().parts[-2:]]),
+            run_name=" ".join([run.study, "sweep", *sweep_dir.absolute().parts[-2:]]).strip(),
             tags={"study": run.study, "sweep": "parent", "output_dir": str(sweep_dir), "status": "running"},
         )
         write_json(path, known | {destination: created.info.run_id})

@@ -100,6 +100,7 @@ class Trainer:
         objective: Objective,
         inputs: torch.Tensor,
         labels: torch.Tensor,
+        *,
         plan: ClientPlan,
         state: State,
         sample_generator: torch.Generator,
@@ -121,12 +122,12 @@ class Trainer:
         local = ClassificationModule(
             record_loss,
             lambda parameters: self._optimizer(parameters, module, state, step.noise_multiplier if step else None),
-            step,
-            plan.expected_batch_size,
-            noise_generator,
-            self.gradient_mode,
-            self.micro_batch_size,
-            proximal_mu,
+            step=step,
+            expected_batch_size=plan.expected_batch_size,
+            noise_generator=noise_generator,
+            gradient_mode=self.gradient_mode,
+            micro_batch_size=self.micro_batch_size,
+            proximal_mu=proximal_mu,
         )
         inputs, labels = inputs.to(device), labels.to(device)
         done = 0
@@ -145,6 +146,7 @@ class Trainer:
         objective: Objective,
         inputs: torch.Tensor,
         labels: torch.Tensor,
+        *,
         plan: ClientPlan,
         state: State,
         sample_generator: torch.Generator,

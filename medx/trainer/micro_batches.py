@@ -31,7 +31,7 @@ class MicroBatches:
                 logger.warning("out of memory: micro_batch_size is now %d", self.size)
                 continue
             for total, term in zip(sums, part, strict=True):
-                total += term
+                total.add_(term)
             start = stop
         return sums
 

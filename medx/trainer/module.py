@@ -26,6 +26,7 @@ class ClassificationModule(LightningModule):
         self,
         record_loss: RecordLoss,
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        *,
         step: SampledGaussian | None,
         expected_batch_size: float,
         noise_generator: torch.Generator,

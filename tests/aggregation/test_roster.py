@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medx.aggregation.__main__ import main, read_identity
+from medx.aggregation.__main__ import main
+from medx.aggregation.identity import read_identity
 from medx.aggregation.client import SecureClient
 from medx.aggregation.plain import PlainAggregation
 from medx.aggregation.roster import Roster, make_roster, simulated_roster

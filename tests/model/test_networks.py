@@ -23,16 +23,22 @@ def option(name: str, **overrides: Any) -> Model:
 
 @pytest.mark.parametrize("name", ["cnn", "resnet18"])
 @pytest.mark.parametrize(
-    ("channels", "size", "classes", "task", "outputs"),
-    [(1, 28, 2, "binary", 1), (3, 64, 9, "multiclass", 9), (1, 224, 5, "ordinal", 4), (3, 28, 5, "ordinal", 4)],
+    ("spec", "outputs"),
+    [
+        (InputSpec(1, 28, 2, "binary"), 1),
+        (InputSpec(3, 64, 9, "multiclass"), 9),
+        (InputSpec(1, 224, 5, "ordinal"), 4),
+        (InputSpec(3, 28, 5, "ordinal"), 4),
+    ],
 )
-def test_shapes_and_no_coupling(name: str, channels: int, size: int, classes: int, task: Any, outputs: int) -> None:
-    spec = InputSpec(channels, size, classes, task)
+def test_shapes_and_no_coupling(name: str, spec: InputSpec, outputs: int) -> None:
     model = option(name)
     network = model.build(spec, seed=1)
     for parameter in network.parameters():
         nn.init.normal_(parameter, 0, 0.05, generator=torch.Generator().manual_seed(0))
-    images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(
+        2, spec.num_channels, spec.image_size, spec.image_size, generator=torch.Generator().manual_seed(0)
+    )
     together = network(images)
     assert model.features(spec) is None
     assert together.shape == (2, outputs) == (2, model.objective(spec).num_outputs)

@@ -51,18 +51,18 @@ class Doubling(FixedFeatures):
 
 
 @pytest.mark.parametrize(
-    ("channels", "size", "classes", "task", "length", "outputs"),
+    ("spec", "length", "outputs"),
     [
-        (1, 28, 2, "binary", 81 * 49 + 1, 1),
-        (3, 64, 9, "multiclass", 3 * 217 * 64 + 48 + 1, 9),
-        (1, 224, 5, "ordinal", 681 * 49 + 1, 4),
+        (InputSpec(1, 28, 2, "binary"), 81 * 49 + 1, 1),
+        (InputSpec(3, 64, 9, "multiclass"), 3 * 217 * 64 + 48 + 1, 9),
+        (InputSpec(1, 224, 5, "ordinal"), 681 * 49 + 1, 4),
     ],
 )
-def test_shapes_without_a_basis(channels: int, size: int, classes: int, task: Any, length: int, outputs: int) -> None:
-    spec, model = InputSpec(channels, size, classes, task), scatternet(basis="none", num_views=1)
+def test_shapes_without_a_basis(spec: InputSpec, length: int, outputs: int) -> None:
+    model = scatternet(basis="none", num_views=1)
     features = model.features(spec)
     assert features is not None
-    found = features(images(2, channels, size))
+    found = features(images(2, spec.num_channels, spec.image_size))
     assert found.shape == (2, length)
     assert torch.allclose(found.norm(dim=1), torch.full((2,), (1 + 0.1**2) ** 0.5))
     assert torch.equal(found[:, -1], torch.full((2,), 0.1))
@@ -75,7 +75,9 @@ def test_phantom_basis_is_kept_and_found_again(channels: int) -> None:
     spec, model = InputSpec(channels, 28, 2, "binary"), scatternet(**SMALL)
     first, again = model.features(spec), model.features(spec)
     other = scatternet(**SMALL | {"phantom_seed": 1}).features(spec)
-    assert first is not None and again is not None and other is not None
+    assert first is not None
+    assert again is not None
+    assert other is not None
     assert first.fingerprint == again.fingerprint != other.fingerprint
     x = images(3, channels, 28)
     assert first(x).shape == (3, model.settings(spec).num_features)
@@ -106,7 +108,8 @@ def test_features_ignore_brightness_and_contrast_and_other_images() -> None:
 def test_views_are_small_but_not_nothing() -> None:
     smooth = nn.functional.avg_pool2d(images(2, 1, 34), 7, 1)
     one, five = (scatternet(basis="none", num_views=n).features(InputSpec(1, 28, 2, "binary")) for n in (1, 5))
-    assert one is not None and five is not None
+    assert one is not None
+    assert five is not None
     similarity = nn.functional.cosine_similarity(one(smooth), five(smooth))
     assert similarity.min() > 0.7
     assert similarity.max() < 0.999
@@ -152,7 +155,8 @@ def test_cached_features_computes_once_and_in_order(cache: Path) -> None:
     assert torch.equal(first, 2 * x.flatten(1))
     assert torch.equal(first, again)
     assert Doubling.seen == 70
-    assert done[-1] == (70, 70) and len(done) > 1
+    assert done[-1] == (70, 70)
+    assert len(done) > 1
     cached_features(Doubling(), x + 1, cache)
     assert Doubling.seen == 140
 

@@ -25,7 +25,7 @@ def make_run(folder: Path, epsilon: float | None = 5.0, seed: int = 0, sweep: Pa
         synthetic=False,
         config_hash="abc",
         config={"seed": seed, "privacy": {"epsilon": epsilon, "delta": 1e-5}, "partition": {"sizes": [1, 2]}},
-        environment={"git_revision": "0123abcd"},
+        environment={"git": "0123abcd"},
     )
 
 

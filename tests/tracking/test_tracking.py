@@ -22,6 +22,7 @@ from medx.tracking.delivery import Delivery, deliver
 from medx.tracking.mlflow import MlflowTracker, MlflowTracking
 from medx.tracking.spool import Spool
 from medx.tracking.store import Destination, Store, connect, embedded_uri
+from medx.tracking.view import VIEW_TAG
 from tests.tracking.examples import make_record, make_result, make_run
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,10 @@ def test_a_run_with_all_that_belongs_to_it(destination: Destination, tmp_path: P
     tracker.start(make_run(output))
     for number in (1, 2):
         tracker.log_round(make_record(number, 1.5 * number))
-    info = tracker.finish(make_result(checkpoint="checkpoint/model.safetensors"), [output / "extra.txt"])
+    info = tracker.finish(
+        make_result(checkpoint="checkpoint/model.safetensors"),
+        [output / "extra.txt", output / "checkpoint" / "model.safetensors"],
+    )
 
     run = runs(destination)["pneumoniamnist scatternet local_dp ε=5 seed=0"]
     assert info["run_id"] == run.info.run_id
@@ -95,6 +99,9 @@ def test_a_run_with_all_that_belongs_to_it(destination: Destination, tmp_path: P
     assert kept >= {"result.json", "statement.txt", "config.yaml", "environment.txt", "how_to_load.md", "extra.txt"}
     assert kept >= {"figures/confusion_matrix.png", "figures/roc.png", "figures/calibration.png"}
     assert "checkpoint/model.safetensors" in kept
+    assert "model.safetensors" not in kept
+    text = (output / "tracking" / "files" / "how_to_load.md").read_text()
+    compile(text.split("```python")[1].split("```")[0], "how_to_load.md", "exec")
 
 
 def test_calls_cost_next_to_nothing_and_a_dead_server_stops_no_run(
@@ -224,6 +231,14 @@ def test_a_failed_job_marks_the_sweep(destination: Destination, tmp_path: Path) 
     follow(destination, tmp_path / "2", seed=2, sweep=tmp_path)
     statuses = {run.data.tags.get("sweep", name[-1]): run.info.status for name, run in runs(destination).items()}
     assert statuses == {"parent": "FAILED", "0": "FINISHED", "1": "FAILED", "2": "FINISHED"}
+
+
+def test_the_ready_comparison_is_part_of_the_experiment(destination: Destination) -> None:
+    store = connect(destination)
+    state = json.loads(store.client.get_experiment(store.experiment_id).tags[VIEW_TAG])
+    axes = [(chart["xaxis"]["key"], chart["yaxis"]["key"]) for chart in state["compareRunCharts"] if "xaxis" in chart]
+    assert axes == [("epsilon", "final/test/auc")]
+    assert {"epsilon", "final/test/auc"} <= final_metrics(make_result()).keys()
 
 
 def test_metrics_leave_out_what_is_undefined() -> None:

@@ -43,6 +43,7 @@ class Hooks:
 
     def __init__(self, record_loss: RecordLoss) -> None:
         self.record_loss = record_loss
+        self._checked = False
 
     def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
         """Sum of clipped per-record gradients; raises UnsupportedModuleError where Opacus has no answer."""
@@ -69,10 +70,25 @@ class Hooks:
         gradients = []
         for parameter, gradient in zip(parameters, used, strict=True):
             sample = parameter.grad_sample  # type: ignore[attr-defined]
-            if gradient is not None and not isinstance(sample, torch.Tensor):
-                raise UnsupportedModuleError("gradient_mode=hooks: a parameter is used outside its module's forward")
-            gradients.append(parameter.new_zeros(len(labels), *parameter.shape) if sample is None else sample)
+            if sample is None:
+                sample = parameter.new_zeros(len(labels), *parameter.shape)
+            if not self._checked and gradient is not None:
+                _refuse_partial(sample, gradient)
+            gradients.append(sample)
+        self._checked = True
         return gradients
+
+
+def _refuse_partial(per_record: Any, total: torch.Tensor) -> None:
+    """Per-record gradients must add up to the ordinary one; a weight used by a function escapes the hooks."""
+    whole = isinstance(per_record, torch.Tensor)
+    if whole and torch.isfinite(total).all():
+        difference = torch.linalg.vector_norm(per_record.float().sum(0) - total)
+        whole = bool(difference <= 0.05 * torch.linalg.vector_norm(total) + 1e-6)
+    if not whole:
+        raise UnsupportedModuleError(
+            "gradient_mode=hooks: a parameter is used outside its module's forward; use gradient_mode=vmap"
+        )
 
 
 def _forget_activations(module: nn.Module) -> None:

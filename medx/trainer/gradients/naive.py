@@ -19,7 +19,7 @@ class Naive:
             squared = torch.stack([g.double().square().sum() for g in gradients]).sum()
             factor = clip_factors(squared, clip_norm)
             for total, gradient in zip(sums, gradients, strict=True):
-                total += factor.to(total.dtype) * gradient
+                total.add_(factor.to(total.dtype) * gradient)
         return sums
 
     def _gradient(self, inputs: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:

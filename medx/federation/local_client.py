@@ -1,0 +1,100 @@
+"""What one hospital keeps in a process, and its local training."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, Context
+from torch import nn
+
+from medx.federation.job import Job, Prepared, build_module, prepare
+from medx.federation.ledgers import ledger_run, open_ledger
+from medx.federation.payload import from_record
+from medx.privacy.base import ClientPlan
+from medx.privacy.ledger import PrivacyLedger
+from medx.randomness import derive_seed, system_seed, torch_generator
+from medx.trainer.base import ClientUpdate
+
+
+@dataclass
+class LocalClient:
+    """What one client keeps in this process between rounds. All of it can be made again from the job."""
+
+    plan: ClientPlan
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    module: nn.Module
+    ledger: PrivacyLedger | None
+
+
+_CLIENTS: OrderedDict[tuple[str, int], LocalClient] = OrderedDict()
+_MODULES: dict[str, nn.Module] = {}
+_KEEP = 1024  # clients of finished jobs make room for those of the next
+
+
+def local_client(job: Job, client: int) -> LocalClient:
+    """The client's data, module and ledger; built at its first message in this process."""
+    key = (job.run_id, client)
+    if key not in _CLIENTS:
+        prepared = prepare(job.setup)
+        inputs, labels = prepared.client(client)
+        module = _shared_module(job, prepared)
+        ledger = open_ledger(job, prepared, client) if job.plan.private else None
+        _CLIENTS[key] = LocalClient(job.plan.clients[client], inputs, labels, module, ledger)
+        while len(_CLIENTS) > _KEEP:
+            _CLIENTS.popitem(last=False)
+    return _CLIENTS[key]
+
+
+def _shared_module(job: Job, prepared: Prepared) -> nn.Module:
+    """One module a job and process: clients load their state into it, so it holds nothing between rounds."""
+    if job.run_id not in _MODULES:
+        _MODULES.clear()
+        _MODULES[job.run_id] = build_module(job.setup, prepared).to(job.setup.device)
+    return _MODULES[job.run_id]
+
+
+def forget(job: Job) -> None:
+    """Close the job's ledgers and drop its clients from this process."""
+    for key in [key for key in _CLIENTS if key[0] == job.run_id]:
+        local = _CLIENTS.pop(key)
+        if local.ledger is not None:
+            local.ledger.close()
+    _MODULES.pop(job.run_id, None)
+
+
+def index_of(context: Context) -> int:
+    """Which client this node is."""
+    return int(context.node_config["partition-id"])
+
+
+def train_locally(job: Job, client: int, arrays: ArrayRecord, server_round: int, proximal_mu: float) -> ClientUpdate:
+    """The client's steps of one round from the given state; its ledger is charged before any data is read."""
+    local = local_client(job, client)
+    if local.ledger is not None:
+        local.ledger.begin_round(ledger_run(job), server_round, local.plan.steps_per_round)
+    sample, noise = generators(job, client, server_round)
+    update = job.setup.trainer.train(
+        module=local.module,
+        objective=prepare(job.setup).objective,
+        inputs=local.inputs,
+        labels=local.labels,
+        plan=local.plan,
+        state=from_record(arrays),
+        sample_generator=sample,
+        noise_generator=noise,
+        device=torch.device(job.setup.device),
+        proximal_mu=proximal_mu,
+    )
+    if local.ledger is not None:
+        local.ledger.commit_round(ledger_run(job), server_round)
+    return update
+
+
+def generators(job: Job, client: int, server_round: int) -> tuple[torch.Generator, torch.Generator]:
+    """The client's generators of sampling and of noise for one round; two streams that share nothing."""
+    seed, device = job.setup.seed, job.setup.device
+    sampling = torch_generator(derive_seed(seed, "sampling", client, server_round))
+    if job.plan.noise_source == "system":
+        return sampling, torch_generator(system_seed(), device)
+    return sampling, torch_generator(derive_seed(seed, "noise", client, server_round), device)

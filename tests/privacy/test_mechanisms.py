@@ -1,0 +1,158 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra.utils import instantiate
+from pydantic import ValidationError
+from scipy import stats
+
+from medx.privacy import Exposure, SampledGaussian, add_noise
+from medx.privacy.accounting import epsilon_pld, epsilon_spent
+from medx.privacy.local_dp import LocalDP
+from medx.privacy.none import NoPrivacy
+from medx.privacy.statement import statement, summarise
+from medx.randomness import derive_seed, torch_generator
+from medx.schema import ConfigError, PrivacyError
+
+CONF = Path(__file__).parents[2] / "conf" / "privacy"
+
+
+def configured(option, **changes):
+    return instantiate(yaml.safe_load((CONF / f"{option}.yaml").read_text()) | changes)
+
+
+def exposure(records=(400, 900, 900), q=(0.5, 0.25, 0.25), steps=6, rounds=10):
+    return Exposure(records, q, steps, rounds)
+
+
+def test_options_build_and_hold_every_field():
+    assert isinstance(configured("none"), NoPrivacy)
+    mechanism = configured("local_dp")
+    assert isinstance(mechanism, LocalDP)
+    assert (mechanism.epsilon, mechanism.delta, mechanism.clip_norm, mechanism.noise_source) == (10, 1e-5, 0.1, "seed")
+    with pytest.raises(Exception, match=r"epsilon"):
+        configured("none", epsilon=1.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epsilon": 0.0},
+        {"epsilon": -1.0},
+        {"epsilon": math.nan},
+        {"epsilon": math.inf},
+        {"epsilon": "much"},
+        {"delta": 0.0},
+        {"delta": 1.0},
+        {"clip_norm": 0.0},
+        {"clip_norm": math.inf},
+        {"noise_source": "time"},
+        {"max_abstentions": -1},
+        {"budget": 20.0},
+        {"budget": 5.0, "ledger": "ledgers"},
+        {"noise": 1.0},
+    ],
+)
+def test_bad_settings_are_refused_at_construction(changes):
+    given = yaml.safe_load((CONF / "local_dp.yaml").read_text()) | changes
+    del given["_target_"]
+    with pytest.raises(ValidationError, match=next(iter(changes))):
+        LocalDP(**given)
+
+
+def test_each_client_is_calibrated_for_itself():
+    plan = configured("local_dp", epsilon=2.0).plan(exposure())
+    assert plan.private
+    assert [c.expected_batch_size for c in plan.clients] == [200, 225, 225]
+    assert plan.clients[0].step.noise_multiplier > plan.clients[1].step.noise_multiplier
+    assert plan.clients[1].step == plan.clients[2].step
+    for client in plan.clients:
+        assert client.step.sampling_probability == client.sampling_probability
+        events = [(client.step, client.total_steps)]
+        assert 1.97 < max(epsilon_spent(events, 1e-5).value, epsilon_pld(events, 1e-5)) <= 2.0
+
+
+def test_an_empty_client_adds_noise_of_the_others_size():
+    plan = configured("local_dp", epsilon=2.0).plan(exposure(records=(400, 0, 900), q=(0.5, 0.0, 0.25)))
+    empty = plan.clients[1]
+    assert empty.num_records == 0
+    assert empty.step == plan.clients[0].step
+    assert empty.expected_batch_size == pytest.approx((200 + 225) / 2)
+    with pytest.raises(ConfigError, match="every client is empty"):
+        configured("local_dp").plan(exposure(records=(0, 0), q=(0.5, 0.5)))
+
+
+@pytest.mark.parametrize("delta", [1 / 400, 0.1, 1 / 900])
+def test_delta_of_one_over_n_is_refused(delta):
+    with pytest.raises(PrivacyError, match="must be below 1/N"):
+        configured("local_dp", delta=delta).plan(exposure())
+
+
+@pytest.mark.parametrize("option", ["none", "local_dp"])
+@pytest.mark.parametrize("q", [0.0, -0.1, 1.28, math.nan])
+def test_sampling_probabilities_out_of_range_are_refused(option, q):
+    with pytest.raises(PrivacyError, match="client 1: sampling_probability"):
+        configured(option).plan(exposure(q=(0.5, q, 0.25)))
+
+
+def variance_accepted(noise, stddev, level=1e-6):
+    """Two-sided chi-square test on the variance of ``noise``."""
+    statistic = float((noise.double() ** 2).sum()) / stddev**2
+    tail = stats.chi2.cdf(statistic, noise.numel())
+    return level / 2 < tail < 1 - level / 2
+
+
+def drawn(step, generator, size=(40, 50)):
+    sums = [torch.zeros(size), torch.zeros(7)]
+    add_noise(sums, step, generator)
+    return sums[0].flatten()
+
+
+def test_noise_has_the_accounted_stddev_and_no_other():
+    step = SampledGaussian(0.1, 3.0, 0.1)
+    noise = drawn(step, torch_generator(derive_seed(0, "noise", 0, 1)))
+    assert variance_accepted(noise, step.noise_stddev)
+    assert abs(float(noise.mean())) < 5 * step.noise_stddev / math.sqrt(len(noise))
+    assert stats.kstest((noise / step.noise_stddev).numpy(), "norm").pvalue > 1e-6
+    for wrong in (2 / 3, 3 / 2):
+        planted = drawn(SampledGaussian(0.1, 3.0 * wrong, 0.1), torch_generator(derive_seed(0, "noise", 0, 1)))
+        assert not variance_accepted(planted, step.noise_stddev)
+
+
+def independent(first, second):
+    return abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 5 / math.sqrt(len(first))
+
+
+def test_noise_of_two_clients_is_independent():
+    step = SampledGaussian(0.1, 1.0, 1.0)
+    first, second = (drawn(step, torch_generator(derive_seed(0, "noise", client, 1))) for client in (0, 1))
+    assert independent(first, second)
+    shared = torch_generator(derive_seed(0, "noise", 0, 1))
+    assert not independent(first, drawn(step, shared))  # the planted fault: one seed for two clients
+
+
+def test_statement_says_what_holds_and_what_does_not():
+    plan = configured("local_dp", epsilon=2.0).plan(exposure())
+    text = statement(plan)
+    said = ("one record", "add or remove", "delta 1e-05; target epsilon 2.", "PRV", "PLD", "RDP", "Abadi")
+    for words in (*said, "subtract it", "server", "Poisson", "Not covered", "other runs on the same data"):
+        assert words in text
+    assert len(text.splitlines()) <= 14
+    assert "show nobody" in statement(plan, synthetic=True)
+    assert "fit for release" in statement(configured("local_dp", epsilon=2.0, noise_source="system").plan(exposure()))
+    half = statement(plan, executed=[[(c.step, 30)] for c in plan.clients], observers={"the server": 1.25})
+    assert "30 of 60" in half
+    assert "the server: epsilon 1.250" in half
+    spent = max(epsilon_spent([(c.step, 30)], 1e-5).value for c in plan.clients)
+    assert f"epsilon {spent:.3f} (PRV" in half
+    bare = statement(configured("none").plan(exposure()))
+    assert "There is no epsilon" in bare
+
+
+def test_summary_has_one_row_for_clients_that_do_the_same():
+    rows = summarise(configured("local_dp", epsilon=2.0).plan(exposure()))
+    assert [row["clients"] for row in rows] == ["0", "1, 2"]
+    assert all(1.95 < row["epsilon"] <= 2.0 for row in rows)
+    assert "epsilon" not in summarise(configured("none").plan(exposure()))[0]

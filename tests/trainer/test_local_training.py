@@ -1,0 +1,249 @@
+"""A client's round: the noise of a released step, what may differ between runs, and what must not."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra.utils import instantiate
+from pydantic import ValidationError
+from scipy import stats
+from torch import nn
+
+from medx.model.heads import LinearHead
+from medx.privacy.base import ClientPlan, SampledGaussian, add_noise
+from medx.randomness import derive_seed, torch_generator
+from medx.schema import ConfigError, PrivacyError
+from medx.trainer.averaging import average
+from medx.trainer.gradients.record_loss import NonFiniteGradientError, RecordLoss
+from medx.trainer.local_training import Trainer, refuse_batch_statistics
+from medx.trainer.release import GaussianRelease
+from tests.trainer.examples import BINARY, SPEC, build_batch, build_network, objective, reference, relative_error
+
+CPU = torch.device("cpu")
+CONF = Path(__file__).parents[2] / "conf" / "trainer"
+PRESETS = sorted(CONF.glob("*.yaml"), key=lambda path: path.name)
+
+
+def make_trainer(**changes: object) -> Trainer:
+    fields = yaml.safe_load((CONF / "cnn.yaml").read_text()) | {"expected_batch_size": None, "learning_rate": 0.1}
+    del fields["_target_"]
+    return Trainer(**(fields | changes))
+
+
+def make_plan(steps: int = 2, probability: float = 1.0, private: bool = True, records: int = 4) -> ClientPlan:
+    step = SampledGaussian(probability, noise_multiplier=2.0, clip_norm=0.5) if private else None
+    return ClientPlan(0, records, probability, probability * records, steps, 1, step)
+
+
+def run(trainer: Trainer, plan: ClientPlan, name: str = "cnn", client: int = 0, mu: float = 0.0, **changes: object):
+    module = build_network(name)
+    inputs, labels = build_batch(name, plan.num_records)
+    state = trainer.initial_state(module)
+    arguments = {
+        "inputs": inputs,
+        "labels": labels,
+        "plan": plan,
+        "state": state,
+        "sample_generator": torch_generator(derive_seed(1, "sample", client)),
+        "noise_generator": torch_generator(derive_seed(1, "noise", client)),
+        "device": CPU,
+        "proximal_mu": mu,
+    }
+    update = trainer.train(module, objective(name), **(arguments | changes))
+    return state, update
+
+
+def released_noise(name: str, gradient_mode: str, noise_multiplier: float) -> torch.Tensor:
+    """The noise in one step's weights, in units of the noise that the plan accounts: N(0, 1) if all is right."""
+    plan = make_plan(steps=1)
+    assert plan.step is not None
+    trainer = make_trainer(gradient_mode=gradient_mode, momentum=0.0, share_momentum=False)
+    released = replace(plan, step=replace(plan.step, noise_multiplier=noise_multiplier))
+    state, update = run(trainer, released, name)
+    _, exact = run(trainer, replace(plan, step=replace(plan.step, noise_multiplier=0.0)), name)
+    scale = 0.1 * plan.step.noise_stddev / plan.expected_batch_size
+    return torch.cat([(update.state[key] - exact.state[key]).flatten() / scale for key in state])[:60_000]
+
+
+def is_standard_normal(noise: torch.Tensor) -> bool:
+    size = len(noise)
+    variance = stats.chi2.cdf(float(noise.double().square().sum()), size)
+    return 1e-4 < variance < 1 - 1e-4 and stats.kstest(noise.numpy(), "norm").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("gradient_mode", ["book_keeping", "hooks", "vmap", "naive"])
+@pytest.mark.parametrize("name", ["cnn", "resnet18"])
+def test_released_step_has_the_accounted_noise(name, gradient_mode):
+    assert is_standard_normal(released_noise(name, gradient_mode, 2.0))
+    if name == "cnn":
+        for wrong in (2.0 * 2 / 3, 2.0 * 3 / 2):
+            assert not is_standard_normal(released_noise(name, gradient_mode, wrong))
+
+
+def test_opacus_release_and_the_package_noise_agree_in_distribution():
+    weight = nn.Parameter(torch.zeros(20_000))
+    step = SampledGaussian(1.0, noise_multiplier=3.0, clip_norm=0.2)
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    GaussianRelease(optimizer, step, 2.5, torch_generator(0)).release([torch.full_like(weight, 5.0)])
+    assert weight.grad is not None
+    sums = [torch.full((20_000,), 5.0)]
+    add_noise(sums, step, torch_generator(1))
+    assert stats.ks_2samp(weight.grad.numpy(), sums[0].numpy() / 2.5).pvalue > 1e-3
+    assert is_standard_normal((2.5 * weight.grad - 5.0) / step.noise_stddev)
+
+
+def test_clients_have_independent_noise():
+    trainer, plan = make_trainer(), make_plan(steps=1)
+
+    def noise(client: int) -> torch.Tensor:
+        state, update = run(trainer, plan, client=client)
+        return torch.cat([(update.state[key] - state[key]).flatten() for key in state if "/" not in key])
+
+    def independent(first: torch.Tensor, second: torch.Tensor) -> bool:
+        # 4 records clipped to 0.5 against noise of 1 on each of 60,000 coordinates: the data's part is invisible.
+        return abs(float(torch.corrcoef(torch.stack((first, second)))[0, 1])) < 5 / len(first) ** 0.5
+
+    assert independent(noise(0), noise(1))
+    assert not independent(noise(0), noise(0))  # the planted fault: one seed for two clients
+
+
+def test_two_rounds_are_one_long_one_because_momentum_travels():
+    trainer = make_trainer(micro_batch_size=3)
+    plan = replace(make_plan(steps=4), step=SampledGaussian(1.0, 0.0, 0.5))
+    _, whole = run(trainer, plan)
+    _, half = run(trainer, replace(plan, steps_per_round=2))
+    _, rest = run(trainer, replace(plan, steps_per_round=2), state=half.state)
+    assert whole.steps == 4
+    assert whole.state.keys() == rest.state.keys()
+    assert "momentum/0.weight" in whole.state
+    assert relative_error(list(rest.state.values()), list(whole.state.values())) < 1e-5
+    _, forgetful = run(make_trainer(share_momentum=False), replace(plan, steps_per_round=2))
+    assert not any(key.startswith("momentum/") for key in forgetful.state)
+
+
+def test_without_privacy_it_is_plain_descent_over_the_expected_batch():
+    trainer = make_trainer(momentum=0.0, share_momentum=False, class_weights=(1.0, 3.0))
+    state, update = run(trainer, make_plan(steps=1, private=False))
+    network = build_network("cnn")
+    inputs, labels = build_batch("cnn", 4)
+    (objective("cnn").loss(network(inputs), labels) * torch.tensor([1.0, 3.0])[labels]).sum().div(4).backward()
+    expected = [p.detach() - 0.1 * p.grad for p in network.parameters()]
+    assert relative_error([update.state[key] for key in state], expected) < 1e-6
+
+
+def test_empty_batch_is_a_noise_only_step():
+    plan = make_plan(steps=1, probability=1e-9)
+    state, update = run(make_trainer(momentum=0.0, share_momentum=False), plan)
+    assert (update.steps, update.finite) == (1, True)
+    scale = 0.1 * 1.0 / plan.expected_batch_size
+    assert is_standard_normal(torch.cat([(update.state[k] - v).flatten() for k, v in state.items()]) / scale)
+
+
+def test_proximal_term_depends_on_no_record_and_pulls_back():
+    trainer = make_trainer(momentum=0.0, share_momentum=False, learning_rate=0.5)
+    plan = replace(make_plan(steps=2), step=SampledGaussian(1.0, 0.0, 0.5))
+    state, first = run(trainer, replace(plan, steps_per_round=1))
+    _, free = run(trainer, plan)
+    _, pulled = run(trainer, plan, mu=0.1)
+    for key, start in state.items():
+        expected = free.state[key] - 0.5 * 0.1 * (first.state[key] - start)
+        torch.testing.assert_close(pulled.state[key], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_client_with_a_bad_record_abstains_with_the_state_it_was_given():
+    inputs, labels = build_batch("cnn", 4)
+    inputs[2, 0, 0, 0] = math.nan
+    state, update = run(make_trainer(), make_plan(), inputs=inputs)
+    assert not update.finite
+    assert all(torch.equal(update.state[key], state[key]) for key in state)
+    module = build_network("cnn")
+    with pytest.raises(NonFiniteGradientError):
+        clipped_gradient(module, inputs, labels, state)
+
+
+def clipped_gradient(module: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, state: dict[str, torch.Tensor]):
+    return make_trainer().clipped_gradient(
+        module,
+        objective("cnn"),
+        inputs,
+        labels,
+        plan=make_plan(),
+        state=state,
+        sample_generator=torch_generator(0),
+        device=CPU,
+    )
+
+
+def test_clipped_gradient_is_the_sum_without_noise():
+    module = build_network("cnn")
+    inputs, labels = build_batch("cnn", 4)
+    state = make_trainer().initial_state(module)
+    sums = clipped_gradient(module, inputs, labels, state)
+    exact = reference(RecordLoss(module, objective("cnn").loss), inputs, labels, 0.5)
+    assert relative_error(sums, exact) < 1e-5
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_build_and_name_every_field(preset):
+    fields = yaml.safe_load(preset.read_text())
+    trainer = instantiate(fields)
+    assert isinstance(trainer, Trainer)
+    assert fields.keys() - {"_target_"} == trainer.__dataclass_fields__.keys()
+
+
+def test_learning_rate_keeps_the_noise_of_a_step():
+    trainer = instantiate(yaml.safe_load((CONF / "scatternet.yaml").read_text()))
+    assert trainer.learning_rate_for(65.0) == pytest.approx(10.0)
+    assert trainer.learning_rate_for(1.0) == 100
+    assert trainer.learning_rate_for(None) == 100
+    assert make_trainer().learning_rate_for(65.0) == 0.1
+
+
+def test_sampling_probability_follows_the_declared_records():
+    assert make_trainer().sampling_probability_for(940) == 1
+    assert make_trainer(expected_batch_size=235).sampling_probability_for(940) == 0.25
+    assert make_trainer(sampling_probability=0.1).sampling_probability_for(940) == 0.1
+    with pytest.raises(ConfigError, match="expected_batch_size=941: at most the 940"):
+        make_trainer(expected_batch_size=941).sampling_probability_for(940)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"expected_batch_size": 4, "sampling_probability": 0.5}, "set one of them"),
+        ({"learning_rate": None}, "learning_rate_noise"),
+        ({"optimizer": "adam"}, "share_momentum"),
+        ({"sampling_probability": 1.5}, "sampling_probability"),
+        ({"local_steps": 0}, "local_steps"),
+        ({"gradient_mode": "magic"}, "gradient_mode"),
+        ({"class_weights": (0.0, 1.0)}, "class_weights"),
+    ],
+)
+def test_bad_fields_are_refused_by_name(changes, message):
+    with pytest.raises((ConfigError, ValidationError), match=message):
+        make_trainer(**changes)
+
+
+def test_what_couples_records_or_disagrees_is_refused():
+    trainer, plan = make_trainer(class_weights=(1.0, 2.0)), make_plan()
+    with pytest.raises(ConfigError, match="takes 3 weights"):
+        trainer.check(num_classes=3)
+    normed = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), LinearHead(1352, BINARY, bias=True))
+    with pytest.raises(PrivacyError, match="1 is BatchNorm2d"):
+        refuse_batch_statistics(normed)
+    with pytest.raises(PrivacyError, match="must be equal"):
+        run(trainer, replace(plan, sampling_probability=0.5))
+
+
+def test_average_is_exponential():
+    given = average({"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}, 0.9)
+    torch.testing.assert_close(given["w"], torch.tensor([1.2]))
+
+
+def test_ordinal_head_trains():
+    _, update = run(make_trainer(), make_plan(), "linear")
+    assert update.finite
+    assert update.state["1.cutpoints"].shape == (SPEC.num_classes - 1,)
