@@ -6,9 +6,9 @@ Prints one table of ratios, medians over interleaved repetitions of one run, on 
 import argparse
 import math
 import multiprocessing
-import resource
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -121,10 +121,17 @@ def peak_megabytes(case: str, mode: str, device_name: str) -> float:
     if device.type == "cuda":
         step()
         return torch.cuda.max_memory_allocated() / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_kilobytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # restarts the high-water mark
     for _ in range(2):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return (resident_kilobytes("VmHWM") - before) / 2**10
+
+
+def resident_kilobytes(field: str) -> int:
+    """``VmRSS`` (now) or ``VmHWM`` (peak) of this process, on Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def print_table(device: torch.device, modes: list[str], cases: list[str], repetitions: int, memory: bool) -> None:

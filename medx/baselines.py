@@ -39,7 +39,7 @@ def run_variant(setup: Setup, name: str, job: Job, config: dict[str, Any]) -> Me
             states[:] = [state]
 
     try:
-        InProcess(timeout=None).run(client_app(variant), 1, serve)
+        InProcess(timeout=None, workers=None).run(client_app(variant), 1, serve)
     finally:
         forget(variant)
     return measure(server.module, states[-1].average, prepared, setup.device, setup.seed)

@@ -108,19 +108,21 @@ class SecureClient:
             self.state.stage = Stage.SHARES
         return Shares(self.number, context, ciphertexts).to_bytes()
 
-    def mask(self, inbox: bytes, words: np.ndarray) -> bytes:
+    def mask(self, inbox: bytes, make_words: Callable[[int, int], np.ndarray]) -> bytes:
         """Stage 3: ``uint32 [dimension]`` words (update plus noise share, on the grid) under all masks.
 
-        ``words`` are masked in place, so that the update does not stay behind: a retry needs new noise anyway.
+        ``make_words(round, attempt)`` is called once the inbox is verified, so that no data is read and no budget is
+        charged for a message that is refused. Its words are masked in place: a retry needs new noise anyway.
         """
         with self._step(Stage.SHARES):
+            message = Inbox.from_bytes(inbox, SERVER)
+            self._check_context(message.context)
+            self._open(message.ciphertexts)
+            words = make_words(self.state.round, self.state.attempt)
             if words.shape != (self.roster.dimension,) or words.dtype != np.uint32 or not words.flags.writeable:
                 raise EncodingError(
                     f"words {words.dtype} {words.shape}; accepted: a writeable uint32 ({self.roster.dimension},)"
                 )
-            message = Inbox.from_bytes(inbox, SERVER)
-            self._check_context(message.context)
-            self._open(message.ciphertexts)
             private = X25519PrivateKey.from_private_bytes(self.state.mask_private)
             context = self.context.digest
             added: list[bytes] = [self.state.seed]

@@ -1,5 +1,6 @@
 """What one hospital keeps in a process, and its local training."""
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -23,35 +24,33 @@ class LocalClient:
     plan: ClientPlan
     inputs: torch.Tensor
     labels: torch.Tensor
-    module: nn.Module
     ledger: PrivacyLedger | None
 
 
 _CLIENTS: OrderedDict[tuple[str, int], LocalClient] = OrderedDict()
-_MODULES: dict[str, nn.Module] = {}
+_MODULES: dict[tuple[str, int], nn.Module] = {}
 _KEEP = 1024  # clients of finished jobs make room for those of the next
 
 
 def local_client(job: Job, client: int) -> LocalClient:
-    """The client's data, module and ledger; built at its first message in this process."""
+    """The client's data, plan and ledger; built at its first message in this process."""
     key = (job.run_id, client)
     if key not in _CLIENTS:
         prepared = prepare(job.setup)
         inputs, labels = prepared.client(client)
-        module = _shared_module(job, prepared)
         ledger = open_ledger(job, prepared, client) if job.plan.private else None
-        _CLIENTS[key] = LocalClient(job.plan.clients[client], inputs, labels, module, ledger)
+        _CLIENTS[key] = LocalClient(job.plan.clients[client], inputs, labels, ledger)
         while len(_CLIENTS) > _KEEP:
             _CLIENTS.popitem(last=False)
     return _CLIENTS[key]
 
 
-def _shared_module(job: Job, prepared: Prepared) -> nn.Module:
-    """One module a job and process: clients load their state into it, so it holds nothing between rounds."""
-    if job.run_id not in _MODULES:
-        _MODULES.clear()
-        _MODULES[job.run_id] = build_module(job.setup, prepared).to(job.setup.device)
-    return _MODULES[job.run_id]
+def workspace(job: Job, prepared: Prepared) -> nn.Module:
+    """A module for this thread: clients load their state into it, so it holds nothing between rounds."""
+    key = (job.run_id, threading.get_ident())
+    if key not in _MODULES:
+        _MODULES[key] = build_module(job.setup, prepared).to(job.setup.device)
+    return _MODULES[key]
 
 
 def forget(job: Job) -> None:
@@ -60,7 +59,8 @@ def forget(job: Job) -> None:
         local = _CLIENTS.pop(key)
         if local.ledger is not None:
             local.ledger.close()
-    _MODULES.pop(job.run_id, None)
+    for workspace_key in [key for key in _MODULES if key[0] == job.run_id]:
+        del _MODULES[workspace_key]
 
 
 def index_of(context: Context) -> int:
@@ -74,9 +74,10 @@ def train_locally(job: Job, client: int, arrays: ArrayRecord, server_round: int,
     if local.ledger is not None:
         local.ledger.begin_round(ledger_run(job), server_round, local.plan.steps_per_round)
     sample, noise = generators(job, client, server_round)
+    prepared = prepare(job.setup)
     update = job.setup.trainer.train(
-        module=local.module,
-        objective=prepare(job.setup).objective,
+        module=workspace(job, prepared),
+        objective=prepared.objective,
         inputs=local.inputs,
         labels=local.labels,
         plan=local.plan,

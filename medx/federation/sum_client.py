@@ -14,7 +14,7 @@ from medx.aggregation.integer_noise import NoiseStream, add_discrete_gaussian
 from medx.aggregation.messages import model_hash
 from medx.federation.job import Job, prepare
 from medx.federation.ledgers import ledger_run
-from medx.federation.local_client import LocalClient, index_of, local_client, train_locally
+from medx.federation.local_client import LocalClient, index_of, local_client, train_locally, workspace
 from medx.federation.payload import from_record
 from medx.federation.sums import SumPlan, flatten, shared_state
 from medx.randomness import derive_seed, torch_generator
@@ -37,7 +37,7 @@ def words_of(job: Job, client: int, arrays: ArrayRecord, number: int, attempt: i
     if not update.finite:
         raise AbstainedError(f"client {client}: the update of round {number} is not finite")
     state = from_record(arrays)
-    names = list(shared_state(job, local.module))
+    names = list(shared_state(job, workspace(job, prepare(job.setup))))
     weight = local.plan.num_records / sum(other.num_records for other in job.plan.clients)
     delta = flatten([update.state[name].double() - state[name].double() for name in names]) * weight
     _, saturated = plan.layout.encode(delta, {"weight": weight, "saturated": 0.0})
@@ -53,9 +53,10 @@ def _gradient_words(
     client, seed = local.plan.client, job.setup.seed
     assert local.ledger is not None
     local.ledger.begin_round(ledger_run(job), entry, 1)
+    prepared = prepare(job.setup)
     sums = job.setup.trainer.clipped_gradient(
-        module=local.module,
-        objective=prepare(job.setup).objective,
+        module=workspace(job, prepared),
+        objective=prepared.objective,
         inputs=local.inputs,
         labels=local.labels,
         plan=local.plan,

@@ -2,9 +2,15 @@
 
 import copy
 import logging
+import os
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Annotated
 
+import torch
+from annotated_types import Ge
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -15,28 +21,38 @@ from medx.runtime.base import quiet_flower
 from medx.schema import component
 
 log = logging.getLogger(__name__)
+AHEAD = 16  # replies that may be computed before the first of them is asked for
 CLIENT_ERROR = 2  # Flower's code of an exception in a ClientApp
 
 
 @component
 class InProcess:
-    """Clients one after another in this process. ``timeout`` has no meaning here and stays null."""
+    """Clients in threads of this process. ``timeout`` has no meaning here and stays null.
+
+    ``workers`` clients train at once, null for as many as there are cores; each computes with its share of the cores.
+    Replies come in the order of the messages, so the result does not depend on who was first.
+    """
 
     timeout: None
+    workers: Annotated[int, Ge(1)] | None
 
     def run(self, app: ClientApp, num_clients: int, serve: Callable[[Grid], None]) -> None:
         """Call ``serve`` with a grid of ``num_clients`` clients."""
         quiet_flower()
-        serve(InProcessGrid(app, num_clients))
+        cores = len(os.sched_getaffinity(0))
+        workers = min(self.workers or cores, num_clients)
+        with ThreadPoolExecutor(workers, "client", torch.set_num_threads, (max(1, cores // workers),)) as pool:
+            serve(InProcessGrid(app, num_clients, pool))
 
 
 class InProcessGrid(Grid):
     """Flower's Grid without a network. A client sees a copy of its message, so none can change another's."""
 
-    def __init__(self, app: ClientApp, num_clients: int) -> None:
+    def __init__(self, app: ClientApp, num_clients: int, pool: ThreadPoolExecutor) -> None:
         # TaskIdentity is what Message() reads its sender from; Flower's own runtimes set it the same way.
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         self._app = app
+        self._pool = pool
         self._run = Run.create_empty(1)
         self._contexts = {
             index + 2: Context(
@@ -83,9 +99,14 @@ class InProcessGrid(Grid):
         return [self._replies.pop(identifier) for identifier in message_ids if identifier in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Replies one by one, each client called when its reply is asked for, so memory holds one at a time."""
+        """Replies in the order of the messages, as they are asked for; few wait, so memory holds few at a time."""
+        waiting: deque[Future[Message]] = deque()
         for message in messages:
-            yield self._call(message, uuid.uuid4().hex)
+            waiting.append(self._pool.submit(self._call, message, uuid.uuid4().hex))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
     def _call(self, message: Message, identifier: str) -> Message:
         request = Message(copy_of(message.content), message.metadata.dst_node_id, message.metadata.message_type)

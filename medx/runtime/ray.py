@@ -43,7 +43,11 @@ class Ray:
             except BaseException as error:
                 raised.append(error)
 
-        arguments: dict[str, ConfigRecordValues] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
+        arguments: dict[str, ConfigRecordValues] = {
+            "logging_level": logging.ERROR,
+            "log_to_driver": False,
+            "include_dashboard": False,
+        }
         if self.num_cpus is not None:
             arguments["num_cpus"] = self.num_cpus
         with warnings.catch_warnings():

@@ -19,7 +19,9 @@ class MicroBatches:
 
     def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
         """As GradientMode, for a batch of any size; raises torch.OutOfMemoryError where one record is too many."""
-        sums = self.mode.clipped_sum(inputs[:0], labels[:0], clip_norm)
+        if len(labels) == 0:
+            return self.mode.clipped_sum(inputs, labels, clip_norm)
+        sums: list[torch.Tensor] = []
         start = 0
         while start < len(labels):
             stop = start + even_piece(len(labels) - start, self.size)
@@ -30,8 +32,7 @@ class MicroBatches:
                 self.size = (stop - start) // 2
                 logger.warning("out of memory: micro_batch_size is now %d", self.size)
                 continue
-            for total, term in zip(sums, part, strict=True):
-                total.add_(term)
+            sums = [total.add_(term) for total, term in zip(sums, part, strict=True)] if sums else part
             start = stop
         return sums
 
