@@ -36,6 +36,7 @@ from medx.aggregation.verification import associated_data, checked_keys, verifie
 NONCE_BYTES = 12
 SERVER = "server"
 UnmaskHook = Callable[[int, int], None]
+WordsOf = Callable[[int, int], np.ndarray]
 
 
 class SecureClient:
@@ -108,17 +109,18 @@ class SecureClient:
             self.state.stage = Stage.SHARES
         return Shares(self.number, context, ciphertexts).to_bytes()
 
-    def mask(self, inbox: bytes, make_words: Callable[[int, int], np.ndarray]) -> bytes:
+    def mask(self, inbox: bytes, words: np.ndarray | WordsOf) -> bytes:
         """Stage 3: ``uint32 [dimension]`` words (update plus noise share, on the grid) under all masks.
 
-        ``make_words(round, attempt)`` is called once the inbox is verified, so that no data is read and no budget is
-        charged for a message that is refused. Its words are masked in place: a retry needs new noise anyway.
+        ``words`` may be a function of (round, attempt), called once the inbox is verified: then no data is read and no
+        budget is charged for a message that is refused. Words are masked in place: a retry needs new noise anyway.
         """
         with self._step(Stage.SHARES):
             message = Inbox.from_bytes(inbox, SERVER)
             self._check_context(message.context)
             self._open(message.ciphertexts)
-            words = make_words(self.state.round, self.state.attempt)
+            if not isinstance(words, np.ndarray):
+                words = words(self.state.round, self.state.attempt)
             if words.shape != (self.roster.dimension,) or words.dtype != np.uint32 or not words.flags.writeable:
                 raise EncodingError(
                     f"words {words.dtype} {words.shape}; accepted: a writeable uint32 ({self.roster.dimension},)"

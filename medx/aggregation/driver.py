@@ -79,7 +79,7 @@ def run_round(
     exchange.stage("shares", lambda _: key_list, lambda i, m: clients[i].share(m), server.receive_shares)
     inboxes = server.close_shares()
     exchange.stage(
-        "masked", lambda i: inboxes[i], lambda i, m: clients[i].mask(m, lambda *_: words[i].copy()), server.receive_masked
+        "masked", lambda i: inboxes[i], lambda i, m: clients[i].mask(m, words[i].copy()), server.receive_masked
     )
     survivors = server.close_masked()
     exchange.stage("confirm", lambda _: survivors, lambda i, m: clients[i].confirm(m), server.receive_confirm)

@@ -1,0 +1,215 @@
+"""A study: grids of overrides, and the jobs they come to, each known by its configuration's hash and its seed."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from pydantic import ValidationError
+
+from medx.configuration import CONF, config_hash, explain, plain
+from medx.results import Record
+from medx.schema import ConfigError
+
+STUDIES = CONF.parent / "experiments"
+Role = Literal["utility", "convergence", "skew", "step_overhead", "sum_overhead"]
+Value = str | int | float | None
+
+
+class Claim(Record):
+    """What the published report says of one data set; ``composed_epsilon`` is that epsilon once it is added up."""
+
+    dataset: str
+    accuracy: float
+    epsilon: float
+    composed_epsilon: float
+    rounds: int
+    note: str
+
+
+class Grid(Record):
+    """Jobs for one part of the report: every combination of the lists in ``overrides``.
+
+    ``seeds`` replaces the study's. Jobs of an ``alone`` grid are timed, so nothing runs beside them. An
+    ``optional`` grid is left out, and said to be, where this version lacks one of its options.
+    """
+
+    role: Role
+    overrides: dict[str, Value | list[Value]]
+    seeds: list[int] | None = None
+    alone: bool = False
+    optional: bool = False
+
+
+class Study(Record):
+    """``experiments/NAME/study.yaml``."""
+
+    title: str
+    question: str
+    experiment: str | None = None
+    seeds: list[int]
+    claim: Claim | None = None
+    grids: list[Grid]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study. ``config`` is the composed configuration."""
+
+    name: str
+    roles: tuple[Role, ...]
+    overrides: tuple[str, ...]
+    config_hash: str
+    seed: int
+    alone: bool
+    config: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Name of its output folder."""
+        return f"{self.config_hash}-{self.seed}"
+
+
+def load_study(name: str, folder: Path = STUDIES) -> Study:
+    """Read a study; raises ConfigError with one line."""
+    path = folder / name / "study.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(found.parent.name for found in folder.glob("*/study.yaml")))
+        raise ConfigError(f"study={name}: {path} is not there; accepted: {known or 'none'}")
+    try:
+        return Study.model_validate(yaml.safe_load(path.read_text()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``0,1,2`` or ``0-4`` or both; raises ConfigError."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.strip().partition("-")
+        if not low.isdigit() or (high and not high.isdigit()):
+            raise ConfigError(f"seeds={text}: accepted are numbers and ranges from 0, e.g. 0,1,2 or 0-4")
+        seeds += range(int(low), int(high or low) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def plan_jobs(
+    name: str, study: Study, seeds: Sequence[int] | None = None, extra: Sequence[str] = ()
+) -> tuple[list[Job], list[str]]:
+    """The study's jobs, each once whatever number of grids want it, and a line for every grid that is left out.
+
+    ``extra`` are overrides for all jobs (``trainer.momentum=0``) or for one data set's (``retinamnist:dataset.md5=...``).
+    """
+    jobs: dict[str, Job] = {}
+    left_out: list[str] = []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        for grid in study.grids:
+            try:
+                for job in _jobs_of(name, study, grid, seeds, extra):
+                    jobs[job.folder] = _merge(jobs.get(job.folder), job)
+            except MissingConfigException as error:
+                if not grid.optional:
+                    raise ConfigError(f"study={name}: {explain(error, [])}") from error
+                left_out.append(f"{_describe(grid)}: {explain(error, [])}")
+            except HydraException as error:
+                raise ConfigError(f"study={name}: {explain(error, [])}") from error
+    return list(jobs.values()), left_out
+
+
+def _jobs_of(
+    name: str, study: Study, grid: Grid, seeds: Sequence[int] | None, extra: Sequence[str]
+) -> Iterator[Job]:
+    base = [f"experiment={study.experiment}"] if study.experiment else []
+    chosen = list(seeds if seeds is not None else study.seeds)
+    if grid.seeds is not None:
+        chosen = grid.seeds
+    for overrides in combinations(grid.overrides):
+        common = [*base, f"study={name}", *overrides]
+        config = plain(compose("config", [*common, *extra_for(extra, _dataset(common))]))
+        common += extra_for(extra, _dataset(common))
+        for seed in chosen:
+            seeded = config | {"seed": seed}
+            yield Job(
+                name=job_name(seeded),
+                roles=(grid.role,),
+                overrides=(*common, f"seed={seed}"),
+                config_hash=config_hash(seeded),
+                seed=seed,
+                alone=grid.alone,
+                config=seeded,
+            )
+
+
+def combinations(overrides: dict[str, Value | list[Value]]) -> Iterator[list[str]]:
+    """Hydra overrides for every combination of the lists, in the order written."""
+    axes = [[(key, value) for value in (values if isinstance(values, list) else [values])]
+            for key, values in overrides.items()]  # fmt: skip
+    for choice in itertools.product(*axes):
+        yield [f"{key}={'null' if value is None else value}" for key, value in choice]
+
+
+def extra_for(extra: Sequence[str], dataset: str) -> list[str]:
+    """The extra overrides that concern jobs of this data set."""
+    chosen = []
+    for text in extra:
+        key = text.split("=", 1)[0]
+        prefix, colon, _ = key.partition(":")
+        if not colon:
+            chosen.append(text)
+        elif prefix == dataset:
+            chosen.append(text[len(prefix) + 1 :])
+    return chosen
+
+
+def _dataset(overrides: Sequence[str]) -> str:
+    names = [text.split("=", 1)[1] for text in overrides if text.startswith("dataset=")]
+    return names[-1] if names else str(plain(compose("config", list(overrides)))["dataset"].get("name", "phantom"))
+
+
+def _merge(known: Job | None, job: Job) -> Job:
+    if known is None:
+        return job
+    roles = tuple(dict.fromkeys([*known.roles, *job.roles]))
+    return Job(known.name, roles, known.overrides, known.config_hash, known.seed, known.alone or job.alone, known.config)
+
+
+def _describe(grid: Grid) -> str:
+    return f"{grid.role} ({', '.join(f'{key}={value}' for key, value in grid.overrides.items())})"
+
+
+def option_name(config: dict[str, Any], group: str) -> str:
+    """The chosen option of a group, from the class that the configuration names."""
+    return str(config[group]["_target_"]).split(".")[-2]
+
+
+def dataset_name(config: dict[str, Any]) -> str:
+    """The data set's short name."""
+    return str(config["dataset"].get("name", option_name(config, "dataset")))
+
+
+def partition_name(config: dict[str, Any]) -> str:
+    """``iid``, ``dirichlet(0.1)``, ..."""
+    name = option_name(config, "partition")
+    detail = config["partition"].get("alpha", config["partition"].get("classes_per_client"))
+    return name if detail is None else f"{name}({detail:g})"
+
+
+def job_name(config: dict[str, Any]) -> str:
+    """A name that reads: ``retinamnist scatternet local_dp ε=5 iid 50 rounds seed=0``."""
+    privacy, aggregation = option_name(config, "privacy"), option_name(config, "aggregation")
+    epsilon = config["privacy"].get("epsilon")
+    batch = config["trainer"].get("expected_batch_size")
+    words = [dataset_name(config), option_name(config, "model"), privacy]
+    words += [] if epsilon is None else [f"ε={epsilon:g}"]
+    words += [] if aggregation == "plain" else [aggregation]
+    words += [partition_name(config), f"{config['federation']['num_rounds']} rounds"]
+    words += [] if batch is None else [f"batch {batch}"]
+    return " ".join([*words, f"seed={config['seed']}"])
