@@ -25,18 +25,18 @@ from medx.trainer.gradients import MODES, GradientModeName
 from medx.trainer.gradients.record_loss import RecordLoss
 from medx.trainer.module import ClassificationModule
 
-SPEC = InputSpec(num_channels=1, image_size=28, num_classes=2, task="binary")
 IMAGE = (1, 28, 28)
 CASES: dict[str, tuple[str, int, tuple[int, ...], int]] = {
     "cnn, batch 64": ("cnn", 64, IMAGE, 64),
     "cnn, batch 256 in 64s": ("cnn", 256, IMAGE, 64),
     "resnet18, batch 32": ("resnet18", 32, IMAGE, 32),
+    "resnet18, 224 pixels, batch 8": ("resnet18", 8, (1, 224, 224), 8),
     "linear, 942 x 1001": ("linear", 942, (1001,), 1024),
 }
 Step = Callable[[], None]
 
 
-def build(model: str) -> nn.Module:
+def build(model: str, shape: tuple[int, ...]) -> nn.Module:
     """A network of this name, with weights that let gradients through every layer."""
     if model == "linear":
         return nn.Linear(1001, 1, bias=False)
@@ -44,7 +44,8 @@ def build(model: str) -> nn.Module:
         "cnn": Cnn(widths=(16, 32, 64, 64), num_groups=4, activation="tanh"),
         "resnet18": ResNet18(num_groups=32, weights=None),
     }
-    network = kinds[model].build(SPEC, seed=0)
+    spec = InputSpec(num_channels=shape[0], image_size=shape[-1], num_classes=2, task="binary")
+    network = kinds[model].build(spec, seed=0)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
@@ -54,7 +55,7 @@ def build(model: str) -> nn.Module:
 def build_step(case: str, mode: str, device: torch.device) -> Step:
     """One whole step: gradient, noise where private, and the optimizer's move."""
     model, batch, shape, micro_batch = CASES[case]
-    network = build(model).to(device).train()
+    network = build(model, shape).to(device).train()
     inputs = torch.randn(batch, *shape, device=device)
     labels = torch.randint(0, 2, (batch,), device=device)
     optimizer = partial(torch.optim.SGD, lr=1e-4, momentum=0.9)
@@ -136,7 +137,7 @@ def resident_kilobytes(field: str) -> int:
 
 def print_table(device: torch.device, modes: list[str], cases: list[str], repetitions: int, memory: bool) -> None:
     """One row a case: the plain step in ms, then each mode's ratio to it, and its peak memory if asked."""
-    print(f"{'case':24s}{'plain':>12s}" + "".join(f"{mode:>22s}" for mode in modes))
+    print(f"{'case':30s}{'plain':>12s}" + "".join(f"{mode:>22s}" for mode in modes))
     for case in cases:
         slow = "naive" in modes or case.startswith("resnet18")
         times = time_case(case, ["plain", *modes], device, max(3, repetitions // 5) if slow else repetitions)
@@ -145,7 +146,7 @@ def print_table(device: torch.device, modes: list[str], cases: list[str], repeti
             with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
                 peaks = {mode: pool.apply(peak_megabytes, (case, mode, str(device))) for mode in times}
         cells = "".join(f"{times[mode] / times['plain']:9.2f} {peaks[mode]:9.0f} MB" for mode in modes)
-        print(f"{case:24s}{times['plain']:9.2f} ms{cells}  (plain {peaks['plain']:.0f} MB)", flush=True)
+        print(f"{case:30s}{times['plain']:9.2f} ms{cells}  (plain {peaks['plain']:.0f} MB)", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The rows to compare with: each hospital alone, and all records in one place."""
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -8,10 +9,14 @@ from flwr.serverapp import Grid
 from medx.federation.client import client_app
 from medx.federation.job import Job, Setup, make_job, prepare
 from medx.federation.local_client import forget
+from medx.federation.rounds import RoundAborted
 from medx.federation.server import Server
+from medx.federation.sums import alone, with_sums
 from medx.measurement import Measurement, mean_intervals, measure
 from medx.results import Interval
 from medx.runtime.in_process import InProcess
+
+log = logging.getLogger(__name__)
 
 
 def run_baselines(names: list[str], setup: Setup, job: Job, config: dict[str, Any]) -> dict[str, dict[str, Interval]]:
@@ -29,8 +34,9 @@ def run_baselines(names: list[str], setup: Setup, job: Job, config: dict[str, An
 
 def run_variant(setup: Setup, name: str, job: Job, config: dict[str, Any]) -> Measurement:
     """Train one baseline model in this process, in a folder of its own."""
-    prepared = prepare(setup)
+    setup, prepared = alone(setup), prepare(setup)
     variant = make_job(setup, prepared, f"{job.run_id}-{name}", job.folder / "baselines" / name)
+    variant = with_sums(variant, prepared)
     server = Server(variant, prepared, config, lambda record: None, None)
     states = [server.initial_state()]
 
@@ -40,6 +46,8 @@ def run_variant(setup: Setup, name: str, job: Job, config: dict[str, Any]) -> Me
 
     try:
         InProcess(timeout=None, workers=None).run(client_app(variant), 1, serve)
+    except RoundAborted as problem:  # the run itself is done: its result stands, and the baseline is as far as it got
+        log.warning("baseline %s stopped early: %s", name, problem)
     finally:
         forget(variant)
     return measure(server.module, states[-1].average, prepared, setup.device, setup.seed)

@@ -1,15 +1,16 @@
 """From Hydra's configuration to a typed Experiment; every mistake ends in one line that names the key."""
 
+import dataclasses
 import difflib
 import hashlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import yaml
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -18,7 +19,8 @@ from medx.schema import CheckpointError, ConfigError
 
 GROUPS = ("dataset", "partition", "model", "trainer", "privacy", "federation", "aggregation", "runtime", "tracking")
 # What a run's numbers do not depend on, so that it is known by the same hash wherever and whenever it runs.
-NOT_HASHED = ("seed", "resume", "study", "cache", "tracking", "runtime")
+WHERE = ("cache", "tracking", "runtime")
+NOT_HASHED = ("seed", "resume", "study", *WHERE)
 CONF = Path(__file__).parent.parent / "conf"
 
 
@@ -39,8 +41,13 @@ def config_hash(config: dict[str, Any]) -> str:
 
 def build(config: dict[str, Any], key: str) -> Any:
     """The component that ``config[key]`` describes; raises ConfigError naming ``key.field`` and what it may be."""
+    if not isinstance(config.get(key), dict):
+        raise ConfigError(f"{key}={config.get(key)!r}: {nearest(str(config.get(key)), options_of(key))}")
     fields = dict(config[key])
-    target = get_class(fields.pop("_target_"))
+    name = fields.pop("_target_", None)
+    target = locate(str(name))
+    if not isinstance(target, type):
+        raise ConfigError(f"{key}._target_={name}: no class of that name; accepted: a component's class")
     return construct(target, fields, key + ".")
 
 
@@ -49,18 +56,19 @@ def construct(target: Any, fields: dict[str, Any], prefix: str) -> Any:
     try:
         return target(**fields)
     except ValidationError as error:
-        problems = [describe(problem, prefix, fields) for problem in error.errors()]
+        names = [field.name for field in dataclasses.fields(target)]
+        problems = [describe(problem, prefix, fields, names) for problem in error.errors()]
         raise ConfigError("; ".join(problems)) from None
 
 
-def describe(problem: Any, prefix: str, fields: dict[str, Any]) -> str:
+def describe(problem: Any, prefix: str, fields: dict[str, Any], names: list[str]) -> str:
     """One pydantic problem in words: the key, its value, what is accepted."""
     path = ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part in fields) or str(
         problem["loc"][0] if problem["loc"] else ""
     )
     key = prefix + path
     if problem["type"] == "unexpected_keyword_argument":
-        return f"{key} is unknown here"
+        return f"{key} is unknown; {nearest(path, names)}"
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{key} is missing"
     return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
@@ -93,19 +101,34 @@ def options_of(group: str) -> list[str]:
 def explain(error: Exception, overrides: list[str]) -> str:
     """Hydra's own errors in one line, with the nearest valid names."""
     text = " ".join(" ".join(chain_of(error)).split())
-    if match := re.search(r"Could not override '([\w.@/]+)'", text):
-        key = match[1].lstrip("+~")
-        return f"{key} is unknown; {nearest(key, known_keys(overrides))}"
-    if match := re.search(r"Key '([\w.]+)' is not in struct", text):
-        return f"{match[1]} is unknown; {nearest(match[1], known_keys(overrides))}"
-    if match := re.search(r"In '[^']+': Could not find '(\w+)/([\w-]+)'", text) or re.search(
-        r"Could not find '(\w+)/([\w-]+)'", text
+    if match := re.search(r"Could not override '([\w.@/+~]+)'", text) or re.search(
+        r"Key '([\w.]+)' is not in struct", text
     ):
-        group, option = match[1], match[2]
-        return f"{group}={option} is unknown; {nearest(option, options_of(group))}"
-    if match := re.search(r"Could not load '?(\w+)/([\w-]+)", text):
-        return f"{match[1]}={match[2]} is unknown; {nearest(match[2], options_of(match[1]))}"
-    return text.split(" full_key:")[0]
+        return unknown_key(match[1].lstrip("+~"), overrides)
+    if match := re.search(r"Could not (?:find|load) '?(\w+)/([\w-]+)(?![\w/-])", text):
+        return unknown_option(match[1], match[2])
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]}: several values; add -m at the end to run a job for each, or write a list as [a,b]"
+    if "Config group override must be" in text:
+        wrong = [part.split("=", 1) for part in overrides if part.split("=", 1)[0] in GROUPS and "=" in part]
+        return "; ".join(unknown_option(group, name) for group, name in wrong if name not in options_of(group))
+    return re.split(r" full_key:| Config search path:", text)[0]
+
+
+def unknown_key(key: str, overrides: list[str]) -> str:
+    """What to say of a key that the chosen options do not have."""
+    group, chosen = key.partition(".")[0], choices_of(overrides)
+    if group in chosen and key in known_keys([]):
+        here = [name for name in known_keys(overrides) if name.startswith(group + ".")]
+        return f"{key} has no meaning with {group}={chosen[group]}; accepted there: {', '.join(here) or 'no key'}"
+    return f"{key} is unknown; {nearest(key, known_keys(overrides))}"
+
+
+def unknown_option(group: str, name: str) -> str:
+    """What to say of an option that a group does not have."""
+    others = [other for other in GROUPS if name in options_of(other)]
+    hint = f" (there is {others[0]}={name})" if others else ""
+    return f"{group}={name} is unknown{hint}; {nearest(name, options_of(group))}"
 
 
 def chain_of(error: BaseException) -> Iterator[str]:
@@ -116,13 +139,19 @@ def chain_of(error: BaseException) -> Iterator[str]:
         current = current.__cause__ or current.__context__
 
 
+def choices_of(overrides: list[str]) -> dict[str, str]:
+    """The options that a command line chooses, by group; of a sweep over options the first."""
+    pairs = (part.lstrip("+").split("=", 1) for part in overrides if "=" in part)
+    return {key: value.split(",")[0] for key, value in pairs if key in GROUPS}
+
+
 def known_keys(overrides: list[str]) -> list[str]:
     """Keys that the chosen options have, for hints; groups of the command line are honoured."""
-    chosen = dict(part.lstrip("+").split("=", 1) for part in overrides if "=" in part)
+    chosen = choices_of(overrides)
     defaults = yaml.safe_load((CONF / "config.yaml").read_text())
     keys = [key for key in keys_of({k: v for k, v in defaults.items() if k not in ("defaults", "hydra")})]
     for group in GROUPS:
-        names = [chosen[group].split(",")[0]] if group in chosen else options_of(group)
+        names = [chosen[group]] if group in chosen else options_of(group)
         keys += [group, *(f"{group}.{key}" for name in names for key in keys_of(option(group, name)))]
     return sorted(set(keys))
 
@@ -137,11 +166,15 @@ def option(group: str, name: str) -> dict[str, Any]:
     for entry in content.pop("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
             merged |= option(group, entry.lstrip("/").rsplit("/", 1)[-1])
-    return merged | content
+    # An option that sets other groups too has them side by side.
+    return merged | dict(content.get(group, content))
 
 
 def resumed_config(folder: Path, current: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """The configuration of the run to resume; refuses an override that differs from it, and shows where."""
+    """The configuration of the run to resume; refuses an override that differs from it, and shows where.
+
+    Where it runs and where it is recorded may change, when an override says so.
+    """
     saved_path = folder / "config.json"
     if not saved_path.exists():
         raise CheckpointError(f"resume={folder}: no config.json there; give the output folder of a run")
@@ -150,14 +183,18 @@ def resumed_config(folder: Path, current: dict[str, Any], overrides: list[str]) 
     differences = []
     for override in overrides:
         name = override.lstrip("+~").split("=", 1)[0].split("@")[0]
-        if name in ("resume", "experiment") or name.startswith(("hydra", "tracking")):
+        group = name.partition(".")[0]
+        if name in ("resume", "experiment") or group.startswith("hydra"):
+            continue
+        if group in WHERE:
+            saved[group] = current[group]
             continue
         for key in sorted(set(now) | set(then)):
             if (key == name or key.startswith(name + ".")) and now.get(key) != then.get(key):
                 differences.append(f"{key}: {then.get(key)!r} in the run, {now.get(key)!r} now")
     if differences:
         raise ConfigError(f"resume={folder}: the configuration changed; " + "; ".join(differences[:8]))
-    return saved | {"tracking": current["tracking"]}
+    return saved
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,15 +1,12 @@
 """One experiment: typed, planned before it runs, run, measured, and written down."""
 
-import platform
-import subprocess
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
-import torch
 from annotated_types import Ge
 from flwr.serverapp import Grid
 from pydantic import BeforeValidator, SkipValidation
@@ -18,22 +15,25 @@ from medx.aggregation.base import Aggregation
 from medx.baselines import run_baselines
 from medx.dataset import Dataset
 from medx.federation.base import Federation
-from medx.federation.checkpoint import ServerState, load_checkpoint
+from medx.federation.checkpoint import ServerState, checkpoints, load_checkpoint
 from medx.federation.client import client_app
-from medx.federation.job import Job, Prepared, Setup, build_module, data_key, make_job, prepare
-from medx.federation.ledgers import finish_ledgers, recorded_steps
+from medx.federation.job import Job, Prepared, Setup, build_module, data_key, draw_key, make_job, prepare
+from medx.federation.ledgers import finish_ledgers, recorded_steps, withdraw
 from medx.federation.local_client import forget
 from medx.federation.rounds import RoundAborted
 from medx.federation.server import Server
-from medx.federation.sums import with_sums
+from medx.federation.sums import aggregation_result, with_sums
+from medx.machine import environment, resolve_device
 from medx.measurement import count_parameters, describe, measure, measure_clients
 from medx.model.base import Model
 from medx.model.export import describe as describe_model
 from medx.model.export import save_model
+from medx.observer import Observer, RunContext
 from medx.partition.base import Partition, partition_table
 from medx.privacy.base import PrivacyMechanism
+from medx.privacy.central_dp import CentralDP
 from medx.privacy.preflight import check_independence, check_module
-from medx.privacy.spending import privacy_result
+from medx.privacy.spending import planned_observers, privacy_result
 from medx.privacy.statement import statement, summarise
 from medx.results import ExperimentResult, RoundRecord, Status
 from medx.runtime.base import Runtime
@@ -69,52 +69,16 @@ class Experiment:
     runtime: SkipValidation[Runtime]
 
 
-@dataclass(frozen=True)
-class RunContext:
-    """What observers hear before the first round."""
-
-    title: str
-    dataset: str
-    config_hash: str
-    folder: Path
-    config: dict[str, Any]
-    num_rounds: int
-    resumed: bool
-    synthetic: bool
-    statement: str
-    plan_rows: list[dict[str, Any]]
-    partition_rows: list[dict[str, Any]]
-
-
-class Observer(Protocol):
-    """Who is told how a run goes: the screen, the tracking store."""
-
-    def on_start(self, context: RunContext) -> None:
-        """Before the first round; the plan stands, nothing is trained."""
-        ...
-
-    def on_round(self, record: RoundRecord) -> None:
-        """After every round."""
-        ...
-
-    def on_end(self, result: ExperimentResult) -> None:
-        """With the result, whatever its status."""
-        ...
-
-    def on_error(self, error: BaseException) -> None:
-        """Instead of ``on_end``, where a run that was announced ends without a result."""
-        ...
-
-
 def run_experiment(
     experiment: Experiment,
     config: dict[str, Any],
+    *,
     config_hash: str,
     folder: Path,
     observers: Sequence[Observer],
     resume: bool = False,
 ) -> ExperimentResult:
-    """Plan, train and measure one experiment; writes ``result.json`` in ``folder``.
+    """Plan, train and measure one experiment; writes ``config.json`` and ``result.json`` in ``folder``.
 
     Raises a MedxError before anything is trained where the experiment cannot be run; a run that stops early
     (aborted, out of budget, killed) ends in a result with that status and the last round's model.
@@ -122,9 +86,13 @@ def run_experiment(
     began = time.perf_counter()
     setup = make_setup(experiment, config)
     prepared = prepare(setup)
-    check_combination(setup, config)
+    check_combination(experiment, setup, config)
+    # A run that was stopped before its first checkpoint has trained nothing: it starts anew, ledgers too.
+    resume = resume and bool(checkpoints(folder / "checkpoints"))
     job = with_sums(make_job(setup, prepared, config_hash, folder, resume), prepared)
     preflight(job, prepared)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
     loaded = time.perf_counter()
     for observer in observers:
         observer.on_start(make_context(experiment, job, prepared, config, resume))
@@ -134,9 +102,9 @@ def run_experiment(
             observer.on_round(record)
 
     try:
-        outcome = run_rounds(experiment, job, prepared, config, on_round, resume)
+        outcome = run_rounds(experiment, job, prepared, config, on_round, resume=resume)
         trained = time.perf_counter()
-        result = finish(experiment, job, prepared, outcome, config, config_hash)
+        result = finish(experiment, job, prepared, outcome, config)
     except BaseException as error:
         for observer in observers:
             observer.on_error(error)
@@ -152,20 +120,6 @@ def run_experiment(
         observer.on_end(result)
     result.save(folder / "result.json")  # again: now it says where it is tracked
     return result
-
-
-def resolve_device(device: str) -> str:
-    """``auto`` to what is there; raises ConfigError where CUDA is asked for and absent."""
-    cuda = torch.cuda.is_available()
-    if device == "auto":
-        return "cuda" if cuda else "cpu"
-    if device != "cpu" and not (device == "cuda" or device.removeprefix("cuda:").isdigit()):
-        raise ConfigError(f"device={device} is unknown; accepted: auto, cpu, cuda, cuda:0, cuda:1, ...")
-    if device != "cpu" and not cuda:
-        raise ConfigError(f"device={device}, but no CUDA device is there; accepted here: auto, cpu")
-    if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
-        raise ConfigError(f"device={device}, but there are only {torch.cuda.device_count()} CUDA devices")
-    return device
 
 
 def make_setup(experiment: Experiment, config: dict[str, Any]) -> Setup:
@@ -184,16 +138,23 @@ def make_setup(experiment: Experiment, config: dict[str, Any]) -> Setup:
         aggregation=experiment.aggregation,
         cache=Path(experiment.cache).expanduser(),
         data_key=data_key(experiment.seed, num_clients=clients, **groups),
+        draw_key=draw_key(config),
     )
 
 
-def check_combination(setup: Setup, config: dict[str, Any]) -> None:
+def check_combination(experiment: Experiment, setup: Setup, config: dict[str, Any]) -> None:
     """Refuse groups that do not go together."""
     setup.trainer.check(prepare(setup).spec.num_classes)
     setup.aggregation.check_strategy(config_name(config, "federation"))
-    if setup.aggregation.secure and setup.federation.clients_per_round < setup.num_clients:
+    if experiment.baseline and isinstance(setup.privacy, CentralDP):
         raise ConfigError(
-            f"federation.fraction_clients={setup.federation.fraction_clients}: aggregation=secure takes 1"
+            f"baseline={','.join(experiment.baseline)}: privacy=central_dp hides a hospital among many, which one alone "
+            "cannot be; accepted: baseline=null"
+        )
+    if experiment.baseline and getattr(setup.privacy, "ledger", None):
+        raise ConfigError(
+            f"baseline={','.join(experiment.baseline)}: a baseline spends a budget of its own on every hospital's "
+            "records, which privacy.ledger would not show; accepted: baseline=null, or privacy.ledger=null"
         )
 
 
@@ -219,7 +180,12 @@ def make_context(
         num_rounds=experiment.federation.num_rounds,
         resumed=resume,
         synthetic=splits.synthetic,
-        statement=statement(job.plan, splits.synthetic),
+        statement=statement(
+            job.plan,
+            splits.synthetic,
+            observers=planned_observers(job.plan),
+            aggregation=aggregation_result(job),
+        ),
         plan_rows=summarise(job.plan),
         partition_rows=partition_table(list(prepared.parts), splits.train.labels, splits.class_names),
     )
@@ -245,6 +211,7 @@ def run_rounds(
     prepared: Prepared,
     config: dict[str, Any],
     on_round: Callable[[RoundRecord], None],
+    *,
     resume: bool,
 ) -> Outcome:
     """Run the rounds on the configured runtime; an early stop keeps what was reached."""
@@ -265,7 +232,9 @@ def run_rounds(
     except CheckpointError as problem:
         status, error = "failed", str(problem)
     except LedgerError as problem:
-        if not reached[-1].round:
+        if not server.started:
+            if not job.resumed:
+                withdraw(job)
             raise
         status, error = "budget_exhausted", str(problem)
     except KeyboardInterrupt:
@@ -281,7 +250,6 @@ def finish(
     prepared: Prepared,
     outcome: Outcome,
     config: dict[str, Any],
-    config_hash: str,
 ) -> ExperimentResult:
     """Measure the averaged model, account for what was executed, export the checkpoint."""
     setup = job.setup
@@ -297,7 +265,7 @@ def finish(
         status=outcome.status,
         error=outcome.error,
         seed=experiment.seed,
-        config_hash=config_hash,
+        config_hash=job.run_id,
         dataset=describe(prepared.splits),
         model={"name": config_name(config, "model"), "parameters": count_parameters(module)},
         validation=measured.validation,
@@ -308,7 +276,9 @@ def finish(
         curves=measured.curves,
         clients=measure_clients(module.to(setup.device), average, prepared, setup.device),
         baselines=run_baselines(list(experiment.baseline), setup, job, config),
-        privacy=privacy_result(job.plan, executed_steps(job, outcome), prepared.splits.synthetic),
+        privacy=privacy_result(
+            job.plan, executed_steps(job, outcome), prepared.splits.synthetic, aggregation_result(job)
+        ),
         rounds=outcome.server.records,
         timing={},
         checkpoint=str(checkpoint),
@@ -323,22 +293,4 @@ def executed_steps(job: Job, outcome: Outcome) -> dict[int, int]:
         return outcome.server.steps
     if outcome.status == "finished":
         finish_ledgers(job)
-    return recorded_steps(job)
-
-
-def environment(device: str) -> dict[str, str]:
-    """Versions, machine and git revision: what a reader needs to make the run again."""
-    packages = ("torch", "flwr", "opacus", "lightning", "mlflow", "medmnist", "numpy", "dp-accounting")
-    facts = {name: version(name) for name in packages}
-    revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    facts["git"] = revision.stdout.strip() or "not a git checkout"
-    facts["python"] = platform.python_version()
-    facts["platform"] = f"{platform.system()} {platform.machine()}"
-    facts["device"] = torch.cuda.get_device_name(device) if device != "cpu" else "cpu"
-    return facts
+    return recorded_steps(job, outcome.server.steps)

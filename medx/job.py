@@ -1,13 +1,14 @@
 """One Hydra job: configuration to experiment, with the screen and the tracking store listening."""
 
-import json
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from medx.configuration import GROUPS, build, config_hash, construct, plain, resumed_config
-from medx.experiment import Experiment, Observer, RunContext, config_name, environment, run_experiment
-from medx.results import ExperimentResult, RoundRecord
+from medx.experiment import Experiment, config_name, run_experiment
+from medx.machine import environment
+from medx.observer import Observer, RunContext
+from medx.results import ExperimentResult, RoundRecord, Status
 from medx.screen import Screen
 from medx.sweep import SWEEP_FILE, mark_failed
 from medx.tracking.base import TrackedRun, Tracker
@@ -23,14 +24,19 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None
         config = resumed_config(output, config, overrides)
     experiment = make_experiment(config)
     tracking = build(config, "tracking")
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "config.json").write_text(json.dumps(config, indent=1))
     observers: list[Observer] = [Screen(), Tracked(tracking.tracker(), sweep_folder(folder))]
-    result = run_experiment(experiment, config, config_hash(config), output, observers, resume=resume is not None)
+    result = run_experiment(
+        experiment,
+        config,
+        config_hash=config_hash(config),
+        folder=output,
+        observers=observers,
+        resume=resume is not None,
+    )
     if output != folder:
         result.save(folder / "result.json")
     if result.status != "finished":
-        mark_failed(folder.name)
+        mark_failed(folder.name, killed=result.status == "killed")
     return result.validation["auc"].value
 
 
@@ -89,4 +95,5 @@ class Tracked:
 
     def on_error(self, error: BaseException) -> None:
         """The record is closed as failed."""
-        self._tracker.abort("failed", str(error).splitlines()[0] if str(error) else type(error).__name__)
+        status: Status = "killed" if isinstance(error, KeyboardInterrupt) else "failed"
+        self._tracker.abort(status, str(error).splitlines()[0] if str(error) else type(error).__name__)

@@ -56,6 +56,22 @@ class ClientEvents(Record):
     epsilon: float | None
 
 
+class AggregationResult(Record):
+    """How updates were summed, and what the protocol stands against; everything but ``secure`` is None in the clear.
+
+    ``tolerated_colluders`` has ``curious`` and ``lying``: clients that may collude with a server that follows the
+    protocol, and with one that does not. ``trust_domain`` is ``one`` in a simulation: nothing is hidden there.
+    """
+
+    secure: bool
+    roster_hash: str | None = None
+    num_clients: int | None = None
+    threshold: int | None = None
+    minimum_survivors: int | None = None
+    tolerated_colluders: dict[str, int] | None = None
+    trust_domain: Literal["one", "separate"] | None = None
+
+
 class PrivacyResult(Record):
     """The guarantee of a run. ``epsilon`` is the maximum over clients; None means no guarantee at all.
 
@@ -72,6 +88,7 @@ class PrivacyResult(Record):
     adjacency: str | None = None
     noise_source: str | None = None
     clients: list[ClientEvents] = Field(default_factory=list)
+    aggregation: AggregationResult | None = None
     statement: str
 
 

@@ -1,10 +1,12 @@
 """``python -m medx.run``: compose the configuration, run the experiment, or a sweep of them with ``-m``."""
 
+import errno
 import logging
 import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +21,8 @@ from medx.schema import MedxError
 log = logging.getLogger(__name__)
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _RAISED: list[Exception] = []
+# What a person can put right: no space, no permission, a file system that cannot be written.
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -30,7 +34,11 @@ def run(cfg: DictConfig) -> float | None:
     try:
         from medx.job import run_job
 
-        return run_job(OmegaConf.create(cfg), folder, overrides)
+        (folder / medx.sweep.FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt in this folder
+        value = run_job(OmegaConf.create(cfg), folder, overrides)
+        if medx.sweep.interrupted():
+            raise KeyboardInterrupt  # the run has ended in order; the jobs after it must not start
+        return value
     except Exception as error:
         if settings.mode != RunMode.MULTIRUN:
             _RAISED.append(error)  # main() tells of it in one line; Hydra would print two of its own first
@@ -47,22 +55,32 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the lines below say what a person can do
     try:
         run()
-        if _RAISED:
-            raise _RAISED[0]
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # composing: a job's own are in _RAISED
         from medx.configuration import explain
 
         sys.exit(refuse(explain(error, sys.argv[1:])))
-    except MedxError as error:
-        sys.exit(refuse(str(error)))
     except KeyboardInterrupt:
+        medx.sweep.show_interrupted()
         sys.exit(130)
+    except OSError as error:
+        tell(error)
+    for raised in _RAISED:
+        tell(raised)
     sys.exit(medx.sweep.exit_code())
+
+
+def tell(error: Exception) -> NoReturn:
+    """End with one line where a person can act on the error; any other is a fault of the program, shown in full."""
+    if isinstance(error, MedxError):
+        sys.exit(refuse(str(error)))
+    if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+        sys.exit(refuse(f"{error.filename or 'output'}: {error.strerror}"))
+    raise error
 
 
 def refuse(message: str) -> int:
     """Print the one line and give the exit code."""
-    print(f"medx: {message}", file=sys.stderr)
+    print(f"medx: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 

@@ -13,15 +13,19 @@ from omegaconf import DictConfig
 SWEEP_FILE = "sweep.json"
 FAILURE_FILE = "failure.json"
 _FAILED: list[str] = []
+_KILLED: list[str] = []
+_FOLDERS: list[Path] = []
 
 
 class Sweep(Callback):
     """Hydra's callback: names the sweep before its first job and prints one table after its last."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write the sweep's identity where its jobs, in whatever process, can read it."""
+        """Refuse a sweep with a job that cannot be composed; write the sweep's identity where its jobs can read it."""
+        refuse_unknown(config)
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
+        _FOLDERS[:] = [folder]
         if not (folder / SWEEP_FILE).exists():
             overrides = [str(override) for override in config.hydra.overrides.task]
             identity = {"id": uuid.uuid4().hex, "overrides": overrides}
@@ -31,27 +35,68 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table and remember whether a job failed."""
-        from medx.results import ExperimentResult
-        from medx.screen import sweep_table
+        show(Path(config.hydra.sweep.dir))
 
-        folder = Path(config.hydra.sweep.dir)
-        jobs = sorted((path for path in folder.iterdir() if path.is_dir()), key=_job_order)
-        results: list[tuple[str, ExperimentResult | str]] = []
-        for job in jobs:
-            if (job / FAILURE_FILE).exists():
-                failure = json.loads((job / FAILURE_FILE).read_text())
-                results.append((job.name, f"{' '.join(failure['overrides'])}: {failure['error']}"))
-                _FAILED.append(job.name)
-            elif (job / "result.json").exists():
-                result = ExperimentResult.load(job / "result.json")
-                results.append((job.name, result))
-                if result.status != "finished":
-                    _FAILED.append(job.name)
-        sweep_table(results)
+
+def refuse_unknown(config: DictConfig) -> None:
+    """End the program with one line, before the first job, where a key or option of any job is unknown.
+
+    Hydra composes each job when its turn comes: a misspelt third option would end the sweep after two runs.
+    """
+    from hydra import compose
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from medx.configuration import explain
+
+    for job in distinct_jobs(config):
+        try:
+            compose(config.hydra.job.config_name, overrides=job)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            print(f"medx: {explain(error, job)}", file=sys.stderr)
+            sys.exit(2)
+
+
+def distinct_jobs(config: DictConfig) -> list[list[str]]:
+    """Overrides of the jobs of a sweep, one for each choice of options: other values do not change what is known."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from medx.configuration import GROUPS
+
+    if not str(config.hydra.sweeper._target_).endswith(BasicSweeper.__name__):
+        return []  # another sweeper chooses its jobs as it goes
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    return list({tuple(part for part in job if part.split("=", 1)[0] in GROUPS): job for job in jobs}.values())
+
+
+def show(folder: Path) -> None:
+    """Print the table of a sweep's jobs as far as they are, and remember those that failed."""
+    from medx.results import ExperimentResult
+    from medx.screen import sweep_table
+
+    results: list[tuple[str, ExperimentResult | str]] = []
+    for job in sorted((path.parent for path in folder.glob("**/.hydra")), key=_job_order):
+        name = str(job.relative_to(folder))
+        if (job / FAILURE_FILE).exists():
+            failure = json.loads((job / FAILURE_FILE).read_text())
+            results.append((name, f"{' '.join(failure['overrides'])}: {failure['error']}"))
+            _FAILED.append(name)
+        elif (job / "result.json").exists():
+            result = ExperimentResult.load(job / "result.json")
+            results.append((name, result))
+            if result.status != "finished":
+                _FAILED.append(name)
+        else:
+            results.append((name, "ended without a result"))
+            _FAILED.append(name)
+    sweep_table(results)
 
 
 def _job_order(path: Path) -> tuple[int, str]:
-    return (int(path.name) if path.name.isdigit() else sys.maxsize, path.name)
+    return (int(path.name) if path.name.isdigit() else sys.maxsize, str(path))
 
 
 def record_failure(folder: Path, overrides: list[str], error: Exception) -> None:
@@ -61,9 +106,22 @@ def record_failure(folder: Path, overrides: list[str], error: Exception) -> None
     (folder / FAILURE_FILE).write_text(json.dumps({"overrides": overrides, "error": text}))
 
 
-def mark_failed(name: str) -> None:
+def mark_failed(name: str, *, killed: bool) -> None:
     """Note that a run of this process did not finish, for its exit code."""
     _FAILED.append(name)
+    if killed:
+        _KILLED.append(name)
+
+
+def interrupted() -> bool:
+    """Whether a run of this process was stopped by the user."""
+    return bool(_KILLED)
+
+
+def show_interrupted() -> None:
+    """The table of a sweep that the user stopped; nothing where there is no sweep."""
+    for folder in _FOLDERS:
+        show(folder)
 
 
 def exit_code() -> int:

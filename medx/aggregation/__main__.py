@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from medx.aggregation.identity import write_identity
-from medx.aggregation.roster import Parameters, Roster, TrustDomain, make_roster, public_key_of
+from medx.aggregation.roster import Parameters, Roster, make_roster, public_key_of, simulated_roster
 from medx.schema import ConfigError, MedxError
 
 EPILOG = """examples:
@@ -58,21 +58,16 @@ def _add_roster(roster: argparse.ArgumentParser) -> None:
     add("--sampling-probability", type=float, help="Poisson sampling probability q, for the record")
 
 
-def _public_keys(options: argparse.Namespace) -> tuple[list[bytes], TrustDomain]:
-    if options.public_key:
-        for path in options.public_key:
-            if not path.is_file():
-                raise ConfigError(f"--public-key {path}: no such file; accepted: a .pub of `medx.aggregation identity`")
-        return [public_key_of(path.read_text()) for path in options.public_key], "separate"
-    if options.folder is None:
-        raise ConfigError("--clients without --folder; accepted: a folder for the identities")
-    made = [write_identity(options.folder, f"client{number}") for number in range(options.clients)]
-    return [identity.public_key().public_bytes_raw() for identity in made], "one"
+def _public_keys(options: argparse.Namespace) -> list[bytes]:
+    for path in options.public_key:
+        if not path.is_file():
+            raise ConfigError(f"--public-key {path}: no such file; accepted: a .pub of `medx.aggregation identity`")
+    return [public_key_of(path.read_text()) for path in options.public_key]
 
 
-def _roster(options: argparse.Namespace) -> Roster:
+def _parameters(options: argparse.Namespace) -> Parameters:
     try:
-        parameters = Parameters(
+        return Parameters(
             run_id=options.run_id,
             dimension=options.dimension,
             scale=options.scale,
@@ -86,8 +81,20 @@ def _roster(options: argparse.Namespace) -> Roster:
     except ValidationError as error:
         fault = error.errors()[0]
         raise ConfigError(f"--{fault['loc'][0]} = {fault['input']!r}: {fault['msg']}".replace("_", "-")) from None
-    keys, trust_domain = _public_keys(options)
-    roster = make_roster(parameters, keys, options.threshold, options.minimum_survivors, trust_domain)
+
+
+def _roster(options: argparse.Namespace) -> Roster:
+    parameters, counts = _parameters(options), (options.threshold, options.minimum_survivors)
+    if options.public_key:
+        roster = make_roster(parameters, _public_keys(options), *counts, "separate")
+    elif options.folder is None:
+        raise ConfigError("--clients without --folder; accepted: a folder for the identities")
+    else:
+        # Checked before anything is written: identities are never overwritten, so a second try would fail on them.
+        roster, identities = simulated_roster(parameters, options.clients, *counts)
+        for number, identity in enumerate(identities):
+            write_identity(options.folder, f"client{number}", identity)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     roster.save(options.output)
     return roster
 

@@ -12,6 +12,6 @@ class Aggregation(Protocol):
         """Raise ConfigError where this federation option needs what the aggregation hides."""
         ...
 
-    def survivors_for(self, num_clients: int) -> int | None:
-        """The fewest clients that a sum may be made of; None where the protocol does not care."""
+    def survivors_for(self, num_clients: int) -> int:
+        """The fewest clients that a sum of noise shares may be made of."""
         ...

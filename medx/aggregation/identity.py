@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.serialization import (
 from medx.schema import ConfigError
 
 
-def write_identity(folder: Path, name: str) -> Ed25519PrivateKey:
+def write_identity(folder: Path, name: str, identity: Ed25519PrivateKey | None = None) -> Ed25519PrivateKey:
     """Make an identity: ``NAME.pem`` (PKCS 8, mode 0600) and ``NAME.pub`` (hex). ConfigError if it exists."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    identity = Ed25519PrivateKey.generate()
+    identity = identity or Ed25519PrivateKey.generate()
     path = folder / f"{name}.pem"
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -23,6 +23,11 @@ def default_threshold(num_clients: int) -> int:
     return 2 * num_clients // 3 + 1
 
 
+def default_survivors(num_clients: int, threshold: int | None = None) -> int:
+    """As few survivors as the threshold allows: a sum of fewer than three tells two clients each other's update."""
+    return max(threshold or default_threshold(num_clients), 3)
+
+
 class Parameters(BaseModel):
     """The public parameters of a run.
 

@@ -1,6 +1,7 @@
 """Updates summed under masks: the server learns the sum of the survivors' updates and nothing else."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -9,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from medx.aggregation.encoding import largest_scale
 from medx.aggregation.identity import find_identities
-from medx.aggregation.roster import Parameters, Roster, default_threshold, make_roster, simulated_roster
+from medx.aggregation.roster import Parameters, Roster, default_survivors, make_roster, simulated_roster
 from medx.schema import ConfigError, component
 
 ROBUST_STRATEGIES = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
@@ -43,8 +44,7 @@ class SecureAggregation:
 
     def survivors_for(self, num_clients: int) -> int:
         """Minimum survivors that a run with this many clients will have."""
-        least = max(self.threshold or default_threshold(num_clients), 3)
-        return least if self.minimum_survivors is None else self.minimum_survivors
+        return self.minimum_survivors or default_survivors(num_clients, self.threshold)
 
     def scale_for(self, num_clients: int, bound: float, noise_stddev: float) -> float:
         """Grid units to one unit of the update; ``noise_stddev`` is one client's noise in units of the update.
@@ -63,18 +63,57 @@ class SecureAggregation:
         """The run's roster with all identities: made on the fly, or pinned with the key files beside it."""
         if self.roster is None:
             return self.simulated(parameters, num_clients)
-        roster = self.pinned(parameters)
+        roster = self.pinned(parameters, num_clients)
         return roster, find_identities(self.roster.parent, roster.identities)
 
-    def pinned(self, parameters: Parameters) -> Roster:
-        """The roster on disk, which must hold exactly these parameters; ConfigError names the first that differs."""
+    def pinned(self, parameters: Parameters, num_clients: int) -> Roster:
+        """The roster on disk, which must hold exactly these parameters.
+
+        Raises ConfigError with every value that differs, and with the command that makes the roster of this run.
+        """
         if self.roster is None:
-            raise ConfigError("aggregation.roster = null; accepted: a roster file, outside a simulation")
+            raise ConfigError("aggregation.roster=null: accepted is a roster file, outside a simulation")
+        accepted = f"accepted: what this makes: {self.command(parameters, num_clients)}"
+        if not self.roster.exists():
+            raise ConfigError(f"aggregation.roster={self.roster}: no such file; {accepted}")
         roster = Roster.load(self.roster)
+        if roster.num_clients != num_clients:
+            raise ConfigError(
+                f"aggregation.roster={self.roster}: {roster.num_clients} public keys for {num_clients} clients; "
+                f"{accepted}"
+            )
         wanted = make_roster(
             parameters, roster.identities, self.threshold, self.minimum_survivors, roster.trust_domain
         ).model_dump()
-        for name, value in roster.model_dump().items():
-            if value != wanted[name]:
-                raise ConfigError(f"roster {self.roster}: {name} = {value!r}; accepted: {wanted[name]!r} as configured")
+        wrong = [
+            f"{name} = {value!r} where this run has {wanted[name]!r}"
+            for name, value in roster.model_dump().items()
+            if value != wanted[name]
+        ]
+        if wrong:
+            raise ConfigError(f"aggregation.roster={self.roster}: {', '.join(wrong)}; {accepted}")
         return roster
+
+    def command(self, parameters: Parameters, num_clients: int) -> str:
+        """The command line that makes this run's roster, of the identities beside it where there are enough."""
+        assert self.roster is not None
+        folder = self.roster.parent
+        public = sorted(folder.glob("*.pub"))
+        known = [part for path in public for part in ("--public-key", str(path))] if len(public) == num_clients else []
+        who = known or ["--clients", str(num_clients), "--folder", str(folder)]
+        options: dict[str, object] = {
+            "output": self.roster,
+            "run-id": parameters.run_id,
+            "dimension": parameters.dimension,
+            "scale": parameters.scale,
+            "bound": parameters.bound,
+            "rounds": parameters.num_rounds,
+            "noise-stddev": parameters.noise_stddev or None,
+            "noise-multiplier": parameters.noise_multiplier,
+            "clip-norm": parameters.clip_norm,
+            "sampling-probability": parameters.sampling_probability,
+            "threshold": self.threshold,
+            "minimum-survivors": self.minimum_survivors,
+        }
+        given = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
+        return shlex.join(["python", "-m", "medx.aggregation", "roster", *who, *given])

@@ -32,9 +32,11 @@ class Federation:
 
     @property
     def common(self) -> dict[str, Any]:
-        """Arguments of every Flower strategy: all the nodes that it is shown train, none evaluates."""
-        minimum = self.min_clients
-        return {"fraction_train": 1.0, "min_train_nodes": minimum, "min_available_nodes": minimum}
+        """Arguments of every Flower strategy: all the nodes that it is shown train, and it waits for no others.
+
+        The minimum is ours to check, after the answers: a strategy would wait for missing nodes for ever.
+        """
+        return {"fraction_train": 1.0, "min_train_nodes": 1, "min_available_nodes": 1}
 
     @property
     def clients_per_round(self) -> int:

@@ -6,13 +6,12 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from medx.federation.payload import State
+from medx.model.storage import read_tensors, write_tensors
 from medx.results import RoundRecord
 from medx.schema import CheckpointError
 
@@ -45,8 +44,8 @@ def save_checkpoint(folder: Path, server: ServerState, config: dict[str, Any]) -
     try:
         temporary.mkdir(parents=True)
         groups = {"state": server.state, "average": server.average, "strategy": server.strategy}
-        tensors = {f"{group}/{name}": t.contiguous() for group, ts in groups.items() for name, t in ts.items()}
-        save_file(tensors, temporary / "tensors.safetensors")
+        tensors = {f"{group}/{name}": t for group, ts in groups.items() for name, t in ts.items()}
+        write_tensors(temporary / "tensors.safetensors", tensors, {})
         text = {
             "round": server.round,
             "steps": server.steps,
@@ -57,28 +56,35 @@ def save_checkpoint(folder: Path, server: ServerState, config: dict[str, Any]) -
         if target.exists():
             shutil.rmtree(target)
         os.replace(temporary, target)
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"checkpoint {target} could not be written: {error}") from error
-    for old in sorted(folder.glob("round_*"))[:-KEEP]:
+    for old in checkpoints(folder)[KEEP:]:
         shutil.rmtree(old)
     return target
 
 
 def append_record(folder: Path, record: RoundRecord) -> None:
     """Add one round's record to the folder's list: one line of JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with open(folder / RECORDS, "a") as file:
-            file.write(record.model_dump_json() + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / RECORDS, "ab+") as file:
+            if file.tell() and _last_byte(file) != b"\n":
+                file.write(b"\n")  # a line that a crash cut off must not take this one with it
+            file.write(record.model_dump_json().encode() + b"\n")
     except OSError as error:
         raise CheckpointError(f"round record in {folder} could not be written: {error}") from error
+
+
+def _last_byte(file: BinaryIO) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)
 
 
 def read_records(path: Path) -> list[RoundRecord]:
     """The rounds on record, the later one where a round was done again; a line cut off by a crash is dropped."""
     records: dict[int, RoundRecord] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text().splitlines() if path.exists() else ():
         try:
             record = RoundRecord.model_validate_json(line)
         except ValueError:
@@ -88,13 +94,18 @@ def read_records(path: Path) -> list[RoundRecord]:
     return [records[number] for number in sorted(records)]
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that are there, the newest first."""
+    return sorted(folder.glob("round_*"), reverse=True)
+
+
 def load_checkpoint(folder: Path) -> tuple[ServerState, dict[str, Any]]:
     """The newest readable checkpoint and its configuration; falls back to the one before, and says so."""
-    candidates = sorted(folder.glob("round_*"), reverse=True)
+    candidates = checkpoints(folder)
     for candidate in candidates:
         try:
             return _read(candidate)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, CheckpointError) as error:
             log.warning("checkpoint %s is corrupt (%s); falling back to the one before", candidate, error)
     raise CheckpointError(f"resume: no readable checkpoint in {folder} ({len(candidates)} found)")
 
@@ -102,7 +113,7 @@ def load_checkpoint(folder: Path) -> tuple[ServerState, dict[str, Any]]:
 def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
     text = json.loads((path / "state.json").read_text())
     groups: dict[str, dict[str, torch.Tensor]] = {"state": {}, "average": {}, "strategy": {}}
-    for name, tensor in load_file(path / "tensors.safetensors").items():
+    for name, tensor in read_tensors(path / "tensors.safetensors")[0].items():
         group, _, rest = name.partition("/")
         groups[group][rest] = tensor
     server = ServerState(
@@ -112,6 +123,6 @@ def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
         strategy=groups["strategy"],
         steps={int(client): steps for client, steps in text["steps"].items()},
         abstentions=text["abstentions"],
-        records=read_records(path.parent / RECORDS)[: text["round"]],
+        records=[record for record in read_records(path.parent / RECORDS) if record.round <= text["round"]],
     )
     return server, text["config"]

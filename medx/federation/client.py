@@ -1,20 +1,24 @@
 """The ClientApp of a hospital: it reserves its budget, trains locally, and answers with a noised update or a sum."""
 
 import time
+from collections.abc import Callable
 from typing import cast
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from medx.federation.job import Job
 from medx.federation.local_client import index_of, local_client, train_locally
 from medx.federation.payload import to_record
-from medx.federation.sum_client import STAGES, answer_stage, words_of
+from medx.federation.sum_client import STAGES, answer_stage, answer_sum
+from medx.schema import MedxError
+
+REFUSED = 2  # Flower's code of an exception in a ClientApp
 
 
 def client_app(job: Job) -> ClientApp:
     """The ClientApp of this job; the same wherever it runs."""
-    app = ClientApp()
+    app = ClientApp(mods=[tell_refusal])
 
     @app.query()
     def identify(message: Message, context: Context) -> Message:
@@ -31,13 +35,18 @@ def client_app(job: Job) -> ClientApp:
     return app
 
 
+def tell_refusal(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+    """A client that refuses says why in its reply; Flower's runtimes would each word it in a way of their own."""
+    try:
+        return call_next(message, context)
+    except MedxError as error:
+        return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
+
+
 def _add_sums(app: ClientApp, job: Job) -> None:
     @app.train("sum")
     def add(message: Message, context: Context) -> Message:
-        config, arrays = message.content.config_records["config"], message.content.array_records["arrays"]
-        number, attempt = (int(cast(int, config[name])) for name in ("server-round", "attempt"))
-        words = words_of(job, index_of(context), arrays, number, attempt)
-        return Message(RecordDict({"reply": ConfigRecord({"data": words.tobytes()})}), reply_to=message)
+        return Message(answer_sum(job, message.content, context), reply_to=message)
 
     for stage in STAGES:
 

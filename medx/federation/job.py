@@ -1,5 +1,6 @@
 """One run as every process sees it: what is configured, and the data dealt to the clients."""
 
+import hashlib
 import json
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from medx.model.base import FixedFeatures, Model, Objective
 from medx.model.cache import cached_features
 from medx.partition.base import Partition
 from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan
-from medx.randomness import derive_seed, numpy_generator
+from medx.randomness import Key, derive_seed, numpy_generator
 from medx.trainer.local_training import Trainer
 
 
@@ -39,6 +40,7 @@ class Setup:
     aggregation: Aggregation
     cache: Path
     data_key: str
+    draw_key: str
     only_client: int | None = None
     pooled: bool = False
 
@@ -46,6 +48,16 @@ class Setup:
     def num_clients(self) -> int:
         """How many clients this run has; one for the baselines."""
         return 1 if self.pooled or self.only_client is not None else self.federation.num_clients
+
+    @property
+    def stream(self) -> tuple[Key, ...]:
+        """Keys that keep this run's draws apart from those of every other configuration, and of its baselines.
+
+        Two runs with one seed and the same noise would not add up: their difference could take the noise off.
+        """
+        if self.pooled:
+            return (self.draw_key, "pooled")
+        return (self.draw_key,) if self.only_client is None else (self.draw_key, "alone", self.only_client)
 
 
 @dataclass(frozen=True)
@@ -131,20 +143,29 @@ def data_key(seed: int, **configs: Any) -> str:
     return json.dumps({"seed": seed, **configs}, sort_keys=True, default=str)
 
 
+def draw_key(config: dict[str, Any]) -> str:
+    """Names what is trained: by it and the seed all draws of a run are keyed.
+
+    Where and how updates are summed is left out, so that a secure run can be compared with a plain one; so is where
+    the ledger lies.
+    """
+    privacy = {k: v for k, v in config["privacy"].items() if k not in ("trusted_aggregator", "ledger", "budget")}
+    groups = ("dataset", "partition", "model", "trainer", "federation")
+    text = json.dumps({"privacy": privacy, **{group: config[group] for group in groups}}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def make_job(setup: Setup, prepared: Prepared, run_id: str, folder: Path, resumed: bool = False) -> Job:
     """The whole run's privacy plan, worked out before any of it happens."""
     sizes = prepared.num_records()
     exposure = Exposure(
         num_records=sizes,
-        sampling_probability=tuple(setup.trainer.sampling_probability_for(size) for size in sizes),
+        # No batch is drawn from an empty client, so its probability is not used and must not refuse a batch size.
+        sampling_probability=tuple(setup.trainer.sampling_probability_for(size) if size else 1.0 for size in sizes),
         steps_per_round=setup.trainer.local_steps,
         num_rounds=setup.federation.num_rounds,
-        minimum_survivors=minimum_survivors(setup),
+        minimum_survivors=setup.aggregation.survivors_for(setup.num_clients),
         secure_aggregation=setup.aggregation.secure,
+        fraction_clients=setup.federation.fraction_clients,
     )
     return Job(setup, setup.privacy.plan(exposure), run_id, folder, resumed)
-
-
-def minimum_survivors(setup: Setup) -> int:
-    """The fewest clients that a sum of this run can be made of."""
-    return setup.aggregation.survivors_for(setup.num_clients) or min(setup.federation.min_clients, setup.num_clients)

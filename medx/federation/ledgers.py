@@ -1,11 +1,15 @@
 """The hospitals' ledgers of one run: where they lie, how a run reserves, and what was executed in the end."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 from medx.federation.job import Job, Prepared
 from medx.privacy.ledger import PrivacyLedger, Reservation
+from medx.schema import LedgerError
 
 
 def ledger_path(job: Job, client: int) -> Path:
@@ -19,10 +23,15 @@ def ledger_run(job: Job) -> str:
 
     With noise of the system nothing is repeated, so there the output folder, which a resume shares, is in the name.
     """
-    name = f"{job.run_id}-{job.setup.seed}-torch{version('torch')}"
+    name = f"{job.run_id}-{job.setup.seed}-torch{_torch_version()}"
     if job.plan.noise_source == "seed":
         return name
     return f"{name}-{hashlib.sha256(str(job.folder.absolute()).encode()).hexdigest()[:16]}"
+
+
+@cache
+def _torch_version() -> str:
+    return version("torch")  # parses the package's metadata, 4 ms a call
 
 
 def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:
@@ -44,19 +53,73 @@ def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:
     return ledger
 
 
-def recorded_steps(job: Job) -> dict[int, int]:
-    """Steps that every client's ledger shows as begun: never fewer than were executed."""
-    steps = {}
-    for plan in job.plan.clients:
-        ledger = PrivacyLedger(ledger_path(job, plan.client), create=False)
-        steps[plan.client] = sum(count for _, count in ledger.executed(ledger_run(job)))
-        ledger.close()
-    return steps
+def server_ledger(job: Job) -> PrivacyLedger:
+    """The server's ledger, kept where the unit is a client: a round is one release for all of them."""
+    return PrivacyLedger(ledger_path(job, 0).with_name("server.sqlite"), create=not job.resumed)
+
+
+def open_server_ledger(job: Job, prepared: Prepared) -> PrivacyLedger:
+    """The same with the whole run reserved; raises LedgerError, before any client is asked."""
+    assert job.plan.client_release is not None
+    assert job.plan.delta is not None
+    ledger_path(job, 0).parent.mkdir(parents=True, exist_ok=True)
+    ledger = server_ledger(job)
+    reservation = Reservation(
+        run_id=ledger_run(job),
+        data=f"{prepared.splits.content_hash}/{job.setup.num_clients} clients",
+        step=job.plan.client_release.event,
+        steps=job.setup.federation.num_rounds,
+        noise_source=job.plan.noise_source,
+    )
+    ledger.reserve(reservation, delta=job.plan.delta, budget=getattr(job.setup.privacy, "budget", None))
+    return ledger
+
+
+def recorded_steps(job: Job, answered: dict[int, int]) -> dict[int, int]:
+    """Steps that every client's ledger shows as begun: never fewer than were executed.
+
+    A client that never started has no entry and took no step; one that ``answered`` must have one.
+    """
+    if job.plan.client_release is not None:
+        with closing(server_ledger(job)) as ledger:
+            begun = sum(count for _, count in ledger.executed(ledger_run(job)))
+        return {plan.client: begun for plan in job.plan.clients}
+    run = ledger_run(job)
+    known = {client: sum(count for _, count in ledger.executed(run)) for client, ledger in _ledgers(job)}
+    for client in answered:
+        if client not in known:
+            raise LedgerError(f"ledger {ledger_path(job, client)} lost this run's entries; restore it from a copy")
+    return {plan.client: known.get(plan.client, 0) for plan in job.plan.clients}
 
 
 def finish_ledgers(job: Job) -> None:
     """Give back what was reserved and never begun."""
-    for plan in job.plan.clients:
-        ledger = PrivacyLedger(ledger_path(job, plan.client), create=False)
+    if job.plan.client_release is not None:
+        with closing(server_ledger(job)) as ledger:
+            if ledger.knows(ledger_run(job)):
+                ledger.finish(ledger_run(job))
+        return
+    for _, ledger in _ledgers(job):
         ledger.finish(ledger_run(job))
-        ledger.close()
+
+
+def withdraw(job: Job) -> None:
+    """Give back what hospitals reserved for a run that one of them refused before it began."""
+    for plan in job.plan.clients:
+        with suppress(LedgerError):  # the refusal is being told already, and may be this very ledger's
+            for _, ledger in _ledgers(job, plan.client):
+                ledger.finish(ledger_run(job))
+
+
+def _ledgers(job: Job, only: int | None = None) -> Iterator[tuple[int, PrivacyLedger]]:
+    """The clients whose ledgers know this run; a client that never started has none."""
+    for plan in job.plan.clients:
+        path = ledger_path(job, plan.client)
+        if not path.exists() or only not in (None, plan.client):
+            continue
+        ledger = PrivacyLedger(path, create=False)
+        try:
+            if ledger.knows(ledger_run(job)):
+                yield plan.client, ledger
+        finally:
+            ledger.close()

@@ -38,7 +38,8 @@ def local_client(job: Job, client: int) -> LocalClient:
     if key not in _CLIENTS:
         prepared = prepare(job.setup)
         inputs, labels = prepared.client(client)
-        ledger = open_ledger(job, prepared, client) if job.plan.private else None
+        private = job.plan.clients[client].step is not None
+        ledger = open_ledger(job, prepared, client) if private else None
         _CLIENTS[key] = LocalClient(job.plan.clients[client], inputs, labels, ledger)
         while len(_CLIENTS) > _KEEP:
             _CLIENTS.popitem(last=False)
@@ -94,8 +95,8 @@ def train_locally(job: Job, client: int, arrays: ArrayRecord, server_round: int,
 
 def generators(job: Job, client: int, server_round: int) -> tuple[torch.Generator, torch.Generator]:
     """The client's generators of sampling and of noise for one round; two streams that share nothing."""
-    seed, device = job.setup.seed, job.setup.device
-    sampling = torch_generator(derive_seed(seed, "sampling", client, server_round))
-    if job.plan.noise_source == "system":
-        return sampling, torch_generator(system_seed(), device)
-    return sampling, torch_generator(derive_seed(seed, "noise", client, server_round), device)
+    seed, device, stream = job.setup.seed, job.setup.device, job.setup.stream
+    if job.plan.noise_source == "system":  # who knows the sampling loses what it amplifies, so it is secret too
+        return torch_generator(system_seed()), torch_generator(system_seed(), device)
+    sampling = torch_generator(derive_seed(seed, "sampling", *stream, client, server_round))
+    return sampling, torch_generator(derive_seed(seed, "noise", *stream, client, server_round), device)

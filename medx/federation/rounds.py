@@ -16,7 +16,16 @@ from torch import nn
 
 from medx.federation.checkpoint import ServerState
 from medx.federation.job import Job
-from medx.federation.payload import MOMENTUM, State, all_finite, from_record, momentum_of, parameters_of, to_record
+from medx.federation.payload import (
+    MOMENTUM,
+    State,
+    all_finite,
+    from_record,
+    momentum_of,
+    parameters_of,
+    to_record,
+    viewed,
+)
 from medx.schema import LedgerError, MedxError
 
 log = logging.getLogger(__name__)
@@ -115,7 +124,8 @@ class PlainRounds:
         messages = list(self.strategy.configure_train(number, arrays, ConfigRecord(), sampled))
         attach_momentum(messages, momentum_of(server.state))
         bytes_down = sum(content_bytes(message.content) for message in messages)
-        answers, failed = self.collect(grid, messages, number)
+        clients = {node: client for client, node in nodes.items()}
+        answers, failed = self.collect(grid, messages, clients, number)
         trained = time.perf_counter()
         usable = [answer for answer in answers if answer.finite]
         abstained = len(answers) - len(usable)
@@ -123,7 +133,7 @@ class PlainRounds:
         state = self.aggregate(usable, server, number)
         return RoundOutcome(
             state=state,
-            steps={answer.client: answer.steps for answer in answers},
+            steps=self.charged(nodes, answers),
             clients=len(usable),
             abstained=abstained,
             failed=len(failed),
@@ -132,7 +142,15 @@ class PlainRounds:
             seconds={"train": trained - started, "aggregate": time.perf_counter() - trained},
         )
 
-    def collect(self, grid: Grid, messages: list[Message], number: int) -> tuple[list[Answer], list[str]]:
+    def charged(self, asked: Iterable[int], answers: list[Answer]) -> dict[int, int]:
+        """Steps of the round by client. With privacy a client enters it before it starts, so all asked count in full."""
+        if not self.job.plan.private:
+            return {answer.client: answer.steps for answer in answers}
+        return {client: self.job.plan.clients[client].steps_per_round for client in asked}
+
+    def collect(
+        self, grid: Grid, messages: list[Message], clients: dict[int, int], number: int
+    ) -> tuple[list[Answer], list[str]]:
         """Answers of this round, one a client, in the order of clients; and the reasons of those that failed."""
         answers: dict[int, Answer] = {}
         failed: list[str] = []
@@ -141,9 +159,13 @@ class PlainRounds:
                 raise_ledger_error(str(reply.error.reason))
                 failed.append(str(reply.error.reason))
                 continue
-            answer = read_answer(reply, number)
+            answer = read_answer(reply, clients.get(reply.metadata.src_node_id), number)
             if answer is None or answer.client in answers:
-                log.warning("round %d: a late or second answer was dropped", number)
+                log.warning(
+                    "round %d: a late, second or foreign answer of node %d was dropped",
+                    number,
+                    reply.metadata.src_node_id,
+                )
                 continue
             answers[answer.client] = answer
         missing = len(messages) - len(answers) - len(failed)
@@ -151,7 +173,11 @@ class PlainRounds:
 
     def aggregate(self, usable: list[Answer], server: ServerState, number: int) -> State:
         """The strategy's aggregate of the parameters; momentum buffers are always averaged."""
+        if not any(self.job.plan.clients[answer.client].num_records for answer in usable):
+            return server.state  # only hospitals without a record answered: there is nothing to weigh
         contents = [answer.content for answer in usable]
+        for content in contents:
+            viewed(content.array_records["arrays"])
         momentum = take_momentum(contents)
         replies = [Message(content, 1, MessageType.TRAIN) for content in contents]
         arrays, _ = self.strategy.aggregate_train(number, replies)
@@ -164,27 +190,28 @@ class PlainRounds:
         return cast_state
 
 
-def check_enough(job: Job, usable: int, abstentions: int, failed: list[str], number: int) -> None:
-    """Refuse a round that too few answered, and a run that too many abstained from."""
+def check_enough(
+    job: Job, usable: int, abstentions: int, failed: list[str], number: int, *, least: int | None = None
+) -> None:
+    """Refuse a round that fewer than ``least`` answered (min_clients), and a run that too many abstained from."""
     limit = getattr(job.setup.privacy, "max_abstentions", 0)
     if abstentions > limit:
         raise RoundAborted(
             f"round {number}: {abstentions} updates were not finite, more than privacy.max_abstentions={limit}"
         )
-    minimum = min(job.setup.federation.min_clients, job.setup.num_clients)
+    minimum = min(job.setup.federation.min_clients, job.setup.num_clients) if least is None else least
     if usable < minimum:
         reason = f"; the first failure: {failed[0]}" if failed else ""
         raise RoundAborted(f"round {number}: {usable} usable answers, {minimum} needed{reason}")
 
 
-def read_answer(reply: Message, number: int) -> Answer | None:
-    """The answer in a reply, or None where it belongs to another round."""
+def read_answer(reply: Message, client: int | None, number: int) -> Answer | None:
+    """The answer of this node's client, or None where it belongs to another round or speaks for another client."""
     metrics = reply.content.metric_records["metrics"]
-    if int(cast(int, metrics["round"])) != number:
+    if client is None or (int(cast(int, metrics["client"])), int(cast(int, metrics["round"]))) != (client, number):
         return None
     finite = bool(metrics["finite"]) and all_finite(from_record(reply.content.array_records["arrays"]))
-    client, steps = int(cast(int, metrics["client"])), int(cast(int, metrics["steps"]))
-    return Answer(client, reply.content, steps, finite, content_bytes(reply.content))
+    return Answer(client, reply.content, int(cast(int, metrics["steps"])), finite, content_bytes(reply.content))
 
 
 def content_bytes(content: RecordDict) -> int:

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from medx.federation.checkpoint import ServerState, append_record, save_checkpoint
+from medx.federation.clipped_updates import drawn_clients
 from medx.federation.evaluation import round_metrics
 from medx.federation.job import Job, Prepared, build_module
 from medx.federation.payload import MOMENTUM, State, parameters_of
@@ -39,6 +40,7 @@ class Server:
         self.config = config
         self.on_round = on_round
         self.timeout = timeout
+        self.started = False  # true once every hospital that takes part has reserved its budget
         self.module: nn.Module = build_module(job.setup, prepared).to(job.setup.device)
         self.engine: Rounds = PlainRounds(job, timeout) if job.sums is None else SumRounds(job, self.module, timeout)
 
@@ -46,12 +48,16 @@ class Server:
         """Round 0: the seeded initial parameters, momentum at zero."""
         state = {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
         momentum = {MOMENTUM + name: torch.zeros_like(state[name]) for name in self.engine.momentum_names(self.module)}
-        return ServerState(0, state | momentum, dict(state))
+        return ServerState(0, state | momentum, {name: value.clone() for name, value in state.items()})
 
     def rounds(self, grid: Grid, server: ServerState) -> Iterator[ServerState]:
         """Rounds from where ``server`` stands to the last one; raises RoundAborted or LedgerError."""
         self.engine.restore(server)
         nodes = self.identify(grid)
+        self.started = True
+        if server.round == 0:
+            # From here on every ledger exists, so that a resume can tell a lost one from one that never was.
+            save_checkpoint(self.job.folder / "checkpoints", server, self.config)
         for number in range(server.round + 1, self.job.setup.federation.num_rounds + 1):
             server = self.one_round(grid, nodes, server, number)
             yield server
@@ -60,16 +66,19 @@ class Server:
         """Which node is which client; a client also reserves its budget here, before any data is touched."""
         expected = self.job.setup.num_clients
         nodes: dict[int, int] = {}
+        failed: list[str] = []
         messages = [Message(RecordDict(), node, MessageType.QUERY) for node in grid.get_node_ids()]
         for reply in grid.send_and_receive(messages, timeout=self.timeout):
             if reply.has_error():
                 raise_ledger_error(str(reply.error.reason))
                 log.warning("node %s did not start: %s", reply.metadata.src_node_id, reply.error.reason)
+                failed.append(str(reply.error.reason))
                 continue
             client = cast(int, reply.content.config_records["client"]["client"])
             nodes[client] = reply.metadata.src_node_id
         if len(nodes) < min(expected, self.job.setup.federation.min_clients):
-            raise RoundAborted(f"only {len(nodes)} of {expected} clients are there")
+            reason = f"; the first failure: {failed[0]}" if failed else ""
+            raise RoundAborted(f"only {len(nodes)} of {expected} clients are there{reason}")
         return nodes
 
     def one_round(self, grid: Grid, nodes: dict[int, int], server: ServerState, number: int) -> ServerState:
@@ -107,6 +116,8 @@ class Server:
 
     def choose(self, clients: list[int], number: int) -> list[int]:
         """The clients of a round, drawn with the seed; all of them where the fraction is one."""
+        if self.job.plan.client_release is not None:
+            return drawn_clients(self.job, clients, number)
         count = min(self.job.setup.federation.clients_per_round, len(clients))
         if count == len(clients):
             return clients

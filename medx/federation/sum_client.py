@@ -1,7 +1,8 @@
 """A hospital's part in a sum: its words in the clear, or the five stages of secure aggregation."""
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,46 +15,49 @@ from medx.aggregation.integer_noise import NoiseStream, add_discrete_gaussian
 from medx.aggregation.messages import model_hash
 from medx.federation.job import Job, prepare
 from medx.federation.ledgers import ledger_run
-from medx.federation.local_client import LocalClient, index_of, local_client, train_locally, workspace
+from medx.federation.local_client import index_of, local_client, train_locally, workspace
 from medx.federation.payload import from_record
-from medx.federation.sums import SumPlan, flatten, shared_state
-from medx.randomness import derive_seed, torch_generator
-from medx.schema import MedxError
+from medx.federation.sums import SATURATED, SMALL, WEIGHT, SumPlan, flatten, shared_state
+from medx.randomness import Key, derive_seed, system_seed, torch_generator
+from medx.schema import MedxError, PrivacyError
 
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")
+Settings = Mapping[str, Any]
 
 
 class AbstainedError(MedxError):
     """A client leaves a round because its gradient or update is not finite."""
 
 
-def words_of(job: Job, client: int, arrays: ArrayRecord, number: int, attempt: int) -> np.ndarray:
-    """The client's words ``uint32 [layout.size]`` for one attempt; its ledger is charged before data is read."""
+class Position(NamedTuple):
+    """Which attempt at which round; ``round`` counts from 1."""
+
+    round: int
+    attempt: int
+
+
+def words_of(job: Job, client: int, arrays: ArrayRecord, position: Position, settings: Settings) -> np.ndarray:
+    """The client's words ``uint32 [layout.size]`` for one attempt; its ledger is charged before data is read.
+
+    ``settings`` are the server's for this round: ``proximal-mu``, and ``clip-norm`` where updates are clipped.
+    """
     plan = sum_plan(job)
-    local = local_client(job, client)
-    if plan.gradient:
-        return _gradient_words(job, local, plan, arrays, number, attempt)
-    update = train_locally(job, client, arrays, number, 0.0)
-    if not update.finite:
-        raise AbstainedError(f"client {client}: the update of round {number} is not finite")
-    state = from_record(arrays)
-    names = list(shared_state(job, workspace(job, prepare(job.setup))))
-    weight = local.plan.num_records / sum(other.num_records for other in job.plan.clients)
-    delta = flatten([update.state[name].double() - state[name].double() for name in names]) * weight
-    _, saturated = plan.layout.encode(delta, {"weight": weight, "saturated": 0.0})
-    return plan.layout.encode(delta, {"weight": weight, "saturated": float(saturated)})[0]
+    if plan.kind == "gradient":
+        return _gradient_words(job, client, arrays, position)
+    delta = _update(job, client, arrays, position, float(settings.get("proximal-mu", 0.0)))
+    if plan.kind == "clipped_update":
+        return _clipped_words(job, client, delta, position, float(settings["clip-norm"]))
+    weight = job.plan.clients[client].num_records / sum(other.num_records for other in job.plan.clients)
+    _, saturated = plan.layout.encode(delta * weight, {WEIGHT: weight, SATURATED: 0.0})
+    return plan.layout.encode(delta * weight, {WEIGHT: weight, SATURATED: float(saturated)})[0]
 
 
-def _gradient_words(
-    job: Job, local: LocalClient, plan: SumPlan, arrays: ArrayRecord, number: int, attempt: int
-) -> np.ndarray:
+def _gradient_words(job: Job, client: int, arrays: ArrayRecord, position: Position) -> np.ndarray:
     # Every attempt is a release of its own: new sampling, new noise, and an entry of its own in the ledger. It is
     # entered before the words leave, because others can unmask the sum whether or not this client is still there.
-    entry = (number - 1) * attempts_of(job) + attempt
-    client, seed = local.plan.client, job.setup.seed
+    plan, local, prepared = sum_plan(job), local_client(job, client), prepare(job.setup)
     assert local.ledger is not None
-    local.ledger.begin_round(ledger_run(job), entry, 1)
-    prepared = prepare(job.setup)
+    local.ledger.begin_round(ledger_run(job), ledger_entry(job, position), 1)
     sums = job.setup.trainer.clipped_gradient(
         module=workspace(job, prepared),
         objective=prepared.objective,
@@ -61,22 +65,71 @@ def _gradient_words(
         labels=local.labels,
         plan=local.plan,
         state=from_record(arrays),
-        sample_generator=torch_generator(derive_seed(seed, "sampling", client, number, attempt)),
+        sample_generator=torch_generator(_seed(job, "sampling", client, position)),
         device=torch.device(job.setup.device),
     )
     words, saturated = plan.layout.encode(flatten(sums), {})
     if saturated:
         raise AbstainedError(f"client {client}: {saturated} coordinates beyond the bound, which clipping excludes")
-    seeded = job.plan.noise_source == "seed"
-    noise_seed = derive_seed(seed, "noise", client, number, attempt)
-    stream = NoiseStream.from_seed(noise_seed) if seeded else NoiseStream.from_system()
-    add_discrete_gaussian(words, stream, plan.noise_stddev)
+    add_discrete_gaussian(words, noise_stream(job, client, position), plan.noise_stddev)
     return words
+
+
+def _update(job: Job, client: int, arrays: ArrayRecord, position: Position, proximal_mu: float) -> np.ndarray:
+    """New minus old parameters, ``float64 [dimension]``, after the client's local steps."""
+    update = train_locally(job, client, arrays, position.round, proximal_mu)
+    if not update.finite:
+        raise AbstainedError(f"client {client}: the update of round {position.round} is not finite")
+    state = from_record(arrays)
+    names = list(shared_state(job, workspace(job, prepare(job.setup))))
+    return flatten([update.state[name].double() - state[name].double() for name in names])
+
+
+def _clipped_words(job: Job, client: int, delta: np.ndarray, position: Position, clip_norm: float) -> np.ndarray:
+    """The update in units of the clip norm, at most 1 long, under the client's share of the noise where it has one."""
+    plan = sum_plan(job)
+    unit, small = clipped_to_unit(delta, clip_norm)
+    words, _ = plan.layout.encode(unit, {SMALL: small - 0.5} if plan.layout.fields else {})
+    if plan.noise_stddev:
+        add_discrete_gaussian(words, noise_stream(job, client, position), plan.noise_stddev)
+    return words
+
+
+def clipped_to_unit(delta: np.ndarray, clip_norm: float) -> tuple[np.ndarray, bool]:
+    """``delta / clip_norm``, scaled down to length 1 where it is longer; and whether it was not (McMahan et al. 2018).
+
+    Raises PrivacyError for a clip norm that bounds nothing, and AbstainedError where the norm is not finite.
+    """
+    if not 0 < clip_norm < np.inf:
+        raise PrivacyError(f"clip-norm={clip_norm} of the server: accepted are positive, finite norms")
+    norm = float(np.linalg.norm(delta))
+    if not np.isfinite(norm):
+        raise AbstainedError("the update's norm is not finite")
+    return delta / max(norm, clip_norm), norm <= clip_norm
+
+
+def noise_stream(job: Job, who: Key, position: Position) -> NoiseStream:
+    """The integer noise of one client, or of the server, for one attempt: never the same stream twice."""
+    if job.plan.noise_source == "system":
+        return NoiseStream.from_system()
+    return NoiseStream.from_seed(_seed(job, "noise", who, position))
+
+
+def _seed(job: Job, purpose: str, who: Key, position: Position) -> int:
+    # Who knows the sampling loses what it amplifies, so with noise of the system the sampling is secret too.
+    if job.plan.noise_source == "system":
+        return system_seed()
+    return derive_seed(job.setup.seed, purpose, *job.setup.stream, who, *position)
 
 
 def attempts_of(job: Job) -> int:
     """How often a round may be tried."""
     return int(getattr(job.setup.aggregation, "max_attempts", 1))
+
+
+def ledger_entry(job: Job, position: Position) -> int:
+    """Under which number an attempt at a round is entered where every attempt is a release of its own."""
+    return (position.round - 1) * attempts_of(job) + position.attempt
 
 
 def sum_plan(job: Job) -> SumPlan:
@@ -88,23 +141,42 @@ def sum_plan(job: Job) -> SumPlan:
 def answer_stage(job: Job, stage: str, content: RecordDict, context: Context) -> RecordDict:
     """One stage of secure aggregation; what the client must remember lies in its context, never in the ledger."""
     client = index_of(context)
-    config = content.config_records["config"]
-    data, number, attempt = (config[name] for name in ("data", "server-round", "attempt"))
+    settings = content.config_records["config"]
+    data = cast(bytes, settings["data"])
     secure = _restored(job, client, context)
-    if stage == "keys":
-        arrays = content.array_records["arrays"]
-        reply = secure.begin(cast(bytes, data), hash_of(arrays))
-        context.state["model"] = arrays
-    elif stage == "masked":
+
+    def make_words(round: int, attempt: int) -> np.ndarray:
+        # Round and attempt are those that everybody's keys are signed over, not what this message says of itself.
         arrays = context.state.array_records["model"]
-        words = words_of(job, client, arrays, int(cast(int, number)), int(cast(int, attempt)))
-        reply = secure.mask(cast(bytes, data), words)
-        del context.state["model"]
-    else:
-        step = {"shares": secure.share, "confirm": secure.confirm, "unmask": secure.unmask}[stage]
-        reply = step(cast(bytes, data))
-    context.state["secure"] = ConfigRecord({"state": secure.state.to_bytes()})
-    return RecordDict({"reply": ConfigRecord({"data": reply, "client": client})})
+        return words_of(job, client, arrays, Position(round + 1, attempt), settings)
+
+    try:
+        if stage == "keys":
+            arrays = content.array_records["arrays"]
+            reply = secure.begin(data, hash_of(arrays))
+            context.state["model"] = arrays
+        elif stage == "masked":
+            reply = secure.mask(data, make_words)
+            del context.state["model"]
+        else:
+            step = {"shares": secure.share, "confirm": secure.confirm, "unmask": secure.unmask}[stage]
+            reply = step(data)
+    finally:  # also after a refusal, which ends the attempt: its secrets must not come back with the next message
+        context.state["secure"] = ConfigRecord({"state": secure.state.to_bytes()})
+    return answer(reply, settings)
+
+
+def answer_sum(job: Job, content: RecordDict, context: Context) -> RecordDict:
+    """Words in the clear, for an aggregator that is trusted with them."""
+    settings = content.config_records["config"]
+    position = Position(*cast(list[int], settings["position"]))
+    words = words_of(job, index_of(context), content.array_records["arrays"], position, settings)
+    return answer(words.tobytes(), settings)
+
+
+def answer(data: bytes, settings: ConfigRecord) -> RecordDict:
+    """A reply that says which round and attempt it belongs to, so that a late one is known as such."""
+    return RecordDict({"reply": ConfigRecord({"data": data, "position": settings["position"]})})
 
 
 def hash_of(arrays: ArrayRecord) -> bytes:
@@ -120,15 +192,15 @@ def _restored(job: Job, client: int, context: Context) -> SecureClient:
     if "secure" in context.state.config_records:
         data = cast(bytes, context.state.config_records["secure"]["state"])
         state = ClientState.from_bytes(data, client)
-    local = local_client(job, client)
 
-    def charge(round: int, attempt: int) -> None:
+    def commit(round: int, attempt: int) -> None:
         # Entered as begun before the words left; the first share that leaves makes it a release.
-        if local.ledger is not None:
-            entry = round * attempts_of(job) + attempt if plan.gradient else round + 1
-            local.ledger.commit_round(ledger_run(job), entry)
+        ledger = local_client(job, client).ledger
+        if ledger is not None:
+            entry = ledger_entry(job, Position(round + 1, attempt)) if plan.kind == "gradient" else round + 1
+            ledger.commit_round(ledger_run(job), entry)
 
-    return SecureClient(plan.roster, client, _identity(plan.identities[client]), on_first_unmask=charge, state=state)
+    return SecureClient(plan.roster, client, _identity(plan.identities[client]), on_first_unmask=commit, state=state)
 
 
 @lru_cache(maxsize=1024)

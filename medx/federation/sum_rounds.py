@@ -2,20 +2,18 @@
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app.typing import ConfigRecordValues
 from flwr.serverapp import Grid
 from torch import nn
 
 from medx.aggregation.errors import ProtocolError
-from medx.aggregation.errors import RoundAborted as SumAborted
-from medx.aggregation.server import SecureServer
 from medx.federation.checkpoint import ServerState
+from medx.federation.clipped_updates import ClippedUpdates
 from medx.federation.job import Job
 from medx.federation.payload import MOMENTUM, State, all_finite, momentum_of, parameters_of, to_record
 from medx.federation.rounds import (
@@ -23,35 +21,18 @@ from medx.federation.rounds import (
     RoundOutcome,
     SampledGrid,
     check_enough,
-    content_bytes,
-    raise_ledger_error,
     restore_strategy,
     strategy_state,
 )
-from medx.federation.sum_client import STAGES, attempts_of, hash_of, sum_plan
-from medx.federation.sums import unflatten
+from medx.federation.sum_client import Position, attempts_of, sum_plan
+from medx.federation.sum_exchange import Attempt, Summed, plain_sum, secure_sum
+from medx.federation.sums import SATURATED, WEIGHT, unflatten
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Summed:
-    """A sum of words, whose it is, and what it took."""
-
-    total: np.ndarray | None = None
-    survivors: tuple[int, ...] = ()
-    bytes_up: int = 0
-    bytes_down: int = 0
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def abstained(self) -> int:
-        """Clients that left because their update was not finite."""
-        return sum("AbstainedError" in reason or "NonFiniteGradientError" in reason for reason in self.failures)
-
-
 class SumRounds:
-    """The engine of ``aggregation=secure``, and of distributed noise with a trusted aggregator."""
+    """The engine of ``aggregation=secure``, and of distributed or central noise with a trusted aggregator."""
 
     def __init__(self, job: Job, module: nn.Module, timeout: float | None) -> None:
         self.job = job
@@ -59,140 +40,91 @@ class SumRounds:
         self.module = module
         self.timeout = timeout
         self.strategy = job.setup.federation.strategy()
+        self.clipped = ClippedUpdates(job) if self.plan.kind == "clipped_update" else None
 
     def momentum_names(self, module: nn.Module) -> list[str]:
         """The trained parameters: the clients' momentum where it is shared, the server's where it takes the step."""
         trainer = self.job.setup.trainer
-        has_momentum = trainer.share_momentum or (self.plan.gradient and trainer.momentum > 0)
+        has_momentum = trainer.share_momentum or (self.plan.kind == "gradient" and trainer.momentum > 0)
         return [name for name, p in module.named_parameters() if p.requires_grad] if has_momentum else []
 
     def buffers(self) -> State:
-        """The strategy's buffers."""
-        return strategy_state(self.strategy)
+        """The strategy's buffers, and the clip norm where it moves."""
+        return strategy_state(self.strategy) | (self.clipped.buffers() if self.clipped else {})
 
     def restore(self, server: ServerState) -> None:
-        """The strategy's buffers, from a checkpoint."""
+        """The same, from a checkpoint; a budget of the server's own is reserved here, before any data is touched."""
         restore_strategy(self.strategy, server.strategy)
+        if self.clipped:
+            self.clipped.restore(server.strategy)
 
     def run(self, grid: Grid, nodes: dict[int, int], server: ServerState, number: int) -> RoundOutcome:
         """Attempts until one gives a sum; a round that never does leaves the model as it was."""
         started = time.perf_counter()
-        state = parameters_of(server.state) if self.plan.gradient else server.state
-        arrays = to_record(state)
-        collect = self.secure_sum if self.plan.roster is not None else self.plain_sum
+        state = parameters_of(server.state) if self.plan.kind == "gradient" else server.state
+        arrays, settings = to_record(state), self.settings(server, number)
         summed = Summed()
         for attempt in range(attempts_of(self.job)):
             try:
-                collect(grid, nodes, arrays, number, attempt, summed)
+                position = Position(number, attempt)
+                self.collect(Attempt(grid, nodes, arrays, settings, position, self.timeout), summed)
                 break
-            except (SumAborted, ProtocolError) as error:
+            except ProtocolError as error:
                 log.warning("round %d, attempt %d: %s", number, attempt, error)
                 summed.failures.append(str(error))
-        check_enough(self.job, len(summed.survivors), server.abstentions + summed.abstained, summed.failures, number)
+        least = None if self.clipped is None else min(len(nodes), self.job.setup.federation.min_clients)
+        usable, abstentions = len(summed.survivors), server.abstentions + summed.abstained
+        check_enough(self.job, usable, abstentions, summed.failures, number, least=least)
         if summed.total is None:
             raise RoundAborted(f"round {number}: no attempt gave a sum; the last failure: {summed.failures[-1]}")
         collected = time.perf_counter()
-        new, saturated = self.step(server.state, summed) if self.plan.gradient else self.mean(server, summed, number)
+        new, saturated = self.step(server.state, summed) if self.plan.kind == "gradient" else self.mean(server, summed)
         if not all_finite(new):
             raise RoundAborted(f"round {number}: the aggregate is not finite")
-        return RoundOutcome(
+        outcome = RoundOutcome(
             state=new,
-            steps={client: self.job.plan.clients[client].steps_per_round for client in summed.survivors},
-            clients=len(summed.survivors),
+            steps=self.steps(summed),
+            clients=usable,
             abstained=summed.abstained,
-            failed=len(nodes) - len(summed.survivors),
+            failed=len(nodes) - usable,
             saturated=saturated,
             bytes_up=summed.bytes_up,
             bytes_down=summed.bytes_down,
             seconds={"train": collected - started, "aggregate": time.perf_counter() - collected},
         )
+        return self.clipped.published(outcome) if self.clipped else outcome
 
-    def plain_sum(
-        self, grid: Grid, nodes: dict[int, int], arrays: ArrayRecord, number: int, attempt: int, summed: Summed
-    ) -> None:
-        """Words in the clear: the server, which is trusted, adds them up."""
-        content = RecordDict({"arrays": arrays, "config": self.config(b"", number, attempt)})
-        total: np.ndarray | None = None
-        survivors = []
-        for client, reply in self.exchange(grid, "sum", {c: (node, content) for c, node in nodes.items()}, summed):
-            words = np.frombuffer(reply, dtype="<u4")
-            total = words.copy() if total is None else total + words
-            survivors.append(client)
-        summed.survivors, summed.total = tuple(survivors), total
-        shared = self.job.plan.shared_noise
-        needed = shared.minimum_survivors if shared else 1
-        if len(survivors) < needed:
-            summed.survivors, summed.total = (), None
-            raise SumAborted("sum", len(survivors), needed)
+    def settings(self, server: ServerState, number: int) -> dict[str, ConfigRecordValues]:
+        """What clients must know beside the model: the strategy's settings, and the round's clip norm."""
+        if self.plan.kind == "gradient":
+            return {}
+        shown = cast(Grid, SampledGrid([1]))
+        messages = self.strategy.configure_train(number, to_record(parameters_of(server.state)), ConfigRecord(), shown)
+        settings = dict(next(iter(messages)).content.config_records["config"])
+        return settings | ({"clip-norm": self.clipped.clip_norm} if self.clipped else {})
 
-    def secure_sum(
-        self, grid: Grid, nodes: dict[int, int], arrays: ArrayRecord, number: int, attempt: int, summed: Summed
-    ) -> None:
-        """The five stages; the server learns the sum of the survivors."""
-        assert self.plan.roster is not None
-        server = SecureServer(self.plan.roster, number - 1, attempt, hash_of(arrays))
-        begin = server.begin()
-        receive: dict[str, Callable[[int, bytes], None]] = {
-            "keys": server.receive_keys,
-            "shares": server.receive_shares,
-            "masked": server.receive_masked,
-            "confirm": server.receive_confirm,
-            "unmask": server.receive_unmask,
+    def collect(self, attempt: Attempt, summed: Summed) -> None:
+        """One attempt at the sum, noised where the server is to add the noise."""
+        if self.clipped:
+            self.clipped.begin(attempt)
+        if self.plan.roster is not None:
+            secure_sum(self.plan, attempt, summed)
+        else:
+            shared = self.job.plan.shared_noise
+            plain_sum(self.plan, attempt, shared.minimum_survivors if shared else 0, summed)
+        if self.clipped and summed.total is not None:
+            self.clipped.add_noise(summed.total, attempt)
+
+    def steps(self, summed: Summed) -> dict[int, int]:
+        """Releases by client that answered. A retry is another one, unless it repeats the same noise bit by bit."""
+        if self.clipped:
+            return self.clipped.steps()
+        repeats = self.plan.kind == "update" and self.job.plan.noise_source == "seed"
+        return {
+            client: self.job.plan.clients[client].steps_per_round * (1 if repeats else attempts)
+            for client, attempts in summed.asked.items()
+            if client in summed.answered
         }
-        close: dict[str, Callable[[], bytes | dict[int, bytes]]] = {
-            "keys": server.close_keys,
-            "shares": server.close_shares,
-            "masked": server.close_masked,
-            "confirm": server.close_confirm,
-        }
-        data: bytes | dict[int, bytes] = begin
-        alive = set(nodes)
-        for stage in STAGES:
-            requests = {}
-            for client in server.participants:
-                if client not in alive:
-                    continue
-                payload = data[client] if isinstance(data, dict) else data
-                content = RecordDict({"config": self.config(payload, number, attempt)})
-                if stage == "keys":
-                    content["arrays"] = arrays
-                requests[client] = (nodes[client], content)
-            answered = set()
-            for client, reply in self.exchange(grid, stage, requests, summed):
-                try:
-                    receive[stage](client, reply)
-                    answered.add(client)
-                except ProtocolError as error:
-                    log.warning("round %d: %s", number, error)
-                    summed.failures.append(str(error))
-            alive = answered
-            if stage in close:
-                data = close[stage]()
-        summed.total = server.finish()
-        summed.survivors = server.survivors
-
-    def exchange(
-        self, grid: Grid, action: str, requests: dict[int, tuple[int, RecordDict]], summed: Summed
-    ) -> list[tuple[int, bytes]]:
-        """(client, reply) of those who answered, in the order of clients; who the sender is comes from the node."""
-        clients = {node: client for client, (node, _) in requests.items()}
-        messages = [Message(content, node, f"train.{action}") for node, content in requests.values()]
-        summed.bytes_down += sum(message_bytes(message.content) for message in messages)
-        replies: dict[int, bytes] = {}
-        for reply in grid.send_and_receive(messages, timeout=self.timeout):
-            if reply.has_error():
-                reason = str(reply.error.reason)
-                raise_ledger_error(reason)
-                summed.failures.append(reason)
-                continue
-            client = clients[reply.metadata.src_node_id]
-            replies[client] = cast(bytes, reply.content.config_records["reply"]["data"])
-            summed.bytes_up += len(replies[client])
-        return sorted(replies.items())
-
-    def config(self, data: bytes, number: int, attempt: int) -> ConfigRecord:
-        """What every message of a sum carries."""
-        return ConfigRecord({"data": data, "server-round": number, "attempt": attempt})
 
     def step(self, state: State, summed: Summed) -> tuple[State, int]:
         """One step of SGD with momentum on the noised mean; the denominator is public."""
@@ -207,37 +139,32 @@ class SumRounds:
         rate = trainer.learning_rate_for(release.noise_multiplier)
         new = dict(state)
         for name, gradient in gradients.items():
-            gradient = gradient + trainer.weight_decay * state[name]
+            direction = gradient + trainer.weight_decay * state[name]
             if trainer.momentum:
-                gradient = trainer.momentum * state[MOMENTUM + name] + gradient
-                new[MOMENTUM + name] = gradient
-            new[name] = state[name] - rate * gradient
+                direction = trainer.momentum * state[MOMENTUM + name] + direction
+                new[MOMENTUM + name] = direction
+            new[name] = state[name] - rate * direction
         return new, 0
 
-    def mean(self, server: ServerState, summed: Summed, number: int) -> tuple[State, int]:
-        """The weighted mean of the updates, through the strategy as if it were one client's answer."""
+    def mean(self, server: ServerState, summed: Summed) -> tuple[State, int]:
+        """The mean of the updates, weighted or clipped, through the strategy as if it were one client's answer."""
         assert summed.total is not None
         vector, scalars = self.plan.layout.decode(summed.total)
-        deltas = unflatten(vector / scalars["weight"], self.like(server.state))
+        vector = self.clipped.mean(vector, scalars) if self.clipped else vector / scalars[WEIGHT]
+        deltas = unflatten(vector, self.like(server.state))
         mean = {name: tensor + deltas[name].to(tensor.dtype) for name, tensor in server.state.items()}
-        parameters = parameters_of(mean)
-        shown = cast(Grid, SampledGrid([1] * self.job.setup.federation.min_clients))
-        self.strategy.configure_train(number, to_record(parameters_of(server.state)), ConfigRecord(), shown)
-        content = RecordDict({"arrays": to_record(parameters), "metrics": MetricRecord({"num-examples": 1})})
-        arrays, _ = self.strategy.aggregate_train(number, [Message(content, 1, "train")])
+        content = RecordDict({"arrays": to_record(parameters_of(mean)), "metrics": MetricRecord({"num-examples": 1})})
+        arrays, _ = self.strategy.aggregate_train(server.round + 1, [Message(content, 1, "train")])
         if arrays is None:
-            raise RoundAborted(f"round {number}: the strategy gave no result")
+            raise RoundAborted(f"round {server.round + 1}: the strategy gave no result")
+        return self.merged(server.state, arrays, mean), round(scalars.get(SATURATED, 0.0))
+
+    def merged(self, old: State, arrays: ArrayRecord, mean: State) -> State:
+        """The strategy's parameters in the old types, with the mean momentum."""
         new = {name: torch.from_numpy(np.array(array.numpy())) for name, array in arrays.items()}
-        merged = {name: tensor.to(server.state[name].dtype) for name, tensor in new.items()} | momentum_of(mean)
-        return merged, int(round(scalars["saturated"]))
+        return {name: tensor.to(old[name].dtype) for name, tensor in new.items()} | momentum_of(mean)
 
     def like(self, state: State) -> State:
         """The shapes of an update, in the order in which clients flatten it."""
         names = [name for name, p in self.module.named_parameters() if p.requires_grad]
         return {name: state[name] for name in (*names, *(MOMENTUM + n for n in names if MOMENTUM + n in state))}
-
-
-def message_bytes(content: RecordDict) -> int:
-    """Bytes of the tensors and of the protocol's message in it."""
-    data = [record["data"] for record in content.config_records.values() if "data" in record]
-    return content_bytes(content) + sum(len(item) for item in data if isinstance(item, bytes))

@@ -29,12 +29,14 @@ def source_digest(*sources: str) -> str:
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write ``path`` whole or not at all; its folder must exist."""
+    """Write ``path`` whole or not at all; its folder must exist. Raises CheckpointError, e.g. on a full disk."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         save_file(tensors, partial, metadata | {"sha256": tensors_digest(tensors)})
         os.replace(partial, path)
+    except (OSError, SafetensorError) as error:  # safetensors words a full disk as an error of its own
+        raise CheckpointError(f"{path} could not be written: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
 

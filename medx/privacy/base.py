@@ -53,7 +53,7 @@ class Exposure:
     """What a mechanism must cover: the clients' declared sizes and how often each record may be touched.
 
     ``minimum_survivors`` clients at least are in every sum; ``secure_aggregation`` tells whether single updates are
-    hidden from the server.
+    hidden from the server; ``fraction_clients`` of the clients are expected in a round.
     """
 
     num_records: tuple[int, ...]
@@ -62,6 +62,7 @@ class Exposure:
     num_rounds: int
     minimum_survivors: int = 1
     secure_aggregation: bool = False
+    fraction_clients: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,37 @@ class SharedNoise:
 
 
 @dataclass(frozen=True)
+class QuantileClipping:
+    """A clip norm that follows the ``target`` quantile of the updates' norms (Andrew et al. 2021, section 2).
+
+    A round's sum of ``[norm <= clip norm] - 1/2`` gets Gaussian noise of ``noise_stddev``; its sensitivity is 1/2.
+    """
+
+    target: float
+    learning_rate: float
+    noise_stddev: float
+
+
+@dataclass(frozen=True)
+class ClientRelease:
+    """A round's noised sum of clipped updates, one release for all clients (McMahan et al. 2018, algorithm 1).
+
+    Unit: a client, added or removed. ``event`` is what is accounted; its ``clip_norm`` is that of the first round.
+    Updates are summed in units of the round's clip norm, where one client moves the sum by 1 at most, and
+    ``update_noise_multiplier`` is the noise there: ``event``'s, or more where ``quantile`` takes a part of the budget.
+    """
+
+    event: SampledGaussian
+    update_noise_multiplier: float
+    quantile: QuantileClipping | None
+
+
+@dataclass(frozen=True)
 class PrivacyPlan:
-    """The whole run's plan. ``clients`` are disjoint in records, so epsilon is the maximum over them."""
+    """The whole run's plan. ``clients`` are disjoint in records, so epsilon is the maximum over them.
+
+    With a ``client_release`` the unit is a client: clients' own steps carry no noise, and each round is one release.
+    """
 
     mechanism: str
     unit: str | None
@@ -95,6 +125,15 @@ class PrivacyPlan:
     noise_source: NoiseSource
     clients: tuple[ClientPlan, ...]
     shared_noise: SharedNoise | None = None
+    client_release: ClientRelease | None = None
+
+    def event_of(self, client: ClientPlan) -> SampledGaussian | None:
+        """What is accounted for this client; None without a guarantee."""
+        return self.client_release.event if self.client_release else client.step
+
+    def events_per_round(self, client: ClientPlan) -> int:
+        """How many of these events one round is."""
+        return 1 if self.client_release else client.steps_per_round
 
     @property
     def private(self) -> bool:

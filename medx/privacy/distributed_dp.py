@@ -57,7 +57,11 @@ class DistributedDP:
             target_epsilon=self.epsilon,
             noise_source=self.noise_source,
             clients=client_plans(exposure, [step] * len(exposure.num_records)),
-            shared_noise=SharedNoise(exposure.minimum_survivors, self.assumed_colluders, self.trusted_aggregator),
+            shared_noise=SharedNoise(
+                exposure.minimum_survivors,
+                self.assumed_colluders,
+                trusted_aggregator=not exposure.secure_aggregation,
+            ),
         )
 
     def _check_sum(self, exposure: Exposure) -> None:

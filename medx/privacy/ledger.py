@@ -134,6 +134,11 @@ class PrivacyLedger:
             self._run(run_id)
             self._db.execute("UPDATE runs SET open = 0 WHERE run_id = ?", (run_id,))
 
+    def knows(self, run_id: str) -> bool:
+        """Whether the run ever reserved anything here."""
+        with self._lock, self._errors():
+            return bool(self._db.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone())
+
     def executed(self, run_id: str) -> list[Event]:
         """What the run has begun, every charged attempt included; raises LedgerError on an unknown run."""
         with self._lock, self._errors():

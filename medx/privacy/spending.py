@@ -3,10 +3,12 @@
 from dataclasses import replace
 from functools import lru_cache
 
-from medx.privacy.accounting import epsilon_curve, epsilon_pld, epsilon_rdp, epsilon_spent
+from medx.privacy.accounting import Event, epsilon_curve, epsilon_pld, epsilon_rdp, epsilon_spent
 from medx.privacy.base import ClientPlan, PrivacyPlan, SampledGaussian
-from medx.privacy.statement import statement
-from medx.results import ClientEvents, PrivacyResult
+from medx.privacy.statement import planned_events, statement
+from medx.results import AggregationResult, ClientEvents, PrivacyResult
+
+SERVER = "the server and its assumed colluders"
 
 
 @lru_cache(maxsize=256)
@@ -22,29 +24,35 @@ def epsilon_after(plan: PrivacyPlan, steps: dict[int, int]) -> float | None:
 
 
 def client_epsilon(plan: PrivacyPlan, client: ClientPlan, steps: int) -> float:
-    """One client's epsilon after ``steps`` steps, a whole number of rounds or not."""
-    assert client.step is not None
+    """One client's epsilon after ``steps`` releases, a whole number of rounds or not."""
+    event = plan.event_of(client)
+    assert event is not None
     assert plan.delta is not None
     if not steps:
         return 0.0
-    rounds, rest = divmod(steps, client.steps_per_round)
+    per_round = plan.events_per_round(client)
+    rounds, rest = divmod(steps, per_round)
     if rest or rounds > client.num_rounds:
-        return epsilon_spent([(client.step, steps)], plan.delta).value
-    return _curve(client.step, client.steps_per_round, client.num_rounds, plan.delta)[rounds - 1]
+        return epsilon_spent([(event, steps)], plan.delta).value
+    return _curve(event, per_round, client.num_rounds, plan.delta)[rounds - 1]
 
 
-def privacy_result(plan: PrivacyPlan, steps: dict[int, int], synthetic: bool) -> PrivacyResult:
+def privacy_result(
+    plan: PrivacyPlan, steps: dict[int, int], synthetic: bool, aggregation: AggregationResult | None = None
+) -> PrivacyResult:
     """The guarantee of a run, composed over exactly the steps that its clients executed."""
     clients = [_events(plan, client, steps.get(client.client, 0)) for client in plan.clients]
     if not plan.private:
         return PrivacyResult(
-            mechanism=plan.mechanism, epsilon=None, clients=clients, statement=statement(plan, synthetic)
+            mechanism=plan.mechanism,
+            epsilon=None,
+            clients=clients,
+            aggregation=aggregation,
+            statement=statement(plan, synthetic, aggregation=aggregation),
         )
     assert plan.delta is not None
-    executed = [[(c.step, steps.get(c.client, 0))] if c.step and c.num_records else [] for c in plan.clients]
-    events = {
-        (client.step, steps[client.client]) for client in plan.clients if client.step and steps.get(client.client)
-    }
+    executed = executed_events(plan, steps)
+    events = {event for history in executed for event in history}
     observers = epsilon_by_observer(plan, events)
     by_accountant = {
         "prv": max((epsilon_spent([event], plan.delta).value for event in events), default=0.0),
@@ -62,40 +70,54 @@ def privacy_result(plan: PrivacyPlan, steps: dict[int, int], synthetic: bool) ->
         noise_source=plan.noise_source,
         epsilon_by_observer=observers,
         clients=clients,
-        statement=statement(plan, synthetic, executed, observers),
+        aggregation=aggregation,
+        statement=statement(plan, synthetic, executed, observers, aggregation),
     )
+
+
+def executed_events(plan: PrivacyPlan, steps: dict[int, int]) -> list[list[Event]]:
+    """What every client executed; one without records has nothing to protect, unless it is itself the unit."""
+    histories: list[list[Event]] = []
+    for client in plan.clients:
+        event, count = plan.event_of(client), steps.get(client.client, 0)
+        counts = event is not None and count and (client.num_records or plan.client_release)
+        histories.append([(event, count)] if event is not None and counts else [])
+    return histories
 
 
 def _events(plan: PrivacyPlan, client: ClientPlan, steps: int) -> ClientEvents:
-    step = client.step
+    event = plan.event_of(client)
     return ClientEvents(
         client=client.client,
         num_records=client.num_records,
-        sampling_probability=client.sampling_probability,
-        noise_multiplier=step.noise_multiplier if step else None,
-        clip_norm=step.clip_norm if step else None,
+        sampling_probability=event.sampling_probability if event else client.sampling_probability,
+        noise_multiplier=event.noise_multiplier if event else None,
+        clip_norm=event.clip_norm if event else None,
         steps=steps,
-        epsilon=client_epsilon(plan, client, steps) if step else None,
+        epsilon=client_epsilon(plan, client, steps) if event else None,
     )
 
 
-def epsilon_by_observer(plan: PrivacyPlan, events: set[tuple[SampledGaussian, int]]) -> dict[str, float]:
+def planned_observers(plan: PrivacyPlan) -> dict[str, float]:
+    """``epsilon_by_observer`` of a run that executes all of its plan."""
+    return epsilon_by_observer(plan, {event for history in planned_events(plan) for event in history})
+
+
+def epsilon_by_observer(plan: PrivacyPlan, events: set[Event]) -> dict[str, float]:
     """Epsilon towards the outside, the server with its colluders, and all other hospitals together.
 
     Empty unless the noise is shared: then an observer subtracts the shares that it knows. The outside knows none, so
-    all ``minimum_survivors`` shares count; the others together leave one hospital with its own share alone.
+    all ``minimum_survivors`` shares count; the others together leave one hospital with its own share alone, and so
+    does a trusted aggregator, which sees each hospital's part by itself.
     """
     shared = plan.shared_noise
     if shared is None or plan.delta is None:
         return {}
-    known = {
-        "outside": shared.minimum_survivors,
-        "server and assumed colluders": shared.contributors,
-        "all other hospitals together": 1,
-    }
+    server = ("the server (trusted)", 1) if shared.trusted_aggregator else (SERVER, shared.contributors)
+    known = {"the outside": shared.minimum_survivors, server[0]: server[1], "all other hospitals together": 1}
     result = {}
     for observer, shares in known.items():
         factor = (shares / shared.contributors) ** 0.5
-        seen = [(replace(step, noise_multiplier=step.noise_multiplier * factor), count) for step, count in events]
+        seen = [(replace(event, noise_multiplier=event.noise_multiplier * factor), count) for event, count in events]
         result[observer] = max((epsilon_spent([event], plan.delta).value for event in seen), default=0.0)
     return result

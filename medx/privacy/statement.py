@@ -4,23 +4,48 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medx.privacy.accounting import Event, epsilon_pld, epsilon_rdp, epsilon_spent
-from medx.privacy.base import ClientPlan, PrivacyPlan, SampledGaussian
+from medx.privacy.base import ClientPlan, ClientRelease, PrivacyPlan
+from medx.results import AggregationResult
 
 MECHANISMS = {
     "local_dp": "DP-SGD at every hospital (Abadi et al. 2016): each step clips every record's gradient and adds "
     "Gaussian noise before anything leaves",
     "distributed_dp": "distributed Gaussian mechanism (Kairouz, Liu and Steinke 2021): hospitals add shares of the "
-    "noise and only their secure sum is seen",
-    "central_dp": "DP-SGD with central noise (Abadi et al. 2016; McMahan et al. 2018): a trusted server adds the "
-    "Gaussian noise to the sum",
+    "noise, and only their sum is released",
+    "central_dp": "DP-FedAvg (McMahan et al. 2018): every hospital's update is clipped and Gaussian noise is added to "
+    "their sum",
 }
+# What the server sees, in the clear and under secure aggregation.
 SEES = {
-    "local_dp": "the server and whoever receives the model see each hospital's noised model of every round; "
-    "the guarantee holds towards all of them, other hospitals included",
-    "distributed_dp": "the server sees the noised sum of a round and nobody's part of it",
-    "central_dp": "the server sees every hospital's clipped update without noise and is trusted with it; "
-    "the guarantee holds towards whoever receives the model",
+    "none": (
+        "the server sees every hospital's exact model of every round",
+        "the server sees the exact sum of the hospitals' updates of every round",
+    ),
+    "local_dp": (
+        "the server and whoever receives the model see each hospital's noised model of every round; "
+        "the guarantee holds towards all of them, other hospitals included",
+        "the server sees the sum of the hospitals' noised updates; the guarantee needs no secure aggregation and "
+        "holds towards everybody, other hospitals included",
+    ),
+    "distributed_dp": (
+        "the server sees every hospital's sum under its own share of the noise and is trusted with it",
+        "the server sees the noised sum of a round and nobody's part of it",
+    ),
+    "central_dp": (
+        "the server draws the hospitals, sees every clipped update without noise and is trusted with it; "
+        "the guarantee holds towards whoever receives the models, not towards the server",
+        "the server sees the noised sum of a round and nobody's part of it",
+    ),
 }
+UNITS = {
+    "record": ("one record (one image)", "A patient with several images is protected less."),
+    "client": ("one hospital with all its records", "So every record and every patient of one hospital is covered."),
+}
+COMPOSITION = (
+    "Composition: every step of every round is counted; hospitals hold different records, so the largest of their "
+    "epsilons is the federation's.",
+    "Composition: every round counts for every hospital, drawn or not.",
+)
 NOISE = {
     "seed": "drawn from the run's seed: reproducible, and whoever knows the seed can subtract it; "
     "for studies only, not for release",
@@ -33,13 +58,19 @@ def statement(
     synthetic: bool = False,
     executed: Sequence[Sequence[Event]] | None = None,
     observers: Mapping[str, float] | None = None,
+    aggregation: AggregationResult | None = None,
 ) -> str:
     """About a dozen lines of text. ``executed`` has one list of events a client and replaces the plan's steps.
 
     ``observers`` maps who sees something to the epsilon that holds towards them, where those differ.
     """
+    shared = plan.shared_noise
+    secure = aggregation.secure if aggregation else shared is not None and not shared.trusted_aggregator
+    sees = f"Who sees what: {SEES[plan.mechanism][secure]}."
     lines = ["Privacy statement"]
-    lines += _guarantee(plan, executed, observers) if plan.private else _nothing()
+    lines += _guarantee(plan, executed, observers, sees) if plan.private else _nothing(sees)
+    if aggregation is not None and aggregation.secure:
+        lines += _aggregation(aggregation)
     if synthetic:
         lines.append("Data: synthetic images that show nobody, so no guarantee is needed; this is a trial.")
     return "\n".join(lines)
@@ -49,34 +80,39 @@ def summarise(plan: PrivacyPlan) -> list[dict[str, Any]]:
     """Rows for a small table; clients that do the same are one row."""
     rows: dict[tuple[Any, ...], list[ClientPlan]] = {}
     for client in plan.clients:
-        key = (client.sampling_probability, client.step, client.steps_per_round, client.num_rounds, client.num_records)
+        event = plan.event_of(client)
+        key = (client.sampling_probability, event, client.steps_per_round, client.num_rounds, client.num_records)
         rows.setdefault(key, []).append(client)
     return [_row(plan, clients) for clients in rows.values()]
 
 
 def planned_events(plan: PrivacyPlan) -> list[list[Event]]:
     """What each client is going to execute; empty clients have no record to protect and no events."""
-    return [[(c.step, c.total_steps)] if c.step and c.num_records else [] for c in plan.clients]
+    return [
+        [(event, plan.events_per_round(c) * c.num_rounds)]
+        if (event := plan.event_of(c)) and (c.num_records or plan.client_release)
+        else []
+        for c in plan.clients
+    ]
 
 
 def _guarantee(
-    plan: PrivacyPlan, executed: Sequence[Sequence[Event]] | None, observers: Mapping[str, float] | None
+    plan: PrivacyPlan, executed: Sequence[Sequence[Event]] | None, observers: Mapping[str, float] | None, sees: str
 ) -> list[str]:
     assert plan.delta is not None
     events = planned_events(plan) if executed is None else executed
     return [
-        f"Unit: one {plan.unit} (one image); neighbouring data sets {plan.adjacency}."
-        " A patient with several images is protected less.",
+        f"Unit: {UNITS[str(plan.unit)][0]}; neighbouring data sets {plan.adjacency}. {UNITS[str(plan.unit)][1]}",
         f"Mechanism: {MECHANISMS[plan.mechanism]}.",
         f"Guarantee{' as planned' if executed is None else ' as executed'}: {_epsilons(events, plan.delta)}, "
         f"delta {plan.delta:g}; target epsilon {plan.target_epsilon:g}.",
-        "Composition: every step of every round is counted; hospitals hold different records, so the largest of "
-        "their epsilons is the federation's.",
+        COMPOSITION[plan.client_release is not None],
         *(f"Towards {who}: epsilon {value:.3f}." for who, value in (observers or {}).items()),
         f"Noise: {NOISE[plan.noise_source]}.",
-        f"Who sees what: {SEES[plan.mechanism]}.",
+        sees,
         f"Steps: {_steps(plan, executed)}.",
-        "Public: hospitals' record counts, the partition, this configuration, which hospitals took part, and timing.",
+        f"Public: hospitals' record counts, the partition, this configuration, {_who(plan)}, and timing"
+        f"{'; none of this is protected, though it depends on a hospital' if plan.client_release else ''}.",
         "Not covered: validation and test metrics and metrics by hospital, which the study computes on data it holds; "
         "a choice among several runs; other runs on the same data, whose epsilons add up.",
     ]
@@ -95,41 +131,77 @@ def _epsilons(events: Sequence[Sequence[Event]], delta: float) -> str:
 def _steps(plan: PrivacyPlan, executed: Sequence[Sequence[Event]] | None) -> str:
     filled = [client for client in plan.clients if client.num_records]
     first = plan.clients[0]
-    noisy = [client.step for client in filled if client.step]
+    events = [event for client in filled if (event := plan.event_of(client))]
     parts = [
         f"{first.num_rounds} rounds of {first.steps_per_round}",
-        f"sampling probability {_range([c.sampling_probability for c in filled])} (Poisson)",
+        f"sampling probability {_range([e.sampling_probability for e in events])} (Poisson)",
         f"expected batch {_range([c.expected_batch_size for c in filled])}",
-        f"clip norm {_range([s.clip_norm for s in noisy])}",
-        f"noise multiplier {_range([s.noise_multiplier for s in noisy])}",
+        f"clip norm {_range([e.clip_norm for e in events])}",
+        f"noise multiplier {_range([e.noise_multiplier for e in events])}",
     ]
+    if plan.client_release is not None:
+        parts[1] = f"each hospital drawn with probability {events[0].sampling_probability:.5g} (Poisson)"
+        parts[3] += _quantile(plan.client_release)
     if executed is not None:
         done = [sum(steps for _, steps in history) for history in executed]
-        parts.append(f"executed by hospital {_range(done)} of {first.total_steps}")
+        parts.append(f"executed by hospital {_range(done)} of {first.num_rounds * plan.events_per_round(first)}")
     return ", ".join(parts)
 
 
-def _nothing() -> list[str]:
+def _quantile(release: ClientRelease) -> str:
+    if release.quantile is None:
+        return " of an update"
+    return (
+        f" of an update at first, then at their {release.quantile.target:g} quantile (Andrew et al. 2021), estimated "
+        f"with noise {release.quantile.noise_stddev:.4g}, which is part of epsilon"
+    )
+
+
+def _who(plan: PrivacyPlan) -> str:
+    if plan.client_release is not None and plan.client_release.event.sampling_probability < 1:
+        return "the expected number of hospitals in a round (who was drawn is the server's secret)"
+    return "which hospitals took part"
+
+
+def _aggregation(aggregation: AggregationResult) -> list[str]:
+    colluders = aggregation.tolerated_colluders or {}
+    lines = [
+        f"Secure aggregation: {aggregation.num_clients} hospitals, threshold {aggregation.threshold}, at least "
+        f"{aggregation.minimum_survivors} survivors; single updates stay hidden from a server that follows the "
+        f"protocol with up to {colluders.get('curious')} colluding hospitals, and from one that lies with up to "
+        f"{colluders.get('lying')}. Roster sha256 {aggregation.roster_hash}.",
+    ]
+    if aggregation.trust_domain == "one":
+        lines.append(
+            "One trust domain: this was a simulation whose process held every hospital's keys and data, so nothing "
+            "was hidden from whoever ran it; the lines above are about a deployment with these parameters."
+        )
+    return lines
+
+
+def _nothing(sees: str) -> list[str]:
     return [
         "Mechanism: none. There is no epsilon: models of this run may reveal single images of the training data.",
-        "Who sees what: the server sees every hospital's exact model of every round.",
+        sees,
         "Use: a baseline on data that may be published; do not release a model trained this way on other data.",
     ]
 
 
 def _row(plan: PrivacyPlan, clients: Sequence[ClientPlan]) -> dict[str, Any]:
     client = clients[0]
-    step: SampledGaussian | None = client.step
+    event = plan.event_of(client)
     row: dict[str, Any] = {
         "clients": ", ".join(str(c.client) for c in clients) if len(clients) < 8 else f"{len(clients)} clients",
         "records": client.num_records,
-        "steps": client.total_steps,
+        "steps": plan.events_per_round(client) * client.num_rounds if event else client.total_steps,
         "sampling_probability": client.sampling_probability,
         "expected_batch_size": client.expected_batch_size,
     }
-    if step is not None and plan.delta is not None:
-        epsilon = epsilon_spent([(step, client.total_steps)], plan.delta).value if client.num_records else 0.0
-        row |= {"clip_norm": step.clip_norm, "noise_multiplier": step.noise_multiplier, "epsilon": epsilon}
+    if event is not None and plan.delta is not None:
+        held = client.num_records or plan.client_release
+        epsilon = epsilon_spent([(event, row["steps"])], plan.delta).value if held else 0.0
+        row |= {"clip_norm": event.clip_norm, "noise_multiplier": event.noise_multiplier, "epsilon": epsilon}
+        row["sampling_probability"] = event.sampling_probability
     return row
 
 

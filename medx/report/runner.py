@@ -22,6 +22,7 @@ from medx.sweep import SWEEP_FILE
 
 RESULT = "result.json"
 LOG = "log.txt"
+KILLED = "killed: "
 
 
 class Progress(Protocol):
@@ -99,7 +100,10 @@ def run_batch(jobs: Sequence[Job], store: Path, workers: int) -> Iterator[tuple[
     """(job, error, seconds) as they end. One worker is this process; a crashed worker is its jobs' error."""
     if workers <= 1:
         for job in jobs:
-            yield job, *run_one(job.overrides, store / job.folder)
+            error, seconds = run_one(job.overrides, store / job.folder)
+            if error is not None and error.startswith(KILLED):
+                raise KeyboardInterrupt
+            yield job, error, seconds
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=single_thread)
     try:
@@ -129,6 +133,7 @@ def run_one(overrides: Sequence[str], folder: Path) -> tuple[str | None, float]:
     from medx.job import run_job
 
     began = time.monotonic()
+    folder = folder.absolute()
     resume = prepare_folder(folder)
     try:
         GlobalHydra.instance().clear()

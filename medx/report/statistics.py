@@ -47,7 +47,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if not (np.isnan(a) or np.isnan(b))]
     summary = summarise([b - a for a, b in pairs])
     p = np.nan
-    if summary.n >= 2 and summary.sd > 0:
+    if summary.n >= 2 and summary.sd > 1e-12 * max(1.0, abs(summary.mean)):
         p = float(2 * stats.t.sf(abs(summary.mean) / (summary.sd / summary.n**0.5), summary.n - 1))
     return Paired(summary.n, summary.mean, summary.low, summary.high, p)
 

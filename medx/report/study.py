@@ -105,7 +105,7 @@ def plan_jobs(
 ) -> tuple[list[Job], list[str]]:
     """The study's jobs, each once whatever number of grids want it, and a line for every grid that is left out.
 
-    ``extra`` are overrides for all jobs (``trainer.momentum=0``) or for one data set's (``retinamnist:dataset.md5=...``).
+    ``extra`` are overrides for all jobs (``trainer.momentum=0``) or one data set's (``retinamnist:dataset.md5=...``).
     """
     jobs: dict[str, Job] = {}
     left_out: list[str] = []
@@ -121,12 +121,31 @@ def plan_jobs(
                 left_out.append(f"{_describe(grid)}: {explain(error, [])}")
             except HydraException as error:
                 raise ConfigError(f"study={name}: {explain(error, [])}") from error
-    return list(jobs.values()), left_out
+    return in_order(list(jobs.values())), left_out
 
 
-def _jobs_of(
-    name: str, study: Study, grid: Grid, seeds: Sequence[int] | None, extra: Sequence[str]
-) -> Iterator[Job]:
+def in_order(jobs: list[Job]) -> list[Job]:
+    """Roles, data sets, models and modes as the study names them first; then by size, epsilon, partition, seed."""
+    seen: dict[str, list[str]] = {"role": [], "dataset": [], "model": [], "privacy": []}
+
+    def words(job: Job) -> dict[str, str]:
+        options = {group: option_name(job.config, group) for group in ("model", "privacy")}
+        return {"role": job.roles[0], "dataset": dataset_name(job.config)} | options
+
+    for job in jobs:
+        for group, word in words(job).items():
+            seen[group] += [word] if word not in seen[group] else []
+
+    def key(job: Job) -> tuple[float | str, ...]:
+        places = [seen[group].index(word) for group, word in words(job).items()]
+        batch = job.config["trainer"].get("expected_batch_size") or 0
+        epsilon = job.config["privacy"].get("epsilon", float("inf"))
+        return (*places, batch, job.config["federation"]["num_rounds"], epsilon, partition_name(job.config), job.seed)
+
+    return sorted(jobs, key=key)
+
+
+def _jobs_of(name: str, study: Study, grid: Grid, seeds: Sequence[int] | None, extra: Sequence[str]) -> Iterator[Job]:
     base = [f"experiment={study.experiment}"] if study.experiment else []
     chosen = list(seeds if seeds is not None else study.seeds)
     if grid.seeds is not None:
@@ -178,7 +197,9 @@ def _merge(known: Job | None, job: Job) -> Job:
     if known is None:
         return job
     roles = tuple(dict.fromkeys([*known.roles, *job.roles]))
-    return Job(known.name, roles, known.overrides, known.config_hash, known.seed, known.alone or job.alone, known.config)
+    return Job(
+        known.name, roles, known.overrides, known.config_hash, known.seed, known.alone or job.alone, known.config
+    )
 
 
 def _describe(grid: Grid) -> str:

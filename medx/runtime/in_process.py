@@ -41,8 +41,11 @@ class InProcess:
         quiet_flower()
         cores = len(os.sched_getaffinity(0))
         workers = min(self.workers or cores, num_clients)
-        with ThreadPoolExecutor(workers, "client", torch.set_num_threads, (max(1, cores // workers),)) as pool:
+        pool = ThreadPoolExecutor(workers, "client", torch.set_num_threads, (max(1, cores // workers),))
+        try:
             serve(InProcessGrid(app, num_clients, pool))
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C only what is under way is finished
 
 
 class InProcessGrid(Grid):

@@ -223,8 +223,8 @@ def test_roster_with_a_smaller_threshold_or_another_clip(flow, make_parties) -> 
         changed = Roster(**(roster.model_dump() | changes))
         server = SecureServer(changed, flow.parties.server().context.round, 0, MODEL)
         refused_and_wiped(client, lambda s=server: client.begin(s.begin(), MODEL), Reason.ROSTER, SERVER)
-    with pytest.raises(ValueError, match="threshold = 3; accepted: 4 to 5 for 5 clients"):
-        Roster(**(roster.model_dump() | {"threshold": 3}))
+    with pytest.raises(ValueError, match="threshold = 2; accepted: 3 to 5 for 5 clients"):
+        Roster(**(roster.model_dump() | {"threshold": 2}))
     smaller = roster.model_copy(update={"threshold": 3})
     del smaller.__dict__["digest"]
     server = SecureServer(smaller, flow.parties.server().context.round, 0, MODEL)

@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from medx.aggregation.__main__ import main
-from medx.aggregation.identity import read_identity
 from medx.aggregation.client import SecureClient
+from medx.aggregation.identity import read_identity
 from medx.aggregation.plain import PlainAggregation
 from medx.aggregation.roster import Roster, make_roster, simulated_roster
 from medx.aggregation.secure import SecureAggregation
@@ -56,7 +56,7 @@ def test_hash_is_pinned_and_covers_every_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("n", "threshold", "minimum", "text"),
     [
-        (5, 3, None, "threshold = 3; accepted: 4 to 5 for 5 clients"),
+        (5, 2, None, "threshold = 2; accepted: 3 to 5 for 5 clients"),
         (5, 6, None, "threshold = 6"),
         (5, None, 3, "minimum_survivors = 3; accepted: 4 to 5"),
         (20, None, 21, "minimum_survivors = 21; accepted: 14 to 20"),
@@ -66,6 +66,11 @@ def test_hash_is_pinned_and_covers_every_field(tmp_path: Path) -> None:
 def test_thresholds_that_are_refused(n: int, threshold: int | None, minimum: int | None, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         simulated_roster(parameters(), n, threshold, minimum)
+
+
+def test_a_majority_is_allowed_and_costs_the_colluders_beside_a_lying_server() -> None:
+    roster, _ = simulated_roster(parameters(), 5, 3)
+    assert (roster.minimum_survivors, roster.tolerated_colluders) == (3, {"curious": 2, "lying": 0})
 
 
 def test_ring_bound_and_colluders() -> None:
@@ -107,7 +112,7 @@ def test_command_makes_identities_and_a_roster(tmp_path: Path, capsys: pytest.Ca
     [
         (["--clients", "5"], "--folder"),
         (["--public-key", "none.pub"], "none.pub"),
-        (["--clients", "5", "--folder", "k", "--threshold", "3"], "threshold = 3"),
+        (["--clients", "5", "--folder", "k", "--threshold", "2"], "threshold = 2"),
         (["--clients", "5", "--folder", "k", "--bound", "1e9"], "2^31"),
         (["--clients", "5", "--folder", "k", "--sampling-probability", "2"], "--sampling-probability"),
     ],
@@ -133,19 +138,23 @@ def test_yaml_keys_are_the_fields() -> None:
 
 def test_component_refusals(tmp_path: Path) -> None:
     secure().check_strategy("fedavg")
-    PlainAggregation().check_strategy("krum")
+    PlainAggregation(minimum_survivors=None).check_strategy("krum")
     for strategy in ("fedmedian", "fedtrimmedavg", "krum"):
         with pytest.raises(ConfigError, match=f"federation={strategy}"):
             secure().check_strategy(strategy)
     assert (secure().survivors_for(5), secure(minimum_survivors=5).survivors_for(5)) == (4, 5)
     assert secure().scale_for(5, 90.0, 6.5) == 2.0**21
     assert secure(scale=8.0).scale_for(5, 90.0, 6.5) == 8.0
-    with pytest.raises(ConfigError, match="roster = null"):
-        secure().pinned(parameters())
+    with pytest.raises(ConfigError, match="roster=null"):
+        secure().pinned(parameters(), 5)
     roster, _ = secure().simulated(parameters(), 5)
     roster.save(tmp_path / "r.json")
-    assert secure(roster=tmp_path / "r.json").pinned(parameters()) == roster
-    with pytest.raises(ConfigError, match=r"clip_norm = None; accepted: 1\.0"):
-        secure(roster=tmp_path / "r.json").pinned(parameters(clip_norm=1.0))
-    with pytest.raises(ConfigError, match="No such file"):
-        secure(roster=tmp_path / "none.json").pinned(parameters())
+    assert secure(roster=tmp_path / "r.json").pinned(parameters(), 5) == roster
+    with pytest.raises(
+        ConfigError, match=r"dimension = 17 where this run has 18, clip_norm = None where this run has 1\.0"
+    ):
+        secure(roster=tmp_path / "r.json").pinned(parameters(clip_norm=1.0, dimension=18), 5)
+    with pytest.raises(ConfigError, match="5 public keys for 4 clients"):
+        secure(roster=tmp_path / "r.json").pinned(parameters(), 4)
+    with pytest.raises(ConfigError, match="no such file; accepted: what this makes: python -m medx"):
+        secure(roster=tmp_path / "none.json").pinned(parameters(), 5)

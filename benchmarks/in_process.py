@@ -1,0 +1,88 @@
+"""Runs of the real server and clients in this process, with data and trainer given by a benchmark."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import hydra
+import numpy as np
+from flwr.serverapp import Grid
+
+from benchmarks.common import ROOT
+from medx.configuration import plain
+from medx.dataset.base import DataSplits, Split
+from medx.experiment import make_setup
+from medx.federation.client import client_app
+from medx.federation.job import Setup, make_job, prepare
+from medx.federation.local_client import forget
+from medx.federation.server import Server
+from medx.job import make_experiment
+from medx.results import RoundRecord
+from medx.runtime.base import Runtime
+
+
+@dataclass(frozen=True)
+class Given:
+    """A data set that is already there."""
+
+    splits: DataSplits
+
+    def load(self) -> DataSplits:
+        """The splits."""
+        return self.splits
+
+
+def random_images(count: int) -> Given:
+    """``count`` training images of noise, 28x28 and grey, with two classes; 32 in each other split."""
+    generator = np.random.default_rng(0)
+    train, validation, test = (
+        Split(generator.integers(0, 256, (size, 28, 28, 1), dtype=np.uint8), np.arange(size) % 2)
+        for size in (count, 32, 32)
+    )
+    facts = {"name": "noise", "title": "SYNTHETIC noise", "task": "binary", "class_names": ("even", "odd")}
+    half = {"mean": (0.5,), "std": (0.5,), "md5": None, "synthetic": True, "content_hash": f"noise {count}"}
+    return Given(DataSplits(train=train, validation=validation, test=test, **facts, **half))  # type: ignore[arg-type]
+
+
+def configure(overrides: Sequence[str]) -> tuple[Setup, Runtime]:
+    """The set-up and runtime that ``medx.run`` would make of these overrides."""
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = plain(hydra.compose("config", overrides=list(overrides)))
+    config.pop("resume")
+    experiment = make_experiment(config)
+    return make_setup(experiment, config), experiment.runtime
+
+
+def with_data(setup: Setup, data: Given) -> Setup:
+    """The set-up on other data."""
+    key = f"{data.splits.content_hash} {setup.federation.num_clients}"
+    return replace(setup, dataset=data, data_key=key)
+
+
+def time_rounds(setup: Setup, runtime: Runtime, count: int) -> list[float]:
+    """Seconds of ``count`` rounds, after one that is not counted; everything between two rounds is included."""
+    times: list[float] = []
+    with TemporaryDirectory() as folder:
+        prepared = prepare(setup)
+        job = make_job(setup, prepared, "benchmark", Path(folder))
+        server = Server(job, prepared, {}, ignore, runtime.timeout)
+
+        def serve(grid: Grid) -> None:
+            rounds = server.rounds(grid, server.initial_state())
+            next(rounds)
+            for _ in range(count):
+                started = time.perf_counter()
+                next(rounds)
+                times.append(time.perf_counter() - started)
+
+        try:
+            runtime.run(client_app(job), setup.num_clients, serve)
+        finally:
+            forget(job)
+    return times
+
+
+def ignore(record: RoundRecord) -> None:
+    """Nobody watches."""

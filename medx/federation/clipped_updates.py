@@ -1,0 +1,100 @@
+"""The server's side of ``privacy=central_dp``: who is drawn, the noise on the sum, the clip norm, the ledger."""
+
+import math
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from medx.aggregation.integer_noise import add_discrete_gaussian
+from medx.federation.job import Job, prepare
+from medx.federation.ledgers import ledger_run, open_server_ledger, server_ledger
+from medx.federation.payload import State
+from medx.federation.rounds import RoundOutcome
+from medx.federation.sum_client import ledger_entry, noise_stream, sum_plan
+from medx.federation.sums import SMALL
+from medx.randomness import derive_seed, numpy_generator, system_seed
+
+if TYPE_CHECKING:
+    from medx.federation.sum_exchange import Attempt
+
+CLIP_NORM = "clipped_updates/clip_norm"
+SERVER = "server"
+
+
+class ClippedUpdates:
+    """What the rounds of client-level privacy add to a sum (McMahan et al. 2018; Andrew et al. 2021).
+
+    The denominator is the public expected number of clients, whoever was drawn.
+    """
+
+    def __init__(self, job: Job) -> None:
+        release = job.plan.client_release
+        assert release is not None
+        self.job = job
+        self.plan = sum_plan(job)
+        self.release = release
+        self.clip_norm = release.event.clip_norm
+        self.expected = release.event.sampling_probability * job.setup.num_clients
+        self._attempts = 0
+        self._bytes_down = 0
+
+    def buffers(self) -> State:
+        """The clip norm of the next round."""
+        return {CLIP_NORM: torch.tensor(self.clip_norm, dtype=torch.float64)}
+
+    def restore(self, buffers: State) -> None:
+        """Put it back, and reserve the run in the server's ledger."""
+        if CLIP_NORM in buffers:
+            self.clip_norm = float(buffers[CLIP_NORM])
+        open_server_ledger(self.job, prepare(self.job.setup)).close()
+
+    def begin(self, attempt: "Attempt") -> None:
+        """Enter the attempt before any client is asked: each is a release of its own."""
+        self._attempts = 1 if attempt.position.attempt == 0 else self._attempts + 1
+        self._bytes_down = sum(len(array.data) for array in attempt.arrays.values())
+        with closing(server_ledger(self.job)) as ledger:
+            ledger.begin_round(ledger_run(self.job), ledger_entry(self.job, attempt.position), 1)
+
+    def add_noise(self, total: np.ndarray, attempt: "Attempt") -> None:
+        """A trusted server's noise on the sum, in place; under secure aggregation the clients have added theirs."""
+        if self.plan.server_noise_stddev:
+            stream = noise_stream(self.job, SERVER, attempt.position)
+            add_discrete_gaussian(total, stream, self.plan.server_noise_stddev)
+        with closing(server_ledger(self.job)) as ledger:
+            ledger.commit_round(ledger_run(self.job), ledger_entry(self.job, attempt.position))
+
+    def mean(self, vector: np.ndarray, scalars: dict[str, float]) -> np.ndarray:
+        """The mean update from the noised sum in units of the clip norm, which then moves towards its quantile."""
+        update = vector * (self.clip_norm / self.expected)
+        quantile = self.release.quantile
+        if quantile is not None:
+            small = min(max(0.5 + scalars[SMALL] / self.expected, 0.0), 1.0)
+            self.clip_norm *= math.exp(-quantile.learning_rate * (small - quantile.target))
+        return update
+
+    def steps(self) -> dict[int, int]:
+        """Every attempt of the round is a release for every client, drawn or not."""
+        return {client.client: self._attempts for client in self.job.plan.clients}
+
+    def published(self, outcome: RoundOutcome) -> RoundOutcome:
+        """The outcome with expected counts in place of drawn ones: the amplification rests on who was drawn."""
+        if self.release.event.sampling_probability == 1:
+            return outcome
+        return replace(
+            outcome,
+            clients=round(self.expected),
+            bytes_up=round(self.expected * 4 * self.plan.layout.size),
+            bytes_down=round(self.expected * self._bytes_down),
+        )
+
+
+def drawn_clients(job: Job, clients: list[int], number: int) -> list[int]:
+    """Each client on its own coin (Poisson); the coins are secret where the noise is."""
+    assert job.plan.client_release is not None
+    q = job.plan.client_release.event.sampling_probability
+    secret = job.plan.noise_source == "system"
+    generator = numpy_generator(system_seed() if secret else derive_seed(job.setup.seed, "clients", number))
+    return [client for client, coin in zip(clients, generator.random(len(clients)), strict=True) if coin < q]

@@ -1,0 +1,42 @@
+"""The machine that a run is on: its device, and the versions that a reader needs to make the run again."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from medx.schema import ConfigError
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` to what is there; raises ConfigError where CUDA is asked for and absent."""
+    cuda = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if cuda else "cpu"
+    if device != "cpu" and not (device == "cuda" or device.removeprefix("cuda:").isdigit()):
+        raise ConfigError(f"device={device} is unknown; accepted: auto, cpu, cuda, cuda:0, cuda:1, ...")
+    if device != "cpu" and not cuda:
+        raise ConfigError(f"device={device}, but no CUDA device is there; accepted here: auto, cpu")
+    if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
+        raise ConfigError(f"device={device}, but there are only {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def environment(device: str) -> dict[str, str]:
+    """Versions, machine and git revision: what a reader needs to make the run again."""
+    packages = ("torch", "flwr", "opacus", "lightning", "mlflow", "medmnist", "numpy", "dp-accounting")
+    facts = {name: version(name) for name in packages}
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    facts["git"] = revision.stdout.strip() or "not a git checkout"
+    facts["python"] = platform.python_version()
+    facts["platform"] = f"{platform.system()} {platform.machine()}"
+    facts["device"] = torch.cuda.get_device_name(device) if device != "cpu" else "cpu"
+    return facts

@@ -1,0 +1,152 @@
+"""``python -m medx.report``: run what a study still lacks, then render it; or compare two runs."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as Printed
+
+from medx.report.study import STUDIES, Job, Study, load_study, parse_seeds, plan_jobs
+from medx.results import ExperimentResult
+from medx.schema import MedxError
+
+HELP = """
+examples:
+  python -m medx.report                               the reference study, into report/index.html
+  python -m medx.report --study phantom_report        in miniature, on synthetic images
+  python -m medx.report --seeds 0-4                   other seeds
+  python -m medx.report --set pneumoniamnist:dataset.md5=0123...   an override for one data set's jobs
+  python -m medx.report compare RUN RUN               two runs (output folders) side by side
+
+A job is known by its configuration's hash and its seed, and is not run again while its result is in
+STORE/STUDY/HASH-SEED and its run is in MLflow. Delete either, and the next call makes that one again.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0; 1 where a job failed; 2 for a refusal; 130 where the user stopped it."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        return compare(given[1:]) if given[:1] == ["compare"] else report(given)
+    except MedxError as error:
+        print(f"medx: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def report(given: list[str]) -> int:
+    """Run and render the studies that were named."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medx.report", description=__doc__, epilog=HELP, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--study", default="reference_report", help="names of experiments/NAME/study.yaml, by commas")
+    parser.add_argument("--seeds", type=str, help="in place of the study's: 0,1,2 or 0-4")
+    parser.add_argument("--set", action="append", default=[], metavar="[DATASET:]KEY=VALUE", help="one more override")
+    parser.add_argument("--workers", type=int, default=2, help="jobs at a time, in processes of their own (default 2)")
+    parser.add_argument("--store", type=Path, default=Path("outputs"), help="where runs are kept (default outputs)")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="where the report goes (default report)")
+    parser.add_argument("--list", action="store_true", help="show the jobs and what is missing; run nothing")
+    parser.add_argument("--render-only", action="store_true", help="run nothing; render what there is")
+    parser.add_argument("--publish", action="store_true", help="also write experiments/STUDY and the README's table")
+    chosen = parser.parse_args(given)
+    code = 0
+    for index, name in enumerate(chosen.study.split(",")):
+        out = chosen.out if index == 0 else chosen.out / name
+        code = max(code, one_study(name, argparse.Namespace(**(vars(chosen) | {"out": out}))))
+    return code
+
+
+def one_study(name: str, chosen: argparse.Namespace) -> int:
+    """Run what is missing of one study, render, and say where the page is."""
+    from medx.report.runner import collect, run_jobs
+
+    began = time.monotonic()
+    study = load_study(name)
+    jobs, gaps = plan_jobs(name, study, parse_seeds(chosen.seeds) if chosen.seeds else None, chosen.set)
+    store = chosen.store.absolute() / name
+    results = collect(jobs, store)
+    missing = [job for job in jobs if job.folder not in results]
+    print(f"{name}: {len(jobs)} jobs, {len(missing)} to run", flush=True)
+    if chosen.list:
+        for job in jobs:
+            print(f"{'missing' if job in missing else 'done   '}  {job.folder}  {job.name}")
+        return 0
+    errors: dict[str, str] = {}
+    if missing and not chosen.render_only:
+        errors = run_jobs(missing, store, chosen.workers, tell)
+        results = collect(jobs, store)
+    page = render((name, study), jobs, results, gaps + gaps_of(jobs, results, errors), chosen)
+    print(f"{page} ({time.monotonic() - began:.1f} s)")
+    return 1 if errors else 0
+
+
+def gaps_of(jobs: list[Job], results: dict[str, ExperimentResult], errors: dict[str, str]) -> list[str]:
+    """A line for every job without a result."""
+    return [f"{job.name}: {errors.get(job.folder, 'not run')}" for job in jobs if job.folder not in results]
+
+
+def render(
+    named: tuple[str, Study],
+    jobs: list[Job],
+    results: dict[str, ExperimentResult],
+    gaps: list[str],
+    chosen: argparse.Namespace,
+) -> Path:
+    """Write the report, and with ``--publish`` what is committed."""
+    name, study = named
+    from medx.report.page import build_report, write_report
+    from medx.report.publish import publish
+    from medx.report.rows import Run
+
+    done = [job for job in jobs if job.folder in results]
+    if not done:
+        raise MedxError(f"study={name}: no job has a result yet" + "".join(f"; {gap}" for gap in gaps[:1]))
+    runs = [Run(index, job.name, job.roles, results[job.folder]) for index, job in enumerate(done, start=1)]
+    seeds = f" SEEDS={chosen.seeds}" if chosen.seeds else ""
+    command = f"make report{'' if name == 'reference_report' else f' STUDY={name}'}{seeds}"
+    made = build_report(name, study, command, runs, gaps)
+    page = write_report(made, chosen.out)
+    if chosen.publish:
+        if gaps:
+            raise MedxError(f"--publish: {len(gaps)} gaps, the first: {gaps[0]}")
+        publish(made, STUDIES / name, STUDIES.parent / "README.md")
+    return page
+
+
+def tell(done: int, total: int, name: str, error: str | None, left: float) -> None:
+    """One line a job."""
+    minutes, seconds = divmod(round(left), 60)
+    print(
+        f"[{done}/{total}, {minutes}:{seconds:02d} left] {name}{'' if error is None else f'  FAILED: {error}'}",
+        flush=True,
+    )
+
+
+def compare(given: list[str]) -> int:
+    """Print two runs side by side and draw them."""
+    from medx.report.compare import NOTE, comparison, draw, load_run
+
+    parser = argparse.ArgumentParser(prog="python -m medx.report compare", description="Two runs side by side.")
+    parser.add_argument("runs", nargs=2, metavar="RUN", help="output folder of a finished run, or its result.json")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="where compare.svg and .png go")
+    chosen = parser.parse_args(given)
+    first, second = (load_run(text) for text in chosen.runs)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(f"A  {chosen.runs[0]}\nB  {chosen.runs[1]}")
+    for title, rows in comparison(first, second).items():
+        printed = Printed(*map(str, rows.columns), title=title, title_justify="left")
+        for row in rows.itertuples(index=False):
+            printed.add_row(*map(str, row))
+        console.print(printed)
+    console.print(NOTE)
+    draw(first, second, (Path(chosen.runs[0]).name, Path(chosen.runs[1]).name)).save(chosen.out)
+    console.print(f"{chosen.out / 'compare.svg'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

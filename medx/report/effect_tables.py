@@ -1,0 +1,114 @@
+"""Tables of side effects: unequal hospitals, classes, and what privacy and secure sums cost in time and bytes."""
+
+import re
+from typing import Any
+
+import pandas as pd
+
+from medx.report.rows import with_role
+from medx.report.statistics import summarise
+from medx.report.tables import Table, runs_text, settings_of, spread, target
+
+SKEW_KEYS = ["dataset", "model", "mode", "target_epsilon", "partition", "rounds"]
+
+
+def partition_order(name: str) -> float:
+    """IID last; Dirichlet by its concentration, the most unequal first."""
+    found = re.search(r"\(([\d.]+)\)", name)
+    return float(found[1]) if found else float("inf")
+
+
+def skew_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """Runs of the skew part, the most unequal partition first."""
+    rows = with_role(frame, "skew")
+    order = rows["partition"].map(partition_order)
+    return rows.assign(order=order).sort_values(["dataset", "mode", "order", "run"], kind="stable")
+
+
+def hospital_table(frame: pd.DataFrame) -> Table:
+    """Utility under unequal hospitals, with the worst and the best of them."""
+    metrics = {"auc": ("AUC", False), "balanced_accuracy_at_threshold": ("balanced accuracy", True),
+               "hospital_worst": ("worst hospital", True), "hospital_best": ("best hospital", True)}  # fmt: skip
+    data, shown = [], []
+    for setting, rows in settings_of(skew_rows(frame), SKEW_KEYS):
+        summaries = {name: summarise(rows[name].astype(float).tolist()) for name in metrics}
+        means = {f"{name}_{part}": getattr(summary, part) for name, summary in summaries.items()
+                 for part in ("mean", "sd", "low", "high")}  # fmt: skip
+        data.append(setting | means | {"seeds": rows["seed"].nunique(), "runs": runs_text(rows)})
+        cells = {title: spread(summaries[name], percent) for name, (title, percent) in metrics.items()}
+        shown.append(_skew_text(setting) | cells | {"runs": runs_text(rows)})
+    note = (
+        "Test AUC and balanced accuracy; then accuracy of the final model on the worst and best hospital's own "
+        "training images. The study holds all data and can compute it; in a deployment it would not leave, and ε does "
+        "not cover it."
+    )
+    return Table("hospitals", "Unequal hospitals", note, pd.DataFrame(data), pd.DataFrame(shown))
+
+
+def class_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Table:
+    """Recall of every class, one row a class."""
+    data, shown = [], []
+    for setting, rows in settings_of(skew_rows(frame), SKEW_KEYS):
+        for index, name in enumerate(class_names[setting["dataset"]]):
+            summary = summarise(rows[f"recall_{index}"].astype(float).tolist())
+            recall = {"recall_mean": summary.mean, "recall_sd": summary.sd}
+            data.append(setting | {"class": name} | recall | {"runs": runs_text(rows)})
+            shown.append(
+                _skew_text(setting) | {"class": name, "recall": spread(summary, True), "runs": runs_text(rows)}
+            )
+    note = "Share of a class's test images that get that class as the most probable one."
+    return Table("classes", "Recall by class", note, pd.DataFrame(data), pd.DataFrame(shown))
+
+
+def _skew_text(setting: dict[str, Any]) -> dict[str, str]:
+    return {"data": setting["dataset"], "privacy": setting["mode"], "target ε": target(setting["target_epsilon"]),
+            "partition": setting["partition"]}  # fmt: skip
+
+
+def step_overhead_table(frame: pd.DataFrame) -> Table:
+    """Seconds of a training step with and without DP-SGD, by batch size."""
+    rows = with_role(frame, "step_overhead")
+    rows = rows.assign(step=rows["round_seconds"].astype(float) / (rows["num_clients"] * rows["local_steps"]))
+    data, shown = [], []
+    for setting, group in settings_of(rows.sort_values("batch"), ["model", "batch"]):
+        plain, private = (group[group["target_epsilon"].isna() == wanted] for wanted in (True, False))
+        if plain.empty or private.empty:
+            continue
+        seconds = [float(part["step"].median()) for part in (plain, private)]
+        ratio = seconds[1] / seconds[0]
+        data.append(setting | {"plain_seconds": seconds[0], "private_seconds": seconds[1], "ratio": ratio,
+                               "runs": runs_text(group)})  # fmt: skip
+        shown.append({"model": setting["model"], "expected batch": f"{setting['batch']:g}",
+                      "plain, ms a step": f"{1000 * seconds[0]:.1f}", "DP-SGD, ms a step": f"{1000 * seconds[1]:.1f}",
+                      "ratio": f"{ratio:.2f}", "runs": runs_text(group)})  # fmt: skip
+    note = (
+        "Wall time of a round's training over hospitals and steps, the median over rounds less the first, one run at a "
+        "time. It includes what a round costs around the steps, in both columns."
+    )
+    return Table("step_overhead", "Cost of DP-SGD by batch size", note, pd.DataFrame(data), pd.DataFrame(shown))
+
+
+def sum_overhead_table(frame: pd.DataFrame) -> Table:
+    """Seconds and bytes of a round with plain and with secure aggregation, by model size."""
+    rows = with_role(frame, "sum_overhead").sort_values("parameters")
+    data, shown = [], []
+    for setting, group in settings_of(rows, ["model", "parameters"]):
+        plain, secure = (group[group["aggregation"] == name] for name in ("plain", "secure"))
+        if plain.empty or secure.empty:
+            continue
+        seconds = [float(part["round_seconds"].median()) for part in (plain, secure)]
+        megabytes = [float((part["round_bytes_up"] / part["num_clients"]).median()) / 1e6 for part in (plain, secure)]
+        data.append(setting | {"plain_seconds": seconds[0], "secure_seconds": seconds[1],
+                               "plain_megabytes_up": megabytes[0], "secure_megabytes_up": megabytes[1],
+                               "runs": runs_text(group)})  # fmt: skip
+        shown.append({"model": setting["model"], "parameters": f"{setting['parameters']:,.0f}",
+                      "plain, s a round": f"{seconds[0]:.3f}", "secure, s a round": f"{seconds[1]:.3f}",
+                      "extra, s": f"{seconds[1] - seconds[0]:.3f}", "plain, MB up": f"{megabytes[0]:.3f}",
+                      "secure, MB up": f"{megabytes[1]:.3f}", "runs": runs_text(group)})  # fmt: skip
+    note = (
+        "A round's time without evaluation, all hospitals one after another in one process, with one short local step; "
+        "MB up are per hospital and round. Median over rounds less the first."
+    )
+    return Table(
+        "sum_overhead", "Cost of secure aggregation by model size", note, pd.DataFrame(data), pd.DataFrame(shown)
+    )

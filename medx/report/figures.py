@@ -1,0 +1,189 @@
+"""The report's figures over many runs: frontier, convergence with the budget, hospitals, overhead."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from medx.report.claim_tables import Results, round_values
+from medx.report.effect_tables import partition_order, skew_rows
+from medx.report.rows import with_role
+from medx.report.statistics import summarise
+from medx.report.study import Claim
+from medx.report.style import COLOURS, DASHES, FAINT, INK, MARKERS, Picture, drawing, finish, legend
+from medx.report.tables import runs_text, settings_of, target, who
+from medx.results import ClientResult
+
+FRONTIERS = {"auc": "AUC", "balanced_accuracy_at_threshold": "balanced accuracy", "accuracy": "accuracy at 0.5"}
+SHOWN_TARGETS = (1.0, 10.0)
+LINE_KEYS = ["model", "mode", "rounds"]
+
+
+def frontier_figures(frame: pd.DataFrame, dataset: str, class_count: int, claim: Claim | None) -> Iterator[Picture]:
+    """Utility against true epsilon: a line with its 95 % band a mode, what no privacy gives, and the majority."""
+    rows = with_role(frame[frame["dataset"] == dataset], "utility")
+    private = rows[rows["epsilon"].notna()]
+    if private.empty:
+        return
+    for metric, label in FRONTIERS.items():
+        with drawing() as (figure, (axes,)):
+            for index, (line, part) in enumerate(settings_of(private, LINE_KEYS)):
+                _frontier_line(axes, part, metric, index, f"{line['model']}, {line['mode']}")
+            for index, (line, part) in enumerate(settings_of(rows[rows["mode"] == "none"], LINE_KEYS)):
+                level = summarise(part[metric].astype(float).tolist()).mean
+                axes.axhline(level, color=INK, linestyle=DASHES[1 + index % 3], linewidth=1,
+                             label=f"{line['model']}, no privacy")  # fmt: skip
+            majority = float(rows["majority_accuracy"].iloc[0])
+            floor = {"auc": 0.5, "balanced_accuracy_at_threshold": 1 / class_count}.get(metric, majority)
+            axes.axhline(floor, color=FAINT, linestyle=":", linewidth=1.5, label="always the majority class")
+            if claim is not None and claim.dataset == dataset and metric == "accuracy":
+                axes.plot([claim.epsilon, claim.composed_epsilon], [claim.accuracy] * 2, marker="X", color=INK,
+                          linewidth=0.8, label="published: as stated, and composed")  # fmt: skip
+            _epsilon_axis(axes, private["epsilon"].astype(float))
+            low, high = axes.get_ylim()
+            axes.set(ylabel=f"test {label}", ylim=(max(low, 0.0), min(high, 1.01)))
+            legend(axes)
+            caption = (
+                f"Mean over seeds with its 95 % t interval as a band; {dataset}, test split. Runs {runs_text(rows)}."
+            )
+            yield finish(figure, f"frontier_{dataset}_{metric}", f"{dataset}: {label} and ε", caption)
+
+
+def _frontier_line(axes: Axes, rows: pd.DataFrame, metric: str, index: int, label: str) -> None:
+    points = []
+    for _, part in settings_of(rows, ["target_epsilon"]):
+        summary = summarise(part[metric].astype(float).tolist())
+        points.append((float(part["epsilon"].astype(float).mean()), summary.mean, summary.low, summary.high))
+    x, mean, low, high = np.array(sorted(points)).T
+    colour = COLOURS[index % len(COLOURS)]
+    axes.plot(x, mean, color=colour, marker=MARKERS[index % len(MARKERS)], label=label)
+    axes.fill_between(x, np.where(np.isnan(low), mean, low), np.where(np.isnan(high), mean, high), color=colour,
+                      alpha=0.2, linewidth=0)  # fmt: skip
+
+
+def _epsilon_axis(axes: Axes, values: pd.Series) -> None:
+    axes.set_xscale("log")
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if values.min() / 2 <= tick <= values.max() * 2]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="true ε of the whole run (log scale; smaller is more private)")
+
+
+def convergence_figures(frame: pd.DataFrame, results: Results, dataset: str) -> Iterator[Picture]:
+    """Test AUC by round above the epsilon spent by then: runs of few rounds, and of as many as are useful."""
+    frame = frame[frame["dataset"] == dataset]
+    frame = frame[frame["target_epsilon"].isna() | frame["target_epsilon"].isin(SHOWN_TARGETS)]
+    parts = {
+        "few": (with_role(frame, "convergence"), "a few rounds"),
+        "full": (with_role(frame, "utility"), "all rounds"),
+    }
+    for name, (rows, words) in parts.items():
+        if rows.empty:
+            continue
+        with drawing(2, (4.7, 5.2)) as (figure, (above, below)):
+            for index, (setting, part) in enumerate(settings_of(rows)):
+                style = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index // len(COLOURS) % 4]}
+                _rounds_line(above, round_values(part, results, "auc"), style, who(setting))
+                _rounds_line(below, round_values(part, results, None), style, None)
+            above.set(ylabel="test AUC")
+            below.set(ylabel="ε spent so far", xlabel="round" if name == "few" else "round (log scale)")
+            below.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if name == "full":
+                below.set_xscale("log")
+                ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= rows["rounds"].max()]
+                below.set_xticks(ticks, [str(tick) for tick in ticks])
+                below.minorticks_off()
+            legend(above)
+            caption = f"Mean over seeds, band from smallest to largest; {dataset}. Runs {runs_text(rows)}."
+            yield finish(figure, f"convergence_{name}_{dataset}", f"{dataset}: convergence over {words}", caption)
+
+
+def _rounds_line(axes: Axes, values: dict[int, list[float]], style: dict[str, Any], label: str | None) -> None:
+    if not values:
+        return
+    x = sorted(values)
+    axes.plot(x, [float(np.mean(values[r])) for r in x], label=label, linewidth=1.4,
+              marker="o" if len(x) < 12 else None, **style)  # fmt: skip
+    axes.fill_between(x, [min(values[r]) for r in x], [max(values[r]) for r in x], color=style["color"], alpha=0.15,
+                      linewidth=0)  # fmt: skip
+
+
+def hospital_figures(frame: pd.DataFrame, results: Results, dataset: str) -> Iterator[Picture]:
+    """One dot a hospital and seed, by how unequal the hospitals are; a bar at the mean."""
+    rows = skew_rows(frame[frame["dataset"] == dataset])
+    for setting, part in settings_of(rows, ["model", "mode", "target_epsilon"]):
+        names = list(dict.fromkeys(part["partition"]))
+        with drawing() as (figure, (axes,)):
+            for place, name in enumerate(names):
+                clients = [
+                    client for run in part[part["partition"] == name]["run"] for client in results[int(run)].clients
+                ]
+                _hospital_dots(axes, place, clients)
+            axes.set_xticks(range(len(names)), [_partition_title(name) for name in names])
+            axes.set_xlim(-0.6, len(names) - 0.4)
+            axes.set(ylabel="accuracy on a hospital's own images", xlabel="class mix of the hospitals")
+            caption = (
+                f"{who(setting)}: the final model on every hospital's own training images, one dot a hospital and "
+                f"seed, a colour a hospital, its area by the number of images; bar: mean. Runs {runs_text(part)}."
+            )
+            name = f"hospitals_{dataset}_{setting['model']}_{setting['mode']}"
+            yield finish(figure, name, f"{dataset}: hospitals, ε {target(setting['target_epsilon'])}", caption)
+
+
+def _hospital_dots(axes: Axes, place: int, clients: list[ClientResult]) -> None:
+    known = [(client, value) for client in clients if (value := client.metrics.get("accuracy")) is not None]
+    if not known:
+        return
+    most = max(client.num_records for client, _ in known)
+    count = 1 + max(client.client for client, _ in known)
+    for client, value in known:
+        offset = 0.5 * ((client.client + 0.5) / count - 0.5)
+        axes.scatter(place + offset, value, s=12 + 40 * client.num_records / most, alpha=0.8, linewidths=0,
+                     color=COLOURS[client.client % len(COLOURS)])  # fmt: skip
+    axes.hlines(float(np.mean([value for _, value in known])), place - 0.3, place + 0.3, color=INK, linewidth=1.2)
+
+
+def _partition_title(name: str) -> str:
+    concentration = partition_order(name)
+    return "IID" if name == "iid" else f"Dirichlet\n{concentration:g}" if np.isfinite(concentration) else name
+
+
+def overhead_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Picture]:
+    """Bars of plain against private steps, and of plain against secure sums."""
+    steps, sums = tables["step_overhead"], tables["sum_overhead"]
+    if not steps.empty:
+        names = [f"{row.model}\nbatch {row.batch:g}" for row in steps.itertuples()]
+        pairs = {"plain": 1000 * steps["plain_seconds"], "DP-SGD": 1000 * steps["private_seconds"]}
+        runs = ", ".join(steps["runs"])
+        words = ("step_overhead", "DP-SGD against plain steps", "milliseconds a step")
+        yield _bars(words, names, pairs, runs)
+    if not sums.empty:
+        names = [f"{row.model}\n{row.parameters:,.0f}" for row in sums.itertuples()]
+        pairs = {"plain sum": sums["plain_seconds"], "secure sum": sums["secure_seconds"]}
+        runs = ", ".join(sums["runs"])
+        yield _bars(
+            ("sum_overhead", "Secure against plain sums", "seconds a round (log scale)"), names, pairs, runs, True
+        )
+
+
+def _bars(
+    words: tuple[str, str, str], names: list[str], pairs: dict[str, pd.Series], runs: str, log: bool = False
+) -> Picture:
+    name, title, unit = words
+    first, second = (pair.to_numpy(dtype=float) for pair in pairs.values())
+    with drawing() as (figure, (axes,)):
+        for index, (label, values) in enumerate(zip(pairs, (first, second), strict=True)):
+            places = np.arange(len(values)) + 0.4 * index - 0.2
+            axes.bar(places, values, 0.38, color=COLOURS[index], label=label, hatch="//" if index else None,
+                     edgecolor=INK, linewidth=0.5)  # fmt: skip
+        for place, (low, high) in enumerate(zip(first, second, strict=True)):
+            axes.annotate(f"x {high / low:.2f}", (place + 0.2, high), ha="center", va="bottom", fontsize=8)
+        axes.set_xticks(range(len(names)), names)
+        axes.set(ylabel=unit, **({"yscale": "log"} if log else {}))
+        axes.margins(y=0.15)
+        axes.grid(False, axis="x")
+        legend(axes)
+        return finish(figure, name, title, f"The figure above a bar is the ratio of the two. Runs {runs}.")

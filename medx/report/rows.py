@@ -1,0 +1,113 @@
+"""Results as one table, a row a run: what every table and figure of a report is made from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from medx.report.study import Role, dataset_name, option_name, partition_name
+from medx.results import ExperimentResult, Interval
+
+METRICS = (
+    "auc", "accuracy", "balanced_accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold",
+    "sensitivity_at_threshold", "specificity_at_threshold", "quadratic_kappa", "ece", "brier",
+)  # fmt: skip
+BOUNDED = ("auc", "accuracy", "balanced_accuracy_at_threshold")
+BASELINES = ("local_only", "centralized")
+BASELINE_METRICS = ("auc", "accuracy_at_threshold", "balanced_accuracy_at_threshold")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished job of a study. ``number`` is what tables and captions cite."""
+
+    number: int
+    name: str
+    roles: tuple[Role, ...]
+    result: ExperimentResult
+
+
+def make_frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a run, NaN where something is undefined or absent; ``roles`` separated by spaces."""
+    return pd.DataFrame([make_row(run) for run in runs])
+
+
+def make_row(run: Run) -> dict[str, Any]:
+    """One run's row."""
+    result, config = run.result, run.result.config
+    row: dict[str, Any] = {
+        "run": run.number,
+        "roles": " ".join(run.roles),
+        "dataset": dataset_name(config),
+        "model": option_name(config, "model"),
+        "mode": option_name(config, "privacy"),
+        "aggregation": option_name(config, "aggregation"),
+        "partition": partition_name(config),
+        "num_clients": config["federation"]["num_clients"],
+        "rounds": config["federation"]["num_rounds"],
+        "local_steps": config["trainer"]["local_steps"],
+        "batch": config["trainer"].get("expected_batch_size"),
+        "seed": result.seed,
+        "target_epsilon": result.privacy.target_epsilon,
+        "epsilon": result.privacy.epsilon,
+        "epsilon_rdp": result.privacy.epsilon_by_accountant.get("rdp"),
+        "delta": result.privacy.delta,
+    }
+    row |= _test_metrics(result) | _baselines(result) | _costs(result)
+    row |= {
+        "majority_accuracy": result.majority_accuracy,
+        "degenerate": result.degenerate,
+        "synthetic": result.dataset.synthetic,
+        "config_hash": result.config_hash,
+        "mlflow_run": result.tracking.get("run_id", ""),
+        "git": result.environment.get("git", ""),
+    }
+    return row
+
+
+def _test_metrics(result: ExperimentResult) -> dict[str, float | None]:
+    values = {name: value_of(result.test, name) for name in METRICS}
+    for name in BOUNDED:
+        interval = result.test.get(name, Interval(value=None))
+        values |= {f"{name}_images_low": interval.low, f"{name}_images_high": interval.high}
+    recalls = [name for name in result.test if name.startswith("recall_")]
+    return values | {name: value_of(result.test, name) for name in recalls} | _hospitals(result)
+
+
+def _hospitals(result: ExperimentResult) -> dict[str, float | None]:
+    """Worst and best hospital by the final model's accuracy on its own training rows."""
+    known = [value for client in result.clients if (value := client.metrics.get("accuracy")) is not None]
+    return {"hospital_worst": min(known, default=None), "hospital_best": max(known, default=None)}
+
+
+def _baselines(result: ExperimentResult) -> dict[str, float | None]:
+    return {
+        f"{baseline}_{metric}": value_of(result.baselines.get(baseline, {}), metric)
+        for baseline in BASELINES
+        for metric in BASELINE_METRICS
+    }
+
+
+def _costs(result: ExperimentResult) -> dict[str, float | None]:
+    """Seconds and bytes of a round: the median over rounds, less the first, which warms up."""
+    rounds = result.rounds[1:] or result.rounds
+    work = [record.seconds.get("train", 0.0) + record.seconds.get("aggregate", 0.0) for record in rounds]
+    return {
+        "parameters": result.model.get("parameters"),
+        "seconds": result.timing.get("total"),
+        "round_seconds": median(work) if work else None,
+        "round_bytes_up": median([float(record.bytes_up) for record in rounds]) if rounds else None,
+        "round_bytes_down": median([float(record.bytes_down) for record in rounds]) if rounds else None,
+    }
+
+
+def value_of(metrics: dict[str, Interval], name: str) -> float | None:
+    """A metric's value; None where it is undefined or was not measured."""
+    return metrics[name].value if name in metrics else None
+
+
+def with_role(frame: pd.DataFrame, role: Role) -> pd.DataFrame:
+    """The rows of one part of the report."""
+    return frame[[role in roles.split() for roles in frame["roles"]]]

@@ -1,0 +1,1 @@
+"""Local training: gradient modes, the private step, sampling."""

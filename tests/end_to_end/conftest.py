@@ -1,0 +1,34 @@
+"""One cache of features and noise calibrations for all runs of a test session, and one reference run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.program import Ran, call
+
+REFERENCE = ("federation.num_rounds=5",)
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds caches as long as the session lasts."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def use_cache(shared_cache: Path) -> Iterator[None]:
+    """Runs of these tests find the session's cache; other tests do not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDX_CACHE", str(shared_cache))
+        yield
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Ran:
+    """Five rounds, never interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDX_CACHE", str(shared_cache))
+        ran = call(tmp_path_factory.mktemp("reference"), *REFERENCE)
+    assert ran.code == 0, ran.err
+    return ran

@@ -1,0 +1,188 @@
+"""What cannot run is refused in one line, exit code 2, with nothing trained and nothing written."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+import medx.model.cnn
+from tests.program import MODEL, TINY, WORK, call, call_plainly
+
+CONFIGURATIONS = [
+    # 1: epsilon
+    ("privacy.epsilon=0", r"privacy\.epsilon=0: .*greater than 0"),
+    ("privacy.epsilon=-1", r"privacy\.epsilon=-1: .*greater than 0"),
+    ("privacy.epsilon=nan", r"privacy\.epsilon=nan: .*finite"),
+    ("privacy.epsilon=inf", r"privacy\.epsilon=inf: .*finite"),
+    ("privacy.epsilon=much", r"privacy\.epsilon='much': .*number"),
+    # 2: delta
+    ("privacy.delta=0", r"privacy\.delta=0: .*greater than 0"),
+    ("privacy.delta=0.02", r"delta=0\.02: must be below 1/N = 0\.02 of client 0"),
+    # 3: clip norm, sampling probability
+    ("privacy.clip_norm=0", r"privacy\.clip_norm=0: .*greater than 0"),
+    ("trainer.expected_batch_size=null trainer.sampling_probability=1.01", r"sampling_probability=1\.01: .*equal to 1"),
+    ("trainer.expected_batch_size=null trainer.sampling_probability=0", r"sampling_probability=0: .*greater than 0"),
+    # 4: batch above the data
+    ("trainer.expected_batch_size=51", r"expected_batch_size=51: at most the 50 records of the smallest client"),
+    # 5: unknown names
+    ("privacy.epsilno=3", r"privacy\.epsilno is unknown; did you mean privacy\.epsilon"),
+    ("+privacy.epsilno=3", r"privacy\.epsilno is unknown; did you mean epsilon"),
+    ("modle=cnn", r"modle is unknown; did you mean model"),
+    ("model=cnnn", r"model=cnnn is unknown; did you mean cnn"),
+    ("model=null", r"model=null is unknown; accepted: cnn, resnet18, scatternet"),
+    ("privacy=dirichlet", r"privacy=dirichlet is unknown \(there is partition=dirichlet\); accepted: .*local_dp"),
+    ("privacy=none privacy.epsilon=1", r"privacy\.epsilon has no meaning with privacy=none"),
+    ("model.num_groups=three", r"model\.num_groups='three': .*integer"),
+    ("federation.num_clients=2.5", r"federation\.num_clients=2\.5: .*integer"),
+    ("model._target_=os.system", r"model\._target_=os\.system: no class"),
+    ("privacy.epsilon=1,5", r"privacy\.epsilon=1,5: several values; add -m"),
+    ("baseline=alone", r"baseline\.0='alone': .*'local_only' or 'centralized'"),
+    ("+nonsense=1", r"nonsense is unknown"),
+    ("~dataset", r"dataset=None: .*accepted|unknown"),
+    # 27: device
+    ("device=gpu", r"device=gpu is unknown; accepted: auto, cpu, cuda"),
+    # what goes together
+    ("federation.min_clients=4", r"min_clients=4 is more than federation\.num_clients=3"),
+    ("baseline=local_only privacy.ledger=/tmp/none", r"baseline=local_only: .*accepted: baseline=null"),
+    ("resume=/nowhere", r"resume=/nowhere: no config\.json"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), CONFIGURATIONS)
+def test_configuration_is_refused(overrides: str, message: str, tmp_path: Path) -> None:
+    base = tuple(part for part in TINY if not (overrides.startswith("model=") and part.startswith("model.")))
+    base = base if overrides != "~dataset" else (*MODEL, *WORK)
+    ran = call(tmp_path, *overrides.split(), base=base)
+    assert re.search(message, ran.refusal), ran.refusal
+    assert not ran.out
+
+
+def test_cuda_that_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "no CUDA device is there; accepted here: auto, cpu" in call(tmp_path, "device=cuda:0").refusal
+
+
+def images(folder: Path, **changes: np.ndarray) -> Path:
+    """A pneumoniamnist.npz of 60 drawn images."""
+    generator = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    for split, count in (("train", 40), ("val", 10), ("test", 10)):
+        arrays[f"{split}_images"] = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        arrays[f"{split}_labels"] = generator.integers(0, 2, (count, 1), dtype=np.uint8)
+    path = folder / "pneumoniamnist.npz"
+    np.savez(path, **(arrays | changes))
+    return path
+
+
+def refusal_of_file(tmp_path: Path, path: Path, *, accept: bool) -> str:
+    md5 = hashlib.md5(path.read_bytes()).hexdigest() if accept else "null"
+    before = path.read_bytes()
+    base = (*MODEL, *WORK, "tracking=none", "device=cpu")
+    overrides = ("dataset=pneumoniamnist", f"dataset.root={path.parent}", "dataset.download=false")
+    ran = call(tmp_path / "run", *overrides, f"dataset.md5={md5}", base=base)
+    assert path.read_bytes() == before
+    return ran.refusal
+
+
+def test_data_that_is_missing(tmp_path: Path) -> None:
+    base = (*MODEL, *WORK, "tracking=none")
+    ran = call(
+        tmp_path / "run", "dataset=pneumoniamnist", f"dataset.root={tmp_path}", "dataset.download=false", base=base
+    )
+    assert "pneumoniamnist.npz" in ran.refusal
+    assert str(tmp_path) in ran.refusal
+    assert "dataset=phantom needs no file" in ran.refusal
+
+
+def test_file_that_is_cut_off_or_no_zip(tmp_path: Path) -> None:
+    path = images(tmp_path)
+    path.write_bytes(path.read_bytes()[:5000])
+    assert "pneumoniamnist.npz" in refusal_of_file(tmp_path, path, accept=True)
+    path.write_text("no zip at all")
+    assert "pneumoniamnist.npz" in refusal_of_file(tmp_path, path, accept=True)
+
+
+def test_wrong_checksum_tells_both_sums_and_how_to_accept(tmp_path: Path) -> None:
+    path = images(tmp_path)
+    line = refusal_of_file(tmp_path, path, accept=False)
+    assert hashlib.md5(path.read_bytes()).hexdigest() in line
+    assert "28209eda62fecd6e6a2d98b1501bb15f" in line  # the official one
+    assert "dataset.md5=" in line
+
+
+def test_object_arrays_are_never_unpickled(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return exec, ("raise SystemExit('unpickled')",)
+
+    path = images(tmp_path, train_labels=np.array([[Bomb()]] * 40, dtype=object))
+    assert "train_labels" in refusal_of_file(tmp_path, path, accept=True)
+
+
+def test_label_out_of_range_is_named_with_its_row(tmp_path: Path) -> None:
+    labels = np.zeros((40, 1), dtype=np.uint8)
+    labels[17] = 2
+    line = refusal_of_file(tmp_path, images(tmp_path, train_labels=labels), accept=True)
+    assert "train_labels" in line
+    assert "17" in line
+
+
+def test_batchnorm_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(self: object, spec: object, seed: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 26 * 26, 1))
+
+    monkeypatch.setattr(medx.model.cnn.Cnn, "build", build)
+    assert "1 (BatchNorm2d) mixes the records of a batch" in call(tmp_path / "private", "seed=9").refusal
+    assert "BatchNorm" not in call(tmp_path / "open", "seed=9", "device=gpu").refusal
+
+
+def test_loss_that_couples_records_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Centred(nn.Module):
+        def forward(self, inputs):  # type: ignore[no-untyped-def]
+            return inputs - inputs.mean(0)
+
+    def build(self: object, spec: object, seed: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), Centred(), nn.Linear(784, 1))
+
+    monkeypatch.setattr(medx.model.cnn.Cnn, "build", build)
+    assert "1 (Centred): its output for one record depends on the other" in call(tmp_path, "seed=9").refusal
+
+
+def test_budget_that_an_earlier_run_spent(tmp_path: Path) -> None:
+    shared = (f"privacy.ledger={tmp_path / 'ledger'}", "privacy.budget=12")
+    assert call(tmp_path / "first", *shared).code == 0
+    second = call(tmp_path / "second", *shared, "seed=1")
+    assert second.code == 2
+    assert "budget=12" in second.err
+    assert len(second.err.splitlines()) == 1
+    assert not (second.folder / "result.json").exists()
+    assert "round 1/2" not in second.out
+
+
+def test_a_refused_run_gives_back_what_it_reserved(tmp_path: Path) -> None:
+    # Hospital 2 alone spent its budget elsewhere. Hospitals 0 and 1, who did reserve, must not pay for a run that
+    # never began: with the budget of one run and a half left they can still take part in the next.
+    ledger = tmp_path / "ledger"
+    shared = (f"privacy.ledger={ledger}", "privacy.budget=12")
+    assert call(tmp_path / "first", *shared).code == 0
+    for client in (0, 1):
+        for path in ledger.glob(f"client_{client:04d}*"):
+            path.unlink()
+    assert "budget=12" in call(tmp_path / "second", *shared, "seed=1").err
+    for path in ledger.glob("client_0002*"):
+        path.unlink()
+    assert call(tmp_path / "third", *shared, "seed=2").code == 0
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "file/run: Not a directory" in call(tmp_path / "file" / "run").refusal
+
+
+def test_argument_that_is_no_override() -> None:
+    ran = call_plainly(Path("."), "privacy.epsilon")
+    assert ran.code == 2
+    assert len(ran.err.splitlines()) == 1

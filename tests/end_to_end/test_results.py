@@ -1,0 +1,220 @@
+"""What a finished run says is true: the model, the epsilon, the baselines, and the same again with the same seed."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medx.dataset.phantom import draw_chest
+from medx.federation.checkpoint import load_checkpoint
+from medx.model.storage import read_tensors
+from medx.privacy.audit import recompute
+from medx.randomness import numpy_generator
+from medx.results import ExperimentResult
+from tests.program import TINY, WORK, Ran, call
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).with_name("golden.json")
+SCATTERNET = ("model=scatternet", "model.num_phantoms=60", "model.num_components=20", "model.num_views=1")
+
+
+def values(result: ExperimentResult) -> dict[str, float | None]:
+    """The test metrics without their intervals."""
+    return {name: interval.value for name, interval in result.test.items()}
+
+
+def test_the_documented_lines_load_the_model_and_find_the_logged_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = {}
+    for seed, (split, count) in enumerate({"train": 150, "val": 40, "test": 60}.items()):
+        images, labels = draw_chest(count, 28, numpy_generator(seed))
+        arrays |= {f"{split}_images": images[..., 0], f"{split}_labels": labels[:, None].astype(np.uint8)}
+    path = tmp_path / "pneumoniamnist.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    data = ("dataset=pneumoniamnist", f"dataset.root={tmp_path}", f"dataset.md5={md5}", "tracking=none")
+    ran = call(tmp_path, *data, *SCATTERNET, *WORK, base=())
+    assert ran.code == 0, ran.err
+    match = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "load_model.md").read_text(), re.DOTALL)
+    assert match is not None
+    lines = match[1]
+    assert len(lines.splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(lines, {})
+    assert float(capsys.readouterr().out) == ran.result.test["accuracy"].value
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet partition.alpha=1 partition.min_records=25"])
+def test_epsilon_of_the_executed_events_by_another_accountant(partition: str, tmp_path: Path) -> None:
+    ran = call(tmp_path, *f"partition={partition}".split(), "privacy.epsilon=4")
+    assert ran.code == 0, ran.err
+    privacy = ran.result.privacy
+    assert privacy.epsilon is not None
+    assert 0.97 * 4 < privacy.epsilon <= 4
+    probabilities = {client.sampling_probability for client in privacy.clients}
+    assert len(probabilities) == (1 if partition == "iid" else 3)
+    for client in privacy.clients:
+        assert client.steps == 4
+        assert client.epsilon is not None
+        assert client.sampling_probability == 20 / client.num_records
+        epsilon = recompute([client], 1e-5)["pld"]
+        assert epsilon <= 4
+        assert epsilon == pytest.approx(client.epsilon, rel=0.02)
+        fault = client.model_copy(update={"noise_multiplier": client.noise_multiplier * 2 / 3})  # type: ignore[operator]
+        assert recompute([fault], 1e-5)["pld"] > 4
+    last = ran.result.rounds[-1].epsilon
+    assert last == pytest.approx(privacy.epsilon, rel=1e-3)
+    assert ran.result.rounds[0].epsilon < last  # type: ignore[operator]
+
+
+def test_same_seed_same_result_and_another_seed_another(reference: Ran, tmp_path: Path) -> None:
+    again = call(tmp_path / "again", "federation.num_rounds=5").result
+    assert again.test == reference.result.test
+    assert again.validation == reference.result.validation
+    assert [r.metrics for r in again.rounds] == [r.metrics for r in reference.result.rounds]
+    other = call(tmp_path / "other", "federation.num_rounds=5", "seed=1").result
+    assert other.test["auc"] != reference.result.test["auc"]
+    assert other.config_hash == again.config_hash
+
+
+def test_golden(reference: Ran) -> None:
+    """A refactor leaves these alone; a numeric change writes them anew and says why in the changelog."""
+    golden = json.loads(GOLDEN.read_text())
+    found = values(reference.result)
+    assert set(found) == set(golden["test"])
+    for name, value in golden["test"].items():
+        assert found[name] == (None if value is None else pytest.approx(value, abs=1e-3)), name
+    multipliers = [client.noise_multiplier for client in reference.result.privacy.clients]
+    assert multipliers == [pytest.approx(golden["noise_multiplier"], rel=1e-3)] * 3
+    assert reference.result.rounds[-1].bytes_up == golden["bytes_up"]
+
+
+STRATEGIES = ["fedprox", "fedadam", "fedyogi", "fedavgm", "fedmedian", "fedtrimmedavg", "krum"]
+STRONG = {
+    "fedprox": ("federation.proximal_mu=1",),
+    "fedtrimmedavg": ("federation.beta=0.34",),
+    "krum": ("federation.num_malicious_clients=0",),
+}
+
+
+def final_state(ran: Ran) -> dict[str, torch.Tensor]:
+    return load_checkpoint(ran.folder / "checkpoints")[0].state
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory: pytest.TempPathFactory, use_cache: None) -> dict[str, torch.Tensor]:
+    """The state after two rounds of plain FedAvg."""
+    ran = call(tmp_path_factory.mktemp("fedavg"))
+    assert ran.code == 0, ran.err
+    return final_state(ran)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_strategy_runs_and_is_not_fedavg(strategy: str, averaged: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    ran = call(tmp_path, f"federation={strategy}", *STRONG.get(strategy, ()))
+    assert ran.code == 0, ran.err
+    state = final_state(ran)
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    assert any(not torch.allclose(state[name], averaged[name], atol=1e-5) for name in averaged)
+
+
+@pytest.mark.parametrize("strategy", ["fedadam", "fedavgm"])
+def test_strategy_resumes_exactly(strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = (f"federation={strategy}", "federation.num_rounds=3", "privacy=none")
+    whole = call(tmp_path / "whole", *overrides)
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medx.screen.Screen.on_round", lambda self, record: stop() if record.round == 2 else None)
+        stopped = call(tmp_path / "stopped", *overrides)
+    assert stopped.code == 130
+    resumed = call(tmp_path / "stopped", f"resume={tmp_path / 'stopped'}", base=())
+    assert resumed.code == 0, resumed.err
+    before, after = final_state(whole), final_state(resumed)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert resumed.result.test == whole.result.test
+
+
+def test_baselines_and_majority(tmp_path: Path) -> None:
+    ran = call(tmp_path, "baseline=[local_only,centralized]")
+    assert ran.code == 0, ran.err
+    result = ran.result
+    assert set(result.baselines) == {"local_only", "centralized"}
+    local, central = result.baselines["local_only"]["auc"], result.baselines["centralized"]["auc"]
+    assert local.low is not None
+    assert local.high is not None
+    assert local.low < local.value < local.high  # type: ignore[operator]
+    assert central.value not in (result.test["auc"].value, local.value)
+    labels = result.dataset.class_counts["test"]
+    assert result.majority_accuracy == pytest.approx(max(labels) / sum(labels), abs=0.1)
+    # The hospitals' ledgers hold the run alone: each baseline kept its own.
+    assert [client.steps for client in result.privacy.clients] == [4, 4, 4]
+
+
+def test_a_model_that_always_answers_the_same_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = call(tmp_path / "stuck", "privacy=none", "trainer.learning_rate=1e-9", *SCATTERNET, base=without_cnn())
+    assert ran.code == 0, ran.err
+    assert ran.result.degenerate
+    assert "DEGENERATE" in ran.out
+    good = call(tmp_path / "good", "privacy=none", "trainer.learning_rate=1", *SCATTERNET, base=without_cnn())
+    assert not good.result.degenerate
+    assert "DEGENERATE" not in good.out
+
+
+def without_cnn() -> tuple[str, ...]:
+    return tuple(part for part in TINY if not part.startswith("model"))
+
+
+def test_a_client_with_one_class_has_undefined_metrics(tmp_path: Path) -> None:
+    ran = call(tmp_path, "partition=label", "partition.classes_per_client=1")
+    assert ran.code == 0, ran.err
+    for client in ran.result.clients:
+        assert min(client.class_counts) == 0
+        assert client.metrics["auc"] is None
+        assert client.metrics["accuracy"] is not None
+    assert ran.result.test["auc"].value is not None
+
+
+def test_a_client_without_records_adds_noise_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deal(self: object, labels: np.ndarray, *rest: object) -> list[np.ndarray]:
+        return [np.arange(75), np.arange(0), np.arange(75, 150)]
+
+    monkeypatch.setattr("medx.partition.iid.Iid.deal", deal)
+    # Another seed than that of other runs, whose data this process still holds, dealt otherwise.
+    refused = call(tmp_path / "refused", "seed=11")
+    assert "partition.allow_empty=true" in refused.refusal
+    ran = call(tmp_path / "empty", "partition.allow_empty=true", "federation=fedmedian", "seed=11")
+    assert ran.code == 0, ran.err
+    empty = ran.result.privacy.clients[1]
+    assert (empty.num_records, empty.steps) == (0, 4)
+    assert empty.noise_multiplier == ran.result.privacy.clients[0].noise_multiplier
+    assert ran.result.clients[1].metrics == {}
+    assert ran.result.rounds[0].clients == 3
+
+
+def test_empty_poisson_batches_are_noise_only_steps_and_accounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*arguments: object) -> list[torch.Tensor]:
+        return [torch.zeros(0, dtype=torch.int64)] * 2
+
+    monkeypatch.setattr("medx.trainer.local_training.poisson_batches", nothing)
+    ran = call(tmp_path)
+    assert ran.code == 0, ran.err
+    assert [client.steps for client in ran.result.privacy.clients] == [4, 4, 4]
+    start = torch.cat([tensor.flatten() for tensor in load_checkpoint_of(tmp_path, 1).values()])
+    end = torch.cat([tensor.flatten() for tensor in load_checkpoint_of(tmp_path, 2).values()])
+    assert (end - start).abs().min() > 0  # every coordinate got noise
+
+
+def load_checkpoint_of(folder: Path, number: int) -> dict[str, torch.Tensor]:
+    tensors, _ = read_tensors(folder / "checkpoints" / f"round_{number:05d}" / "tensors.safetensors")
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("state/")}

@@ -1,0 +1,75 @@
+"""The program as a person calls it, in this process, on a handful of synthetic images."""
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import medx.run
+import medx.sweep
+from medx.results import ExperimentResult
+
+DATA = ("dataset=phantom", "dataset.num_train=150", "dataset.num_validation=40", "dataset.num_test=60")
+MODEL = ("model=cnn", "model.widths=[4,8]", "model.num_groups=2")
+WORK = ("trainer.expected_batch_size=20", "trainer.local_steps=2", "federation.num_clients=3", "federation.num_rounds=2")
+TINY = (*DATA, *MODEL, *WORK, "tracking=none", "device=cpu")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a call left behind."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+    @property
+    def result(self) -> ExperimentResult:
+        """Its result.json."""
+        return ExperimentResult.load(self.folder / "result.json")
+
+    @property
+    def refusal(self) -> str:
+        """The one line of a refusal; fails where there was more, or something was left behind."""
+        assert self.code == 2, self.err
+        (line,) = self.err.splitlines()
+        assert line.startswith("medx: "), line
+        left = {path.name for path in self.folder.glob("*")} - {".hydra"}
+        assert not left, left
+        return line
+
+
+def call(folder: Path, *overrides: str, base: tuple[str, ...] = TINY) -> Ran:
+    """``python -m medx.run`` with these overrides, output in ``folder``; an override replaces one of ``base``."""
+    own = {part.lstrip("+~").split("=", 1)[0] for part in overrides}
+    kept = [part for part in base if part.split("=", 1)[0] not in own]
+    where = f"hydra.sweep.dir={folder}" if "-m" in overrides else f"hydra.run.dir={folder}"
+    return call_plainly(folder, *kept, where, *overrides)
+
+
+def call_plainly(folder: Path, *arguments: str) -> Ran:
+    """``python -m medx.run`` with exactly these arguments."""
+    out, err = io.StringIO(), io.StringIO()
+    with fresh_program(arguments), redirect_stdout(out), redirect_stderr(err):
+        try:
+            medx.run.main()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 0
+    return Ran(code, out.getvalue(), err.getvalue(), folder)
+
+
+@contextmanager
+def fresh_program(arguments: tuple[str, ...]) -> Iterator[None]:
+    """The command line of a new process, and nothing remembered from an earlier call."""
+    before = sys.argv
+    for memory in (medx.run._RAISED, medx.sweep._FAILED, medx.sweep._KILLED, medx.sweep._FOLDERS):
+        memory.clear()
+    sys.argv = ["medx", *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before

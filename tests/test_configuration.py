@@ -1,0 +1,80 @@
+"""Every option composes and builds, its keys are its class's fields, and mistakes are explained."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from medx.configuration import CONF, GROUPS, build, config_hash, options_of, plain, resumed_config
+from medx.job import make_experiment
+from medx.schema import CheckpointError, ConfigError
+
+OPTIONS = [(group, option) for group in GROUPS for option in options_of(group)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra() -> Iterator[None]:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        yield
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    return plain(compose("config", list(overrides)))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_option_builds_and_its_keys_are_the_fields(group: str, option: str) -> None:
+    config = composed(f"{group}={option}")
+    config.pop("resume")
+    make_experiment(config)
+    component = build(config, group)
+    fields = dataclasses.fields(component)
+    assert set(config[group]) - {"_target_"} == {field.name for field in fields}
+    assert type(component).__module__.rsplit(".", 1)[-1] in (option, "medmnist", "local_training")
+    for field in fields:
+        unset = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        assert unset, f"{group}.{field.name} has a default outside its yaml"
+
+
+@pytest.mark.parametrize("experiment", options_of("experiment"))
+def test_experiment_builds(experiment: str) -> None:
+    config = composed(f"experiment={experiment}")
+    config.pop("resume")
+    assert make_experiment(config).study  # a preset can set keys of config.yaml itself
+
+
+def test_a_key_that_is_no_field_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"model.width is unknown; did you mean widths"):
+        build(composed("model=cnn", "+model.width=3"), "model")
+
+
+def test_the_hash_leaves_out_the_seed_and_where_a_run_happens(tmp_path: Path) -> None:
+    plain_hash = config_hash(composed())
+    assert config_hash(composed("seed=7", "runtime=ray", "tracking=none", f"cache={tmp_path}")) == plain_hash
+    assert config_hash(composed("privacy.epsilon=9.99")) != plain_hash
+    assert config_hash(composed("trainer.local_steps=5")) != plain_hash
+
+
+def test_resume_takes_the_saved_configuration_and_refuses_another(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        resumed_config(tmp_path, composed(), [])
+    saved = composed("seed=3", "privacy.epsilon=4", "tracking=none")
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert resumed_config(tmp_path, composed(), ["resume=x"]) == saved
+    assert resumed_config(tmp_path, composed("privacy.epsilon=4"), ["privacy.epsilon=4"]) == saved
+    with pytest.raises(ConfigError, match=r"privacy\.epsilon: 4 in the run, 5 now"):
+        resumed_config(tmp_path, composed("privacy.epsilon=5"), ["privacy.epsilon=5"])
+    with pytest.raises(ConfigError, match=r"privacy\._target_: .*local_dp.* in the run, .*none.* now"):
+        resumed_config(tmp_path, composed("privacy=none"), ["privacy=none"])
+
+
+def test_resume_may_go_on_elsewhere(tmp_path: Path) -> None:
+    saved = composed("tracking=none")
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    moved = resumed_config(tmp_path, composed("runtime=ray"), ["runtime=ray"])
+    assert moved["runtime"]["_target_"].endswith("Ray")
+    assert moved["tracking"] == saved["tracking"]
