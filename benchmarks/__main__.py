@@ -86,7 +86,7 @@ PARTS: dict[str, Callable[[int, str], list[Row]]] = {
     "secure": secure,
     "pfl": pfl,
 }
-REPEATS = {"steps": 7, "run": 3, "rounds": 5, "help": 5, "sweep": 3, "secure": 3, "pfl": 5}
+REPEATS = {"steps": 7, "run": 3, "rounds": 3, "help": 5, "sweep": 3, "secure": 3, "pfl": 5}
 
 if __name__ == "__main__":
     main()

@@ -20,9 +20,18 @@ from opacus import PrivacyEngine
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.common import HOSPITALS, ROUNDS, load_arrays, small_cnn
-
-BATCH, EPSILON, DELTA = 64, 10.0, 1e-5
+from benchmarks.common import (
+    BATCH,
+    CLIP,
+    DELTA,
+    EPSILON,
+    HOSPITALS,
+    MOMENTUM,
+    RATE,
+    ROUNDS,
+    load_arrays,
+    small_cnn,
+)
 
 
 def partition(index: int) -> TensorDataset:
@@ -41,9 +50,9 @@ def train(message: Message, context: Context) -> Message:
     torch.set_num_threads(1)
     data = partition(int(context.node_config["partition-id"]))
     model = small_cnn()
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     loader = DataLoader(data, batch_size=BATCH)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
     model.train()
     private, optimizer, loader = PrivacyEngine().make_private_with_epsilon(
         module=model,
@@ -52,7 +61,7 @@ def train(message: Message, context: Context) -> Message:
         epochs=ROUNDS,
         target_epsilon=EPSILON,
         target_delta=DELTA,
-        max_grad_norm=1.0,
+        max_grad_norm=CLIP,
     )
     criterion = nn.CrossEntropyLoss()
     for images, labels in loader:

@@ -1,10 +1,11 @@
 """What a round costs beside the training: clients that only answer; and whether cost stays linear in clients."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from statistics import median
 from typing import Any
 
-from benchmarks.common import Row
+from benchmarks.common import Row, interleaved, ratio
 from benchmarks.in_process import configure, random_images, time_rounds, with_data
 from medx.federation.job import Setup
 from medx.runtime.base import Runtime
@@ -13,7 +14,7 @@ from medx.trainer.base import ClientUpdate
 from medx.trainer.local_training import Trainer
 
 CLIENTS = (5, 50, 500)
-RECORDS = 64  # of every client, all of them in each of its steps
+RECORDS = 32  # of every client, all of them in each of its steps
 
 
 @component
@@ -26,7 +27,7 @@ class Idle(Trainer):
 
 
 def set_up(clients: int, device: str, privacy: str) -> tuple[Setup, Runtime]:
-    """A federation of the small CNN with 64 records at every client, one full-batch step a round."""
+    """A federation of the small CNN with 32 records at every client, one full-batch step a round."""
     setup, runtime = configure(
         [
             f"device={device}",
@@ -45,19 +46,28 @@ def set_up(clients: int, device: str, privacy: str) -> tuple[Setup, Runtime]:
 
 def measure(repeats: int, device: str) -> list[Row]:
     """Milliseconds a client for clients that do nothing, and for one private step, at 5, 50 and 500 clients."""
-    rows, per_record = [], {}
+    figures = interleaved({name: part for clients in CLIENTS for name, part in parts(clients, device).items()}, repeats)
+    rows = []
     for clients in CLIENTS:
-        setup, runtime = set_up(clients, device, "privacy=none")
-        values = {field.name: getattr(setup.trainer, field.name) for field in fields(setup.trainer)}  # type: ignore[arg-type]
-        idle = replace(setup, trainer=Idle(**values))
-        count = max(repeats, 50 // clients)
-        fixed = 1e3 * median(time_rounds(idle, runtime, count))
+        fixed = 1e3 * median(figures[f"idle {clients}"])
         note = f"{fixed:.1f} ms a round"
         rows.append(Row(f"fixed cost a client, {clients} clients, 60k", fixed / clients, "ms", 2.0, note))
-        private, runtime = set_up(clients, device, "privacy=local_dp")
-        per_record[clients] = 1e6 * median(time_rounds(private, runtime, count)) / (RECORDS * clients)
-    few = per_record[CLIENTS[0]]
-    for clients, value in per_record.items():
-        target = None if clients == CLIENTS[0] else 1.15
-        rows.append(Row(f"time a record, {clients} clients over 5", value / few, "x", target, f"{value:.0f} us"))
+    for clients in CLIENTS[1:]:
+        growth = ratio(figures, f"private {clients}", f"private {CLIENTS[0]}") * CLIENTS[0] / clients
+        micro = [1e6 * median(figures[f"private {count}"]) / (RECORDS * count) for count in (clients, CLIENTS[0])]
+        note = f"{micro[0]:.0f} / {micro[1]:.0f} us"
+        rows.append(Row(f"time a record, {clients} over {CLIENTS[0]} clients", growth, "x", 1.15, note))
     return rows
+
+
+def parts(clients: int, device: str) -> dict[str, Callable[[], float]]:
+    """Seconds of a round, idle and private; small federations are timed over more rounds."""
+    idle, runtime = set_up(clients, device, "privacy=none")
+    values = {field.name: getattr(idle.trainer, field.name) for field in fields(idle.trainer)}  # type: ignore[arg-type]
+    idle = replace(idle, trainer=Idle(**values))
+    private, _ = set_up(clients, device, "privacy=local_dp")
+    count = max(1, 50 // clients)
+    return {
+        f"idle {clients}": lambda: median(time_rounds(idle, runtime, count)),
+        f"private {clients}": lambda: median(time_rounds(private, runtime, count)),
+    }

@@ -167,7 +167,8 @@ def option(group: str, name: str) -> dict[str, Any]:
         if isinstance(entry, str) and entry != "_self_":
             merged |= option(group, entry.lstrip("/").rsplit("/", 1)[-1])
     # An option that sets other groups too has them side by side.
-    return merged | dict(content.get(group, content))
+    own: dict[str, Any] = content[group] if isinstance(content.get(group), dict) else content
+    return merged | own
 
 
 def resumed_config(folder: Path, current: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

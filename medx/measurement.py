@@ -51,7 +51,7 @@ def measure(module: nn.Module, state: State, prepared: Prepared, device: str, se
         test=intervals["test"],
         threshold=threshold,
         majority_accuracy=majority_accuracy(labels["train"], labels["test"]),
-        degenerate=is_degenerate(predicted["test"]),
+        degenerate=is_degenerate(predicted["test"].argmax(1)),
         curves=curve_data(predicted["test"], labels["test"]),
     )
 

@@ -13,7 +13,13 @@ from medx.results import ExperimentResult
 
 DATA = ("dataset=phantom", "dataset.num_train=150", "dataset.num_validation=40", "dataset.num_test=60")
 MODEL = ("model=cnn", "model.widths=[4,8]", "model.num_groups=2")
-WORK = ("trainer.expected_batch_size=20", "trainer.local_steps=2", "federation.num_clients=3", "federation.num_rounds=2")
+WORK = (
+    "trainer.expected_batch_size=20",
+    "trainer.local_steps=2",
+    "federation.num_clients=3",
+    "federation.num_rounds=2",
+)
+SCATTERNET = ("model=scatternet", "model.num_phantoms=60", "model.num_components=20", "model.num_views=1")
 TINY = (*DATA, *MODEL, *WORK, "tracking=none", "device=cpu")
 
 
@@ -45,7 +51,7 @@ class Ran:
 def call(folder: Path, *overrides: str, base: tuple[str, ...] = TINY) -> Ran:
     """``python -m medx.run`` with these overrides, output in ``folder``; an override replaces one of ``base``."""
     own = {part.lstrip("+~").split("=", 1)[0] for part in overrides}
-    kept = [part for part in base if part.split("=", 1)[0] not in own]
+    kept = {part.split("=", 1)[0]: part for part in base if part.split("=", 1)[0] not in own}.values()
     where = f"hydra.sweep.dir={folder}" if "-m" in overrides else f"hydra.run.dir={folder}"
     return call_plainly(folder, *kept, where, *overrides)
 

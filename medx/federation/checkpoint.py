@@ -51,6 +51,7 @@ def save_checkpoint(folder: Path, server: ServerState, config: dict[str, Any]) -
             "steps": server.steps,
             "abstentions": server.abstentions,
             "config": config,
+            "tensors": list(tensors),
         }
         (temporary / "state.json").write_text(json.dumps(text))
         if target.exists():
@@ -113,9 +114,10 @@ def load_checkpoint(folder: Path) -> tuple[ServerState, dict[str, Any]]:
 def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
     text = json.loads((path / "state.json").read_text())
     groups: dict[str, dict[str, torch.Tensor]] = {"state": {}, "average": {}, "strategy": {}}
-    for name, tensor in read_tensors(path / "tensors.safetensors")[0].items():
+    tensors, _ = read_tensors(path / "tensors.safetensors")
+    for name in text["tensors"]:  # safetensors sorts by name; FedAvgM pairs the model with its momentum by position
         group, _, rest = name.partition("/")
-        groups[group][rest] = tensor
+        groups[group][rest] = tensors[name]
     server = ServerState(
         round=text["round"],
         state=groups["state"],

@@ -1,7 +1,7 @@
 """The server's side of ``privacy=central_dp``: who is drawn, the noise on the sum, the clip norm, the ledger."""
 
 import math
-from contextlib import closing
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,12 @@ import torch
 
 from medx.aggregation.integer_noise import add_discrete_gaussian
 from medx.federation.job import Job, prepare
-from medx.federation.ledgers import ledger_run, open_server_ledger, server_ledger
+from medx.federation.ledgers import ledger_run, open_server_ledger
 from medx.federation.payload import State
 from medx.federation.rounds import RoundOutcome
 from medx.federation.sum_client import ledger_entry, noise_stream, sum_plan
 from medx.federation.sums import SMALL
+from medx.privacy.ledger import PrivacyLedger
 from medx.randomness import derive_seed, numpy_generator, system_seed
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class ClippedUpdates:
         self.release = release
         self.clip_norm = release.event.clip_norm
         self.expected = release.event.sampling_probability * job.setup.num_clients
+        self._ledger: PrivacyLedger | None = None
         self._attempts = 0
         self._bytes_down = 0
 
@@ -49,22 +51,23 @@ class ClippedUpdates:
         """Put it back, and reserve the run in the server's ledger."""
         if CLIP_NORM in buffers:
             self.clip_norm = float(buffers[CLIP_NORM])
-        open_server_ledger(self.job, prepare(self.job.setup)).close()
+        self._ledger = open_server_ledger(self.job, prepare(self.job.setup))
+        weakref.finalize(self, self._ledger.close)
 
     def begin(self, attempt: "Attempt") -> None:
         """Enter the attempt before any client is asked: each is a release of its own."""
         self._attempts = 1 if attempt.position.attempt == 0 else self._attempts + 1
         self._bytes_down = sum(len(array.data) for array in attempt.arrays.values())
-        with closing(server_ledger(self.job)) as ledger:
-            ledger.begin_round(ledger_run(self.job), ledger_entry(self.job, attempt.position), 1)
+        assert self._ledger is not None
+        self._ledger.begin_round(ledger_run(self.job), ledger_entry(self.job, attempt.position), 1)
 
     def add_noise(self, total: np.ndarray, attempt: "Attempt") -> None:
         """A trusted server's noise on the sum, in place; under secure aggregation the clients have added theirs."""
         if self.plan.server_noise_stddev:
             stream = noise_stream(self.job, SERVER, attempt.position)
             add_discrete_gaussian(total, stream, self.plan.server_noise_stddev)
-        with closing(server_ledger(self.job)) as ledger:
-            ledger.commit_round(ledger_run(self.job), ledger_entry(self.job, attempt.position))
+        assert self._ledger is not None
+        self._ledger.commit_round(ledger_run(self.job), ledger_entry(self.job, attempt.position))
 
     def mean(self, vector: np.ndarray, scalars: dict[str, float]) -> np.ndarray:
         """The mean update from the noised sum in units of the clip norm, which then moves towards its quantile."""

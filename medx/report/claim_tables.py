@@ -53,8 +53,8 @@ def claim_table(frame: pd.DataFrame, claim: Claim, results: Results) -> Table:
                          | {"seeds": text["seeds"], "runs": runs_text(rows)})  # fmt: skip
     note = (
         "True ε composes every noisy step of every round (PRV accountant, the largest of any run), at δ = 1e-5. "
-        "accuracy at 0.5 answers the more probable class, as the claim does; accuracy and balanced accuracy use the "
-        "threshold chosen on validation. " + claim.note
+        "The most probable class is what the claim counts; accuracy and balanced accuracy use the threshold chosen on "
+        "validation. " + claim.note
     )
     return Table("claim", "The claim, and what was measured", note, pd.DataFrame(data), pd.DataFrame(shown))
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from medx.report.claim_tables import Results
 from medx.report.rows import with_role
-from medx.report.style import COLOURS, DASHES, FAINT, INK, Picture, drawing, finish, legend
+from medx.report.style import COLOURS, DASHES, FAINT, Picture, drawing, finish, legend
 from medx.report.tables import settings_of, target
 from medx.results import CurveData, ExperimentResult
 
@@ -100,18 +100,20 @@ def _confusion(dataset: str, index: int, label: str, run: int, result: Experimen
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     names = [_short(name) for name in result.dataset.class_names]
     with drawing(size=(4.7, 3.9)) as (figure, (axes,)):
-        image = axes.imshow(share, cmap="cividis", vmin=0, vmax=1)
+        axes.pcolormesh(share, cmap="cividis", vmin=0, vmax=1)  # not imshow, which is a bitmap in SVG
+        axes.invert_yaxis()
         axes.grid(False)
         few = len(names) < 4
-        axes.set_xticks(range(len(names)), names, rotation=0 if few else 35, ha="center" if few else "right")
-        axes.set_yticks(range(len(names)), names)
+        places = [index + 0.5 for index in range(len(names))]
+        axes.set_xticks(places, names, rotation=0 if few else 35, ha="center" if few else "right")
+        axes.set_yticks(places, names)
         for row, column in np.ndindex(matrix.shape):
             colour = "#000000" if share[row, column] > 0.5 else "#ffffff"
-            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8)
+            axes.text(
+                column + 0.5, row + 0.5, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8
+            )
         axes.set(xlabel="answered", ylabel="true class")
-        bar = figure.colorbar(image, label="share of the true class")
-        bar.outline.set_edgecolor(INK)  # type: ignore[operator]
-        caption = f"{label}: counts on test, the most probable class. Run {run}."
+        caption = f"{label}: counts on test, the most probable class; the lighter, the more of its row. Run {run}."
         return finish(figure, f"confusion_{dataset}_{index}", f"{dataset}: answers, {label}", caption)
 
 

@@ -17,7 +17,11 @@ from medx.report.style import COLOURS, DASHES, FAINT, INK, MARKERS, Picture, dra
 from medx.report.tables import runs_text, settings_of, target, who
 from medx.results import ClientResult
 
-FRONTIERS = {"auc": "AUC", "balanced_accuracy_at_threshold": "balanced accuracy", "accuracy": "accuracy at 0.5"}
+FRONTIERS = {
+    "auc": "AUC",
+    "balanced_accuracy_at_threshold": "balanced accuracy",
+    "accuracy": "accuracy, most probable class",
+}
 SHOWN_TARGETS = (1.0, 10.0)
 LINE_KEYS = ["model", "mode", "rounds"]
 
@@ -49,7 +53,7 @@ def frontier_figures(frame: pd.DataFrame, dataset: str, class_count: int, claim:
             caption = (
                 f"Mean over seeds with its 95 % t interval as a band; {dataset}, test split. Runs {runs_text(rows)}."
             )
-            yield finish(figure, f"frontier_{dataset}_{metric}", f"{dataset}: {label} and ε", caption)
+            yield finish(figure, f"frontier_{dataset}_{metric}", f"{dataset}: {label.split(',')[0]} and ε", caption)
 
 
 def _frontier_line(axes: Axes, rows: pd.DataFrame, metric: str, index: int, label: str) -> None:

@@ -1,6 +1,7 @@
 """A study's runs to its report: sections of words, tables and figures, written as HTML, Markdown, CSV and pictures."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Section:
     title: str
     words: str
     tables: list[Table] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: Iterable[Picture] = ()
     statements: dict[str, str] = field(default_factory=dict)
     points: list[str] = field(default_factory=list)
 
@@ -53,8 +54,10 @@ class Report:
         return [picture for section in self.sections for picture in section.pictures]
 
 
-def build_report(name: str, study: Study, command: str, runs: Sequence[Run], gaps: Sequence[str]) -> Report:
-    """Make every table and figure from finished runs; at least one run is needed."""
+def build_report(
+    name: str, study: Study, command: str, runs: Sequence[Run], gaps: Sequence[str], *, draw: bool = True
+) -> Report:
+    """Make every table, and where ``draw`` every figure, from finished runs; at least one run is needed."""
     frame = make_frame(runs)
     results = {run.number: run.result for run in runs}
     contents = {key: make(frame, results, study) for key, make in CONTENTS.items()}
@@ -64,8 +67,9 @@ def build_report(name: str, study: Study, command: str, runs: Sequence[Run], gap
         if key == "appendix":
             section = Section(key, "", "", tables=[tables.appendix_table(runs, frame)], statements=environments(runs))
         kept = [table for table in section.tables if not table.shown.empty]
-        filled = Section(key, title, words, kept, section.pictures, section.statements, section.points)
-        if filled.tables or filled.pictures or filled.statements or filled.points:
+        pictures = list(section.pictures) if draw else []
+        filled = Section(key, title, words, kept, pictures, section.statements, section.points)
+        if filled.tables or pictures or filled.statements or filled.points:
             sections.append(filled)
     mixed = sorted({git for git in frame["git"] if git})
     gaps = list(gaps) + ([f"runs of {len(mixed)} revisions of the code: {', '.join(mixed)}"] if len(mixed) > 1 else [])
@@ -92,24 +96,24 @@ def _claim(frame: pd.DataFrame, results: Results, study: Study) -> Section:
 
 
 def _convergence(frame: pd.DataFrame, results: Results, study: Study) -> Section:
-    drawn = [picture for name in _datasets(frame) for picture in figures.convergence_figures(frame, results, name)]
+    drawn = (picture for name in _datasets(frame) for picture in figures.convergence_figures(frame, results, name))
     return Section("convergence", "", "", [claim_tables.convergence_table(frame, results)], drawn)
 
 
 def _utility(frame: pd.DataFrame, results: Results, study: Study) -> Section:
     names = _class_names(results)
     found = [tables.utility_table(frame, name, len(names[name])) for name in _datasets(frame)]
-    drawn = [
+    drawn = (
         picture
         for name in _datasets(frame)
         for picture in figures.frontier_figures(frame, name, len(names[name]), study.claim)
-    ]
+    )
     return Section("utility", "", "", [*found, tables.images_table(frame), tables.paired_table(frame)], drawn)
 
 
 def _overhead(frame: pd.DataFrame, results: Results, study: Study) -> Section:
     found = [effect_tables.step_overhead_table(frame), effect_tables.sum_overhead_table(frame)]
-    drawn = list(figures.overhead_figures({table.name: table.data for table in found}))
+    drawn = figures.overhead_figures({table.name: table.data for table in found})
     return Section("overhead", "", "", found, drawn)
 
 
@@ -119,12 +123,12 @@ def _budget(frame: pd.DataFrame, results: Results, study: Study) -> Section:
 
 def _hospitals(frame: pd.DataFrame, results: Results, study: Study) -> Section:
     found = [effect_tables.hospital_table(frame), effect_tables.class_table(frame, _class_names(results))]
-    drawn = [picture for name in _datasets(frame) for picture in figures.hospital_figures(frame, results, name)]
+    drawn = (picture for name in _datasets(frame) for picture in figures.hospital_figures(frame, results, name))
     return Section("hospitals", "", "", found, drawn)
 
 
 def _calibration(frame: pd.DataFrame, results: Results, study: Study) -> Section:
-    drawn = [picture for name in _datasets(frame) for picture in curves.curve_figures(frame, results, name)]
+    drawn = (picture for name in _datasets(frame) for picture in curves.curve_figures(frame, results, name))
     return Section("calibration", "", "", [claim_tables.calibration_table(frame)], drawn)
 
 
@@ -199,9 +203,15 @@ def render(report: Report, template: str) -> str:
         "cells": html_cell,
         "pipes": lambda text: str(text).replace("|", "\\|"),
         "safe_svg": Markup,
+        "code": html_code,
         "zip": zip,
     }
     return environment.get_template(template).render(report=report, unfinished=UNFINISHED)
+
+
+def html_code(text: str) -> Markup:
+    """Markdown's backticks as HTML."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def html_cell(text: str) -> Markup:

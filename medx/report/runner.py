@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from medx.configuration import CONF
 from medx.report.study import Job, option_name
 from medx.results import ExperimentResult
-from medx.schema import MedxError
+from medx.schema import CheckpointError, MedxError
 from medx.sweep import SWEEP_FILE
 
 RESULT = "result.json"
@@ -127,23 +127,18 @@ def single_thread() -> None:
 
 def run_one(overrides: Sequence[str], folder: Path) -> tuple[str | None, float]:
     """Run one job into ``folder``, its screen into ``log.txt``; gives a one-line error or None, and the seconds."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from medx.job import run_job
-
     began = time.monotonic()
     folder = folder.absolute()
     resume = prepare_folder(folder)
     try:
-        GlobalHydra.instance().clear()
-        with (
-            (folder / LOG).open("a") as log,
-            contextlib.redirect_stdout(log),
-            initialize_config_dir(version_base="1.3", config_dir=str(CONF)),
-        ):
-            config = compose("config", [*overrides, *([f"resume='{folder}'"] if resume else [])])
-            run_job(config, folder, list(overrides))
+        try:
+            compose_and_run(overrides, folder, resume)
+        except CheckpointError:
+            if not resume:
+                raise
+            shutil.rmtree(folder)  # cut off in its first round, or by another version: start it anew
+            folder.mkdir()
+            compose_and_run(overrides, folder, resume=False)
         result = ExperimentResult.load(folder / RESULT)
         error = None if result.status == "finished" else f"{result.status}: {result.error}"
     except MedxError as problem:
@@ -152,6 +147,23 @@ def run_one(overrides: Sequence[str], folder: Path) -> tuple[str | None, float]:
         (folder / "error.log").write_text(traceback.format_exc())
         error = f"{type(problem).__name__}: {problem}; see {folder / 'error.log'}"
     return error, time.monotonic() - began
+
+
+def compose_and_run(overrides: Sequence[str], folder: Path, resume: bool) -> None:
+    """Compose the job's configuration and run it, as ``python -m medx.run`` would."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from medx.job import run_job
+
+    GlobalHydra.instance().clear()
+    with (
+        (folder / LOG).open("a") as log,
+        contextlib.redirect_stdout(log),
+        initialize_config_dir(version_base="1.3", config_dir=str(CONF)),
+    ):
+        config = compose("config", [*overrides, *([f"resume='{folder}'"] if resume else [])])
+        run_job(config, folder, list(overrides))
 
 
 def prepare_folder(folder: Path) -> bool:

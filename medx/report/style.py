@@ -73,6 +73,8 @@ def finish(figure: Figure, name: str, title: str, caption: str) -> Picture:
     """Render once as SVG, the same bytes for the same data, and once as PNG."""
     figure.suptitle(title, fontsize=10, color=INK)
     with mpl.rc_context(SETTINGS | {"svg.hashsalt": name}):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, for both formats
         text, image = io.StringIO(), io.BytesIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(image, format="png", dpi=150, metadata={"Software": None})

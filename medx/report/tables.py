@@ -13,7 +13,7 @@ from medx.report.statistics import Summary, holm, paired, summarise
 HEADLINE = ("auc", "accuracy_at_threshold", "balanced_accuracy_at_threshold")
 TITLES = {
     "auc": "AUC",
-    "accuracy": "accuracy at 0.5",
+    "accuracy": "accuracy, most probable class",
     "accuracy_at_threshold": "accuracy",
     "balanced_accuracy_at_threshold": "balanced accuracy",
     "ece": "ECE",

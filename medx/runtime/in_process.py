@@ -7,11 +7,11 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -124,4 +124,9 @@ class InProcessGrid(Grid):
 
 def copy_of(content: RecordDict) -> RecordDict:
     """A copy whose records can be changed freely; the bytes of tensors are immutable and shared."""
-    return RecordDict({name: copy.copy(record) for name, record in content.items()})
+    return RecordDict({name: _copied(record) for name, record in content.items()})
+
+
+def _copied(record: Any) -> Any:
+    # copy.copy of a record shares its entries, and a deep copy of an ArrayRecord takes milliseconds for nothing.
+    return ArrayRecord(dict(record)) if isinstance(record, ArrayRecord) else copy.deepcopy(record)

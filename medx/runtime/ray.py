@@ -1,6 +1,7 @@
 """Clients on Ray: Flower's simulation, several workers at once, with shares of CPU and GPU for each client."""
 
 import logging
+import time
 import warnings
 from collections.abc import Callable
 from typing import Annotated
@@ -39,6 +40,7 @@ class Ray:
         @server.main()
         def main(grid: Grid, context: Context) -> None:
             try:
+                wait_for_nodes(grid, num_clients)
                 serve(grid)
             except BaseException as error:
                 raised.append(error)
@@ -63,3 +65,10 @@ class Ray:
             )
         if raised:
             raise raised[0]
+
+
+def wait_for_nodes(grid: Grid, num_clients: int, patience: float = 120.0) -> None:
+    """Return when all clients have registered, or ``patience`` seconds have passed: the server counts who is there."""
+    deadline = time.monotonic() + patience
+    while len(list(grid.get_node_ids())) < num_clients and time.monotonic() < deadline:
+        time.sleep(0.05)

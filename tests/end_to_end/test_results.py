@@ -14,17 +14,10 @@ from medx.federation.checkpoint import load_checkpoint
 from medx.model.storage import read_tensors
 from medx.privacy.audit import recompute
 from medx.randomness import numpy_generator
-from medx.results import ExperimentResult
-from tests.program import TINY, WORK, Ran, call
+from tests.end_to_end import golden
+from tests.program import SCATTERNET, WORK, Ran, call
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = Path(__file__).with_name("golden.json")
-SCATTERNET = ("model=scatternet", "model.num_phantoms=60", "model.num_components=20", "model.num_views=1")
-
-
-def values(result: ExperimentResult) -> dict[str, float | None]:
-    """The test metrics without their intervals."""
-    return {name: interval.value for name, interval in result.test.items()}
 
 
 def test_the_documented_lines_load_the_model_and_find_the_logged_accuracy(
@@ -40,7 +33,7 @@ def test_the_documented_lines_load_the_model_and_find_the_logged_accuracy(
     data = ("dataset=pneumoniamnist", f"dataset.root={tmp_path}", f"dataset.md5={md5}", "tracking=none")
     ran = call(tmp_path, *data, *SCATTERNET, *WORK, base=())
     assert ran.code == 0, ran.err
-    match = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "load_model.md").read_text(), re.DOTALL)
+    match = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert match is not None
     lines = match[1]
     assert len(lines.splitlines()) == 5
@@ -50,7 +43,7 @@ def test_the_documented_lines_load_the_model_and_find_the_logged_accuracy(
     assert float(capsys.readouterr().out) == ran.result.test["accuracy"].value
 
 
-@pytest.mark.parametrize("partition", ["iid", "dirichlet partition.alpha=1 partition.min_records=25"])
+@pytest.mark.parametrize("partition", ["iid", "quantity partition.min_records=25"])
 def test_epsilon_of_the_executed_events_by_another_accountant(partition: str, tmp_path: Path) -> None:
     ran = call(tmp_path, *f"partition={partition}".split(), "privacy.epsilon=4")
     assert ran.code == 0, ran.err
@@ -83,16 +76,16 @@ def test_same_seed_same_result_and_another_seed_another(reference: Ran, tmp_path
     assert other.config_hash == again.config_hash
 
 
-def test_golden(reference: Ran) -> None:
+@pytest.mark.parametrize("case", golden.CASES)
+def test_golden(case: str, reference: Ran, tmp_path: Path) -> None:
     """A refactor leaves these alone; a numeric change writes them anew and says why in the changelog."""
-    golden = json.loads(GOLDEN.read_text())
-    found = values(reference.result)
-    assert set(found) == set(golden["test"])
-    for name, value in golden["test"].items():
-        assert found[name] == (None if value is None else pytest.approx(value, abs=1e-3)), name
-    multipliers = [client.noise_multiplier for client in reference.result.privacy.clients]
-    assert multipliers == [pytest.approx(golden["noise_multiplier"], rel=1e-3)] * 3
-    assert reference.result.rounds[-1].bytes_up == golden["bytes_up"]
+    expected = json.loads(golden.PATH.read_text())[case]
+    found = golden.figures(reference if case == "cnn" else call(tmp_path, base=golden.CASES[case]))
+    assert set(found["test"]) == set(expected["test"])
+    for name, value in expected["test"].items():
+        assert found["test"][name] == pytest.approx(value, abs=1e-3), name
+    assert found["noise_multiplier"] == pytest.approx(expected["noise_multiplier"], rel=1e-3)
+    assert found["bytes_up"] == expected["bytes_up"]
 
 
 STRATEGIES = ["fedprox", "fedadam", "fedyogi", "fedavgm", "fedmedian", "fedtrimmedavg", "krum"]
@@ -160,17 +153,13 @@ def test_baselines_and_majority(tmp_path: Path) -> None:
 
 
 def test_a_model_that_always_answers_the_same_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = call(tmp_path / "stuck", "privacy=none", "trainer.learning_rate=1e-9", *SCATTERNET, base=without_cnn())
+    ran = call(tmp_path / "stuck", "privacy=none", "trainer.learning_rate=1e-9")
     assert ran.code == 0, ran.err
     assert ran.result.degenerate
     assert "DEGENERATE" in ran.out
-    good = call(tmp_path / "good", "privacy=none", "trainer.learning_rate=1", *SCATTERNET, base=without_cnn())
+    good = call(tmp_path / "good", "privacy=none", base=golden.CASES["scatternet"])
     assert not good.result.degenerate
     assert "DEGENERATE" not in good.out
-
-
-def without_cnn() -> tuple[str, ...]:
-    return tuple(part for part in TINY if not part.startswith("model"))
 
 
 def test_a_client_with_one_class_has_undefined_metrics(tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ def test_too_few_clients_abort_and_leave_the_model(tmp_path: Path, monkeypatch: 
     assert ran.code == 1
     assert ran.result.status == "aborted"
     assert ran.result.error is not None
-    assert re.search(r"round 3: 1 usable answers, 2 needed; the first failure: RuntimeError: no power", ran.result.error)
+    assert re.search(
+        r"round 3: 1 usable answers, 2 needed; the first failure: RuntimeError: no power", ran.result.error
+    )
     assert len(ran.result.rounds) == 2
     assert_model_is_that_of(ran, 2)
     assert [client.steps for client in ran.result.privacy.clients] == [4, 4, 6]  # client 2 did release round 3

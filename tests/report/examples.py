@@ -177,8 +177,8 @@ def changed(runs: list[Run], number: int, metric: str, value: float) -> list[Run
     return [*runs[: number - 1], replace(runs[number - 1], result=result), *runs[number:]]
 
 
-def tiny_report(runs: list[Run]) -> Report:
-    return build_report("tiny", STUDY, "make report STUDY=tiny", runs, ["one job: not run"])
+def tiny_report(runs: list[Run], draw: bool = False) -> Report:
+    return build_report("tiny", STUDY, "make report STUDY=tiny", runs, ["one job: not run"], draw=draw)
 
 
 def main() -> None:
@@ -188,7 +188,7 @@ def main() -> None:
         for roles, result in make_all()
     ]
     (GOLDEN / "results.jsonl").write_text("\n".join(lines) + "\n")
-    report = tiny_report(load_runs())
+    report = tiny_report(load_runs(), draw=True)
     (GOLDEN / "report.md").write_text(render(report, "report.md.j2"))
     write_csv(report.frame, GOLDEN / "results.csv")
 

@@ -23,7 +23,7 @@ def test_prints_what_differs_and_draws(tmp_path: Path, capsys: pytest.CaptureFix
     assert row("privacy.epsilon") == ["privacy.epsilon", "1.0", "–"]
     assert row("auc") == ["auc", "0.900 [0.880, 0.910]", "0.950 [0.930, 0.960]", "+0.050"]
     assert row("epsilon")[1:] == ["0.99", "–"]
-    assert not any("seed" == line.split("│")[1].strip() for line in lines if line.count("│") > 2), "equal keys stay out"
+    assert not any(line.split("│")[1].strip() == "seed" for line in lines if line.count("│") > 2), "equal keys stay out"
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (out / "compare.svg").read_text()
 

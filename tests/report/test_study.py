@@ -7,12 +7,12 @@ import pytest
 
 from medx.report.__main__ import main
 from medx.report.runner import Clock, collect, prepare_folder, run_jobs
-from medx.report.study import Grid, Job, Study, combinations, load_study, parse_seeds, plan_jobs
+from medx.report.study import Grid, Job, Study, Value, combinations, load_study, parse_seeds, plan_jobs
 from medx.results import ExperimentResult
 from medx.schema import ConfigError
 from tests.report.examples import make_result
 
-TINY: dict[str, str | int | float | None | list[str | int | float | None]] = {
+TINY: dict[str, Value | list[Value]] = {
     "dataset": "phantom",
     "dataset.num_train": 80,
     "dataset.num_validation": 30,
@@ -65,7 +65,7 @@ def test_extra_overrides_reach_their_data_set_alone() -> None:
 
 
 def test_an_optional_grid_may_be_missing_and_another_may_not() -> None:
-    unknown: dict[str, str | int | float | None | list[str | int | float | None]] = {"privacy": "telepathy"}
+    unknown: dict[str, Value | list[Value]] = {"privacy": "telepathy"}
     there = Grid(role="utility", overrides=TINY)
     jobs, left_out = plan_jobs("s", study_of(there, Grid(role="utility", optional=True, overrides=unknown)))
     assert len(jobs) == 2
@@ -112,7 +112,11 @@ def test_runs_what_is_missing_and_nothing_else(tmp_path: Path, monkeypatch: pyte
     client.delete_run(run_ids[jobs[0].folder])
     left = collect(jobs[:2], store)
     assert list(left) == [jobs[1].folder], "deleted in MLflow: to be made again, and only that one"
+    broken = store / jobs[0].folder / "checkpoints" / "round_00001"
+    broken.mkdir(parents=True)
+    (broken.parent.parent / "config.json").write_text((store / jobs[1].folder / "config.json").read_text())
     run_jobs([job for job in jobs[:2] if job.folder not in left], store, 1, tell)
+    assert told[-1][2], "a checkpoint that cannot be read is no reason to fail"
     again = collect(jobs[:2], store)
     assert again[jobs[1].folder].tracking["run_id"] == run_ids[jobs[1].folder]
     assert again[jobs[0].folder].tracking["run_id"] != run_ids[jobs[0].folder]

@@ -1,0 +1,36 @@
+"""The golden figures: ``python -m tests.end_to_end.golden`` writes them anew; CHANGELOG.md says why."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.program import SCATTERNET, TINY, Ran, call
+
+PATH = Path(__file__).with_name("golden.json")
+WITHOUT_MODEL = tuple(part for part in TINY if not part.startswith("model"))
+CASES = {
+    "cnn": (*TINY, "federation.num_rounds=5"),
+    "scatternet": (*WITHOUT_MODEL, *SCATTERNET, "federation.num_rounds=5"),
+}
+
+
+def figures(ran: Ran) -> dict[str, Any]:
+    """What is pinned of a run."""
+    result = ran.result
+    return {
+        "test": {name: interval.value for name, interval in sorted(result.test.items())},
+        "noise_multiplier": result.privacy.clients[0].noise_multiplier,
+        "bytes_up": result.rounds[-1].bytes_up,
+    }
+
+
+def write() -> None:
+    """Run every case and keep its figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {name: figures(call(Path(folder) / name, base=case)) for name, case in CASES.items()}
+    PATH.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,340 @@
+"""Sums over Flower messages: plain against secure, drop-outs at every stage, retries, and what the ledgers say."""
+
+import copy
+import itertools
+import math
+import sqlite3
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from medx.aggregation.client_state import ClientState, Stage
+from medx.aggregation.messages import Context, Inbox, Survivors
+from medx.experiment import run_rounds
+from medx.federation.ledgers import ledger_path
+from medx.federation.local_client import local_client
+from medx.federation.rounds import RoundAborted
+from medx.federation.sum_client import STAGES
+from medx.federation.sum_exchange import Attempt, Summed, plain_sum, secure_sum
+from medx.privacy.spending import client_epsilon
+from medx.schema import LedgerError, MedxError
+from tests.federation.sum_examples import (
+    Pixels,
+    Position,
+    arrays_of,
+    grid_of,
+    make,
+    run,
+    same,
+    server_of,
+    words,
+)
+
+MAJORITY = {"threshold": 3, "minimum_survivors": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def summed(job, collect, lost=lambda *_: False):
+    """One attempt at round 1 from the initial model."""
+    result = Summed()
+    with grid_of(job, lost) as grid:
+        collect(job.sums, at_round_one(job, grid), summed=result)
+    return result
+
+
+def at_round_one(job, grid):
+    nodes = {client: client + 2 for client in range(job.setup.num_clients)}
+    return Attempt(grid, nodes, arrays_of(job), {}, Position(1, 0), None)
+
+
+def client_state(grid, client):
+    return ClientState.from_bytes(grid.state_of(client)["secure"]["state"], client)
+
+
+@pytest.mark.parametrize("privacy", ["distributed_dp", "local_dp", "none"])
+def test_plain_and_secure_give_the_same_words(tmp_path, privacy):
+    job = make(tmp_path / "s", privacy=privacy)
+    secure = summed(job, secure_sum)
+    plain = summed(job, lambda plan, attempt, summed: plain_sum(plan, attempt, 5, summed))
+    assert secure.survivors == plain.survivors == (0, 1, 2, 3, 4)
+    assert np.array_equal(secure.total, plain.total)
+    assert not np.array_equal(secure.total, summed(make(tmp_path / "t", privacy=privacy, seed=1), secure_sum).total)
+
+
+def test_a_trusted_sum_ends_in_the_same_model_as_a_secure_one(tmp_path):
+    secure = run(make(tmp_path / "secure"))
+    plain = run(make(tmp_path / "plain", secure=False))
+    assert all(same(a.state, b.state) for a, b in zip(secure, plain, strict=True))
+    assert not same(secure[0].state, secure[1].state)
+    assert secure[-1].records[-1].metrics == plain[-1].records[-1].metrics
+    other = run(make(tmp_path / "other", secure=False, aggregation={"minimum_survivors": 3}))
+    assert not same(plain[1].state, other[1].state)  # another minimum is other noise
+
+
+@pytest.mark.parametrize(
+    "federation",
+    [{}, {"name": "fedprox", "proximal_mu": 5.0}, {"name": "fedadam"}],
+    ids=["fedavg", "fedprox", "fedadam"],
+)
+def test_secure_updates_follow_the_strategy(tmp_path, federation):
+    """FedProx's pull reaches the hospitals, and a server optimiser gets the same mean, within the grid."""
+    changes = {"privacy": "local_dp", "federation": federation, "rounds": 4}
+    secure = run(make(tmp_path / "secure", **changes))
+    plain = run(make(tmp_path / "plain", secure=False, **changes))
+    for name, value in plain[-1].state.items():
+        assert torch.allclose(secure[-1].state[name], value, atol=1e-4), name
+    assert secure[-1].records[-1].metrics == pytest.approx(plain[-1].records[-1].metrics, abs=1e-3)
+    if federation.get("name") == "fedprox":
+        without = run(make(tmp_path / "without", privacy="local_dp", rounds=4))
+        assert not torch.allclose(without[-1].state["1.weight"], plain[-1].state["1.weight"], atol=1e-3)
+
+
+def test_every_drop_out_gives_the_sum_of_the_survivors(tmp_path):
+    """Each stage and each set of one or two of five, the rest above the minimum of three; then two stages at once."""
+    job = make(tmp_path / "secure", rounds=1, aggregation=MAJORITY)
+    sets = [set(ids) for size in (1, 2) for ids in itertools.combinations(range(5), size)]
+    cases = [{stage: ids} for stage in STAGES for ids in sets]
+    cases += [{first: {0}, second: {4}} for first, second in itertools.combinations(STAGES, 2)]
+    parts = [words(job, client, 1) for client in range(5)]
+    for case in cases:
+        gone = {client for stage, ids in case.items() for client in ids if STAGES.index(stage) < 3}
+        expected = np.sum([parts[client] for client in range(5) if client not in gone], axis=0, dtype=np.uint32)
+        result = summed(job, secure_sum, lambda stage, client, _, case=case: client in case.get(stage, ()))
+        assert set(result.survivors) == set(range(5)) - gone
+        assert np.array_equal(result.total, expected), case
+        assert not np.array_equal(result.total, expected + parts[0])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_model_after_a_drop_out_is_that_of_a_plain_round_with_the_survivors(tmp_path, stage):
+    """The reply is lost, not the request: the client has spent its budget, and its words do not count."""
+    job = make(tmp_path / "secure", rounds=1, aggregation=MAJORITY)
+    counted = STAGES.index(stage) > 2
+    secure = run(job, mute=lambda at, client, _: at == stage and client in (1, 3))
+    plain_job = make(tmp_path / "plain", rounds=1, secure=False, aggregation={"minimum_survivors": 3})
+    plain = run(plain_job, lost=lambda at, client, _: at == "sum" and client in (1, 3) and not counted)
+    assert same(secure[1].state, plain[1].state)
+    record = secure[1].records[0]
+    assert (record.clients, record.failed) == ((5, 0) if counted else (3, 2))
+    entries = {client: ledger_rows(job, client) for client in range(5)}
+    assert entries[0] == [(0, 1, 1)]
+    # Charged before the masked words leave; committed by its own first share, which a lost client never sent.
+    silent = {"keys": [], "shares": [], "masked": [(0, 1, 0)], "confirm": [(0, 1, 0)], "unmask": [(0, 1, 1)]}
+    assert entries[1] == silent[stage]
+
+
+def ledger_rows(job, client):
+    """(entry, steps, committed) of everything that a client's ledger shows as begun."""
+    if not ledger_path(job, client).exists():
+        return []
+    with sqlite3.connect(ledger_path(job, client)) as database:
+        return database.execute("SELECT round, steps, committed FROM rounds ORDER BY round").fetchall()
+
+
+def test_a_retry_is_a_new_release_and_is_charged(tmp_path):
+    lost = {0: {0, 1, 2}, 1: {4}}  # in attempt 0 of round 2 three of five are silent: too few; then one
+    job = make(tmp_path, aggregation=MAJORITY, rounds=4)
+    engine = server_of(job)
+    with grid_of(
+        job, mute=lambda stage, client, at: stage == "masked" and at.round == 2 and client in lost.get(at.attempt, ())
+    ) as grid:
+        rounds = engine.rounds(grid, engine.initial_state())
+        states = [next(rounds) for _ in range(3)]
+        with pytest.raises(LedgerError, match="4 of the 4 reserved are spent"):
+            next(rounds)
+    assert [record.epsilon for record in states[-1].records] == pytest.approx(
+        [epsilon(job, steps) for steps in (1, 3, 4)]
+    )
+    assert ledger_rows(job, 0) == [(0, 1, 1), (3, 1, 0), (4, 1, 1), (6, 1, 1)]
+    assert ledger_rows(job, 4) == [(0, 1, 1), (3, 1, 0), (4, 1, 0), (6, 1, 1)]
+    first, second = (words(make(tmp_path / "n", rounds=4), 0, 2, attempt) for attempt in (0, 1))
+    assert not np.any(first == second)  # the planted fault would be equal: noise of the first attempt again
+
+
+def epsilon(job, steps):
+    return client_epsilon(job.plan, job.plan.clients[0], steps)
+
+
+def test_beyond_the_reservation_the_run_stops_as_exhausted(tmp_path):
+    job = make(tmp_path, aggregation=MAJORITY, rounds=2)
+
+    class Failing:
+        timeout = None
+
+        def run(self, app, num_clients, serve):
+            with grid_of(job, mute=lambda stage, _, at: stage == "masked" and at == (1, 0)) as grid:
+                serve(grid)
+
+    outcome = run_rounds(
+        SimpleNamespace(runtime=Failing()), job, server_of(job).prepared, {}, lambda _: None, resume=False
+    )
+    assert outcome.status == "budget_exhausted"
+    assert "2 of the 2 reserved are spent" in outcome.error
+    assert outcome.server.round == 1
+    assert all(sum(steps for _, steps, _ in ledger_rows(job, client)) == 2 for client in range(5))
+
+
+def test_below_the_minimum_the_run_aborts_with_the_model_as_it_was(tmp_path):
+    job = make(tmp_path, aggregation=MAJORITY, rounds=5)
+    engine = server_of(job)
+    with grid_of(job, mute=lambda stage, client, at: stage == "masked" and at.round == 2 and client < 3) as grid:
+        rounds = engine.rounds(grid, engine.initial_state())
+        first = next(rounds)
+        before = {name: value.clone() for name, value in first.state.items()}
+        with pytest.raises(RoundAborted, match="round 2: 0 usable answers"):
+            next(rounds)
+    assert same(first.state, before)
+    # Three attempts, each with words that others could have unmasked: all are charged, none is committed.
+    assert ledger_rows(job, 0) == [(0, 1, 1), (3, 1, 0), (4, 1, 0), (5, 1, 0)]
+
+
+def test_words_follow_the_signed_position_and_not_what_a_message_says(tmp_path):
+    """A server that names an earlier attempt would get the same noise twice, the second time for free."""
+    job = make(tmp_path, rounds=3)
+
+    def lie(stage, client, message):
+        if stage == "masked":
+            message.content["config"]["position"] = [1, 0]
+        return message
+
+    with grid_of(job) as grid:
+        grid.rewrite = lie
+        engine = server_of(job)
+        list(itertools.islice(engine.rounds(grid, engine.initial_state()), 1))
+        attempt = replace(at_round_one(job, grid), position=Position(2, 1))
+        with pytest.raises(Exception, match="left after stage masked"):
+            secure_sum(job.sums, attempt, Summed())  # its answers belong to another position for the server itself
+    assert ledger_rows(job, 0) == [(0, 1, 1), (4, 1, 0)]
+
+
+def test_a_refused_message_ends_the_attempt_and_charges_nothing(tmp_path):
+    """On Flower too, where the client's state lies in its context: no secret is left after a refusal."""
+    job = make(tmp_path, rounds=3)
+
+    def flip(stage, client, message):
+        if stage == "masked" and client == 2:
+            inbox = Inbox.from_bytes(message.content["config"]["data"], "server")
+            spoilt = {n: bytes([data[0] ^ 1]) + data[1:] for n, data in inbox.ciphertexts.items()}
+            message.content["config"]["data"] = Inbox(inbox.context, spoilt).to_bytes()
+        return message
+
+    with grid_of(job) as grid:
+        grid.rewrite = flip
+        result = Summed()
+        secure_sum(job.sums, at_round_one(job, grid), result)
+        assert result.survivors == (0, 1, 3, 4)
+        assert any("client 0 (ciphertext)" in reason for reason in result.failures)
+        assert client_state(grid, 2) == ClientState.fresh(Stage.REFUSED, 0, 0)
+        assert client_state(grid, 1).stage == Stage.UNMASKED
+        assert ledger_rows(job, 2) == []
+
+
+def test_a_second_survivor_set_ends_the_attempt(tmp_path):
+    job = make(tmp_path, rounds=3)
+    with grid_of(job) as grid:
+
+        def put_another_set_to(stage, client, message):
+            if stage == "unmask" and client == 0:
+                roster, state = job.sums.roster, client_state(grid, 0)
+                bound = Context(roster.run_id, state.round, state.attempt, roster.digest, state.model_hash).digest
+                other = Survivors(bound, (0, 1, 2, 3), (4,)).to_bytes()
+                content = RecordDict({"config": ConfigRecord({"data": other, "position": [1, 0]})})
+                (reply,) = grid.deliver([Message(content, 2, "train.confirm")])
+                assert "survivor_sets" in str(reply.error.reason)
+            return message
+
+        grid.rewrite = put_another_set_to
+        result = Summed()
+        secure_sum(job.sums, at_round_one(job, grid), result)
+        assert result.survivors == (0, 1, 2, 3, 4)  # four shares are enough, and client 0 sent none
+        assert any("out of order" in reason for reason in result.failures)
+        assert client_state(grid, 0).shares == {}
+
+
+def test_late_second_and_foreign_answers_are_dropped(tmp_path):
+    honest = summed(make(tmp_path, secure=False), lambda plan, attempt, summed: plain_sum(plan, attempt, 5, summed))
+    job = make(tmp_path / "again", secure=False)
+    with grid_of(job) as grid:
+        attempt = at_round_one(job, grid)
+        late = list(grid.deliver([request(attempt.arrays, node, Position(2, 0)) for node in attempt.nodes.values()]))
+        foreign = copy.deepcopy(late[0])
+        foreign.metadata.__dict__["_src_node_id"] = 99
+
+        def unruly(messages, *, timeout=None):
+            replies = list(grid.deliver(messages))
+            yield from (*late, foreign)
+            for reply in replies:
+                yield copy.deepcopy(reply)
+                reply.content["reply"]["data"] = bytes(len(reply.content["reply"]["data"]))
+                yield reply
+
+        grid.send_and_receive = unruly
+        result = Summed()
+        plain_sum(job.sums, attempt, 5, result)
+    assert np.array_equal(result.total, honest.total)
+
+
+def request(arrays, node, position):
+    config = ConfigRecord({"data": b"", "position": list(position)})
+    return Message(RecordDict({"arrays": arrays, "config": config}), node, "train.sum")
+
+
+def test_a_client_that_is_not_finite_abstains_and_too_many_stop_the_run(tmp_path):
+    job = make(tmp_path, rounds=3, aggregation=MAJORITY, mechanism={"max_abstentions": 1})
+    engine = server_of(job)
+    with grid_of(job) as grid:
+        rounds = engine.rounds(grid, engine.initial_state())
+        next(rounds)
+        local_client(job, 3).inputs[0, 0] = math.nan
+        second = next(rounds)
+        assert (second.records[-1].clients, second.records[-1].abstained) == (4, 1)
+        with pytest.raises(RoundAborted, match="max_abstentions=1"):
+            next(rounds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"clients": 2}, "federation.num_clients=2: aggregation=secure takes at least 3"),
+        ({"federation": {"fraction_clients": 0.95}}, "federation.fraction_clients=0.95: aggregation=secure takes 1"),
+        ({"federation": {"name": "krum"}}, "federation=krum"),
+        ({"federation": {"name": "fedadam"}}, "federation=fedadam: accepted with privacy=distributed_dp is fedavg"),
+        ({"trainer": {"optimizer": "adam"}}, "trainer.optimizer=adam: accepted with privacy=distributed_dp is sgd"),
+        ({"secure": False, "federation": {"name": "fedmedian"}}, "federation=fedmedian"),
+        ({"secure": False, "mechanism": {"trusted_aggregator": False}}, "privacy.trusted_aggregator=true"),
+        ({"secure": False, "aggregation": {"minimum_survivors": 6}}, "aggregation.minimum_survivors=6: accepted are"),
+        ({"aggregation": {"minimum_survivors": 6}}, "minimum_survivors=6: accepted are at most the 5"),
+        ({"aggregation": {"threshold": 5, "minimum_survivors": 4}}, "minimum_survivors = 4; accepted: 5 to 5"),
+        ({"mechanism": {"assumed_colluders": 4}}, "privacy.assumed_colluders=4: accepted are 0 to 3"),
+        ({"aggregation": {"scale": 1e9}}, r"aggregation.scale = 1e\+09: .* below 2\^31"),
+        ({"aggregation": {"scale": 1.0}}, "aggregation.scale=1: the noise's grid is too coarse"),
+        ({"trainer": {"local_steps": 2}}, "trainer.local_steps=2"),
+        ({"privacy": "central_dp", "trainer": {"share_momentum": True}}, "trainer.share_momentum=true"),
+        ({"privacy": "central_dp", "mechanism": {"delta": 0.2}}, "privacy.delta=0.2: must be below 1/num_clients"),
+        (
+            {"privacy": "central_dp", "mechanism": {"target_quantile": 0.5, "quantile_noise": 0.1}},
+            "privacy.quantile_noise=0.1: accepted is more than half",
+        ),
+    ],
+)
+def test_what_a_sum_cannot_give_is_refused(tmp_path, changes, text):
+    with pytest.raises(MedxError, match=text) as refusal:
+        make(tmp_path, **changes)
+    assert "\n" not in str(refusal.value)
+
+
+def test_many_clients_fit_into_the_ring(tmp_path):
+    """Weights and counts have room for more than 127 clients."""
+    job = make(tmp_path, privacy="none", clients=60, rounds=1)
+    assert run(job)[1].records[0].clients == 60
+    make(tmp_path / "more", privacy="none", clients=300, dataset=Pixels(num_train=300))
