@@ -37,7 +37,7 @@ def run_variant(setup: Setup, name: str, job: Job, config: dict[str, Any]) -> Me
     setup, prepared = alone(setup), prepare(setup)
     variant = make_job(setup, prepared, f"{job.run_id}-{name}", job.folder / "baselines" / name)
     variant = with_sums(variant, prepared)
-    server = Server(variant, prepared, config, lambda record: None, None)
+    server = Server(variant, prepared, config, None, None)
     states = [server.initial_state()]
 
     def serve(grid: Grid) -> None:

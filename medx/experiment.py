@@ -148,8 +148,8 @@ def check_combination(experiment: Experiment, setup: Setup, config: dict[str, An
     setup.aggregation.check_strategy(config_name(config, "federation"))
     if experiment.baseline and isinstance(setup.privacy, CentralDP):
         raise ConfigError(
-            f"baseline={','.join(experiment.baseline)}: privacy=central_dp hides a hospital among many, which one alone "
-            "cannot be; accepted: baseline=null"
+            f"baseline={','.join(experiment.baseline)}: privacy=central_dp hides a hospital among many, which one "
+            "alone cannot be; accepted: baseline=null"
         )
     if experiment.baseline and getattr(setup.privacy, "ledger", None):
         raise ConfigError(

@@ -143,7 +143,7 @@ class PlainRounds:
         )
 
     def charged(self, asked: Iterable[int], answers: list[Answer]) -> dict[int, int]:
-        """Steps of the round by client. With privacy a client enters it before it starts, so all asked count in full."""
+        """Steps by client. With privacy a client enters the round before it starts, so all asked count in full."""
         if not self.job.plan.private:
             return {answer.client: answer.steps for answer in answers}
         return {client: self.job.plan.clients[client].steps_per_round for client in asked}

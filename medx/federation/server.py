@@ -25,14 +25,17 @@ log = logging.getLogger(__name__)
 
 
 class Server:
-    """One run's rounds on any Grid. ``on_round`` hears of every finished round."""
+    """One run's rounds on any Grid. ``on_round`` hears of every finished round.
+
+    With ``on_round`` None only the last state counts: rounds are neither evaluated nor kept on disk.
+    """
 
     def __init__(
         self,
         job: Job,
         prepared: Prepared,
         config: dict[str, Any],
-        on_round: Callable[[RoundRecord], None],
+        on_round: Callable[[RoundRecord], None] | None,
         timeout: float | None,
     ) -> None:
         self.job = job
@@ -55,7 +58,7 @@ class Server:
         self.engine.restore(server)
         nodes = self.identify(grid)
         self.started = True
-        if server.round == 0:
+        if server.round == 0 and self.on_round is not None:
             # From here on every ledger exists, so that a resume can tell a lost one from one that never was.
             save_checkpoint(self.job.folder / "checkpoints", server, self.config)
         for number in range(server.round + 1, self.job.setup.federation.num_rounds + 1):
@@ -109,9 +112,10 @@ class Server:
         abstentions = server.abstentions + outcome.abstained
         buffers = self.engine.buffers()
         result = ServerState(number, outcome.state, average, buffers, steps, abstentions, [*server.records, record])
-        append_record(self.job.folder / "checkpoints", record)
-        save_checkpoint(self.job.folder / "checkpoints", result, self.config)
-        self.on_round(record)
+        if self.on_round is not None:
+            append_record(self.job.folder / "checkpoints", record)
+            save_checkpoint(self.job.folder / "checkpoints", result, self.config)
+            self.on_round(record)
         return result
 
     def choose(self, clients: list[int], number: int) -> list[int]:
@@ -136,6 +140,7 @@ class Server:
     def evaluate(self, average: State, number: int) -> dict[str, float | None]:
         """Validation and test metrics, in the rounds that ask for them."""
         federation = self.job.setup.federation
-        if number % federation.evaluate_every and number != federation.num_rounds:
+        wanted = number % federation.evaluate_every == 0 or number == federation.num_rounds
+        if self.on_round is None or not wanted:
             return {}
         return round_metrics(self.module, average, self.prepared, self.job.setup.device)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import time
 import traceback
@@ -119,7 +120,8 @@ def run_batch(jobs: Sequence[Job], store: Path, workers: int) -> Iterator[tuple[
 
 
 def single_thread() -> None:
-    """Workers share the cores between them, so each computes on one."""
+    """Workers share the cores between them, so each computes on one; before torch is loaded, for all its threads."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     import torch
 
     torch.set_num_threads(1)

@@ -77,7 +77,7 @@ def finish(figure: Figure, name: str, title: str, caption: str) -> Picture:
         figure.set_layout_engine("none")  # laid out once, for both formats
         text, image = io.StringIO(), io.BytesIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(image, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(image, format="png", dpi=120, metadata={"Software": None})
     return Picture(name, title, caption, text.getvalue(), image.getvalue())
 
 

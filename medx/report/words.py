@@ -50,4 +50,4 @@ LIMITS = (
     "With few seeds the t interval is wide (4.3 standard errors at three), and only large differences can be shown.",
 )
 
-UNFINISHED = "Not in this report"
+FIRST = "To know first"

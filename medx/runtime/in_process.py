@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -39,7 +38,7 @@ class InProcess:
     def run(self, app: ClientApp, num_clients: int, serve: Callable[[Grid], None]) -> None:
         """Call ``serve`` with a grid of ``num_clients`` clients."""
         quiet_flower()
-        cores = len(os.sched_getaffinity(0))
+        cores = torch.get_num_threads()  # what this process may use, OMP_NUM_THREADS included
         workers = min(self.workers or cores, num_clients)
         pool = ThreadPoolExecutor(workers, "client", torch.set_num_threads, (max(1, cores // workers),))
         try:

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.program import Ran, call
 
 REFERENCE = ("federation.num_rounds=5",)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +23,7 @@ def use_cache(shared_cache: Path) -> Iterator[None]:
     """Runs of these tests find the session's cache; other tests do not."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDX_CACHE", str(shared_cache))
+        patch.setenv("OMP_NUM_THREADS", "1")  # of the processes that tests start: sums in the same order as here
         yield
 
 

@@ -163,7 +163,7 @@ def test_a_model_that_always_answers_the_same_is_flagged(tmp_path: Path, monkeyp
 
 
 def test_a_client_with_one_class_has_undefined_metrics(tmp_path: Path) -> None:
-    ran = call(tmp_path, "partition=label", "partition.classes_per_client=1")
+    ran = call(tmp_path, "partition=label", "partition.classes_per_client=1", "trainer.expected_batch_size=null")
     assert ran.code == 0, ran.err
     for client in ran.result.clients:
         assert min(client.class_counts) == 0

@@ -1,7 +1,6 @@
 """Runs that stop early keep what they reached, say why, and end with an exit code that is not 0."""
 
 import errno
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,10 +45,10 @@ def test_a_client_that_crashes_is_left_out_of_the_round(tmp_path: Path, monkeypa
             raise RuntimeError("the hospital's disk is on fire")
 
     inject(monkeypatch, fault)
-    ran = call(tmp_path, "federation.num_rounds=3")
+    ran = call(tmp_path)
     assert ran.code == 0, ran.err
-    assert [(record.clients, record.failed) for record in ran.result.rounds] == [(3, 0), (2, 1), (3, 0)]
-    assert [client.steps for client in ran.result.privacy.clients] == [6, 4, 6]  # what its own ledger shows
+    assert [(record.clients, record.failed) for record in ran.result.rounds] == [(3, 0), (2, 1)]
+    assert [client.steps for client in ran.result.privacy.clients] == [4, 2, 4]  # what its own ledger shows
     assert ran.result.privacy.epsilon is not None
     assert ran.result.privacy.epsilon <= 10
 
@@ -63,10 +62,7 @@ def test_too_few_clients_abort_and_leave_the_model(tmp_path: Path, monkeypatch: 
     ran = call(tmp_path, "federation.num_rounds=5")
     assert ran.code == 1
     assert ran.result.status == "aborted"
-    assert ran.result.error is not None
-    assert re.search(
-        r"round 3: 1 usable answers, 2 needed; the first failure: RuntimeError: no power", ran.result.error
-    )
+    assert ran.result.error == "round 3: 1 usable answers, 2 needed; the first failure: RuntimeError: no power"
     assert len(ran.result.rounds) == 2
     assert_model_is_that_of(ran, 2)
     assert [client.steps for client in ran.result.privacy.clients] == [4, 4, 6]  # client 2 did release round 3

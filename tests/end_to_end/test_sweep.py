@@ -8,7 +8,7 @@ from tests.program import call
 
 
 def test_one_bad_job_does_not_stop_the_others(tmp_path: Path) -> None:
-    ran = call(tmp_path, "privacy.epsilon=8,-1,4", "-m")
+    ran = call(tmp_path, "seed=0,-1,1", "-m")
     assert ran.code == 1
     for job in ("0", "2"):
         assert ExperimentResult.load(tmp_path / job / "result.json").status == "finished"
@@ -18,13 +18,13 @@ def test_one_bad_job_does_not_stop_the_others(tmp_path: Path) -> None:
     assert [line.split()[0] for line in table.splitlines()[1:3]] == ["0", "2"]
     (failed,) = [line for line in table.splitlines() if "FAILED" in line]
     assert "job 1" in failed
-    assert "privacy.epsilon=-1: input should be greater than 0" in failed
+    assert "seed=-1: input should be greater than or equal to 0" in failed
     assert json.loads((tmp_path / "sweep.json").read_text())["id"]
 
 
 def test_a_sweep_without_a_fault_ends_with_zero_also_in_a_folder_that_had_one(tmp_path: Path) -> None:
-    assert call(tmp_path, "privacy.epsilon=-1,4", "-m").code == 1
-    again = call(tmp_path, "privacy.epsilon=8,4", "-m")
+    assert call(tmp_path, "seed=-1,1", "-m").code == 1
+    again = call(tmp_path, "seed=0,1", "-m")
     assert again.code == 0
     assert "FAILED" not in again.out
     assert again.out.count("job  dataset") == 1

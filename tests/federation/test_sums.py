@@ -198,6 +198,22 @@ def test_below_the_minimum_the_run_aborts_with_the_model_as_it_was(tmp_path):
     assert ledger_rows(job, 0) == [(0, 1, 1), (3, 1, 0), (4, 1, 0), (5, 1, 0)]
 
 
+@pytest.mark.parametrize("source", ["seed", "system"])
+def test_a_resumed_run_repeats_its_noise_or_pays_again(tmp_path, source):
+    job = make(tmp_path, rounds=4, aggregation=MAJORITY, mechanism={"noise_source": source})
+    states = run(job)
+    resumed = replace(make(tmp_path, rounds=4, aggregation=MAJORITY, mechanism={"noise_source": source}), resumed=True)
+    server = server_of(resumed)
+    with grid_of(resumed) as grid:
+        rounds = server.rounds(grid, states[2])
+        if source == "seed":
+            assert same(list(rounds)[-1].state, states[-1].state)
+        else:  # the repeated round draws new noise, which the reservation does not cover
+            with pytest.raises(LedgerError, match="4 of the 4 reserved are spent"):
+                next(rounds)
+    assert sum(steps for _, steps, _ in ledger_rows(resumed, 0)) == 4
+
+
 def test_words_follow_the_signed_position_and_not_what_a_message_says(tmp_path):
     """A server that names an earlier attempt would get the same noise twice, the second time for free."""
     job = make(tmp_path, rounds=3)

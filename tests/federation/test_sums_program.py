@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from pathlib import Path
+import sqlite3
 
 import pytest
 
@@ -11,9 +11,8 @@ from medx.aggregation.roster import Roster
 from tests.program import TINY, call
 
 SUMMED = ("privacy=distributed_dp", "privacy.delta=1e-3", "trainer.sampling_probability=0.5", "federation.num_rounds=3")
-BASE = tuple(part for part in TINY if not part.startswith(("trainer.", "federation.num_rounds"))) + (
-    "trainer.expected_batch_size=null",
-)
+KEPT = tuple(part for part in TINY if not part.startswith(("trainer.", "federation.num_rounds")))
+BASE = (*KEPT, "trainer.expected_batch_size=null")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,7 +115,9 @@ def test_a_baseline_of_shared_noise_takes_the_same_steps(tmp_path):
     ran = call(tmp_path, *SUMMED, "baseline=centralized", base=BASE)
     assert ran.code == 0, ran.err
     assert ran.result.baselines["centralized"]["auc"].value is not None
-    assert (Path(ran.folder) / "baselines/centralized/ledger/client_0000.sqlite").exists()
+    (ledger,) = (ran.folder / "baselines").rglob("*.sqlite")
+    with sqlite3.connect(ledger) as database:
+        assert database.execute("SELECT sum(steps) FROM rounds").fetchone() == (3,)
 
 
 def test_central_dp_runs_and_resumes(tmp_path):

@@ -251,6 +251,19 @@ def test_the_clip_norm_follows_the_quantile_and_survives_a_resume(tmp_path):
     assert float(run(fixed)[-1].strategy["clipped_updates/clip_norm"]) == CLIP
 
 
+def test_a_resumed_run_is_the_same_run_and_is_charged_once(tmp_path):
+    job = central(tmp_path, rounds=6, federation={"fraction_clients": 0.5}, mechanism={"target_quantile": 0.5})
+    states = run(job)
+    resumed = replace(job, resumed=True)
+    server = server_of(resumed)
+    with grid_of(resumed) as grid:
+        again = list(server.rounds(grid, states[3]))
+    assert [state.round for state in again] == [4, 5, 6]
+    assert same(again[-1].state, states[-1].state)
+    assert same(again[-1].strategy, states[-1].strategy)
+    assert set(recorded_steps(resumed, {}).values()) == {6}
+
+
 def test_quantile_noise_is_a_part_of_epsilon(tmp_path):
     release = central(tmp_path, mechanism=QUANTILE).plan.client_release
     z, update, count = release.event.noise_multiplier, release.update_noise_multiplier, release.quantile.noise_stddev
