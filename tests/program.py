@@ -7,6 +7,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import absl.logging
+
 import medx.run
 import medx.sweep
 from medx.results import ExperimentResult
@@ -58,6 +60,8 @@ def call(folder: Path, *overrides: str, base: tuple[str, ...] = TINY) -> Ran:
 
 def call_plainly(folder: Path, *arguments: str) -> Ran:
     """``python -m medx.run`` with exactly these arguments."""
+    # Hydra closes all log handlers; absl's (of dp-accounting) would close pytest's own stream, but never this one.
+    absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
     out, err = io.StringIO(), io.StringIO()
     with fresh_program(arguments), redirect_stdout(out), redirect_stderr(err):
         try:

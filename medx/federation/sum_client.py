@@ -141,18 +141,18 @@ def sum_plan(job: Job) -> SumPlan:
 def answer_stage(job: Job, stage: str, content: RecordDict, context: Context) -> RecordDict:
     """One stage of secure aggregation; what the client must remember lies in its context, never in the ledger."""
     client = index_of(context)
-    settings = content.config_records["config"]
+    settings = cast(ConfigRecord, content["config"])  # by key: Flower builds its typed views anew at each access
     data = cast(bytes, settings["data"])
     secure = _restored(job, client, context)
 
     def make_words(round: int, attempt: int) -> np.ndarray:
         # Round and attempt are those that everybody's keys are signed over, not what this message says of itself.
-        arrays = context.state.array_records["model"]
+        arrays = cast(ArrayRecord, context.state["model"])
         return words_of(job, client, arrays, Position(round + 1, attempt), settings)
 
     try:
         if stage == "keys":
-            arrays = content.array_records["arrays"]
+            arrays = cast(ArrayRecord, content["arrays"])
             reply = secure.begin(data, hash_of(arrays))
             context.state["model"] = arrays
         elif stage == "masked":
@@ -168,9 +168,9 @@ def answer_stage(job: Job, stage: str, content: RecordDict, context: Context) ->
 
 def answer_sum(job: Job, content: RecordDict, context: Context) -> RecordDict:
     """Words in the clear, for an aggregator that is trusted with them."""
-    settings = content.config_records["config"]
+    settings = cast(ConfigRecord, content["config"])
     position = Position(*cast(list[int], settings["position"]))
-    words = words_of(job, index_of(context), content.array_records["arrays"], position, settings)
+    words = words_of(job, index_of(context), cast(ArrayRecord, content["arrays"]), position, settings)
     return answer(words.tobytes(), settings)
 
 
@@ -185,13 +185,10 @@ def hash_of(arrays: ArrayRecord) -> bytes:
 
 
 def _restored(job: Job, client: int, context: Context) -> SecureClient:
+    """The client as it was after its last message."""
     plan = sum_plan(job)
     assert plan.roster is not None
     assert plan.identities is not None
-    state = None
-    if "secure" in context.state.config_records:
-        data = cast(bytes, context.state.config_records["secure"]["state"])
-        state = ClientState.from_bytes(data, client)
 
     def commit(round: int, attempt: int) -> None:
         # Entered as begun before the words left; the first share that leaves makes it a release.
@@ -200,6 +197,10 @@ def _restored(job: Job, client: int, context: Context) -> SecureClient:
             entry = ledger_entry(job, Position(round + 1, attempt)) if plan.kind == "gradient" else round + 1
             ledger.commit_round(ledger_run(job), entry)
 
+    state = None
+    if "secure" in context.state:
+        record = cast(ConfigRecord, context.state["secure"])
+        state = ClientState.from_bytes(cast(bytes, record["state"]), client)
     return SecureClient(plan.roster, client, _identity(plan.identities[client]), on_first_unmask=commit, state=state)
 
 

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from medx.aggregation.errors import ProtocolError
 from medx.aggregation.errors import RoundAborted as SumAborted
 from medx.aggregation.server import SecureServer
-from medx.federation.rounds import content_bytes, raise_ledger_error
+from medx.federation.rounds import raise_ledger_error
 from medx.federation.sum_client import STAGES, Position, hash_of
 from medx.federation.sums import SumPlan
 
@@ -139,7 +139,7 @@ def exchange(
             summed.failures.append(reason)
             continue
         client = clients.get(reply.metadata.src_node_id)
-        answer = reply.content.config_records["reply"]
+        answer = cast(ConfigRecord, reply.content["reply"])
         if client is None or client in replies or answer["position"] != list(attempt.position):
             log.warning(
                 "round %d: an answer of node %s was dropped", attempt.position.round, reply.metadata.src_node_id
@@ -157,5 +157,6 @@ def config(attempt: Attempt, data: bytes) -> ConfigRecord:
 
 def message_bytes(content: RecordDict) -> int:
     """Bytes of the tensors and of the protocol's message in it."""
-    data = [record["data"] for record in content.config_records.values() if "data" in record]
-    return content_bytes(content) + sum(len(item) for item in data if isinstance(item, bytes))
+    arrays, data = content.get("arrays"), cast(ConfigRecord, content["config"])["data"]
+    tensors = sum(len(array.data) for array in arrays.values()) if isinstance(arrays, ArrayRecord) else 0
+    return tensors + len(cast(bytes, data))

@@ -18,9 +18,9 @@ class DistributedDP:
 
     A round is one global DP-SGD step (Abadi et al. 2016): the same sampling probability everywhere, each record
     clipped, the *sum* released. Unit: a record, added or removed. Sensitivity of the sum: ``clip_norm`` in the l2
-    norm, plus sqrt(dimension) grid units of rounding and an allowance for float32. ``assumed_colluders`` clients may subtract their shares:
-    the others still make up the noise. Without secure aggregation the server sees every share, so
-    ``trusted_aggregator`` must say that it is trusted. ``budget`` and ``ledger`` are those of ``local_dp``.
+    norm, plus sqrt(dimension) grid units of rounding and an allowance for float32. ``assumed_colluders`` clients may
+    subtract their shares: the others still make up the noise. Without secure aggregation the server sees every share,
+    so ``trusted_aggregator`` must say that it is trusted. ``budget`` and ``ledger`` are those of ``local_dp``.
     """
 
     epsilon: Annotated[float, Gt(0)]

@@ -1,19 +1,22 @@
 """Clients on Ray: Flower's simulation, several workers at once, with shares of CPU and GPU for each client."""
 
 import logging
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 from annotated_types import Ge, Gt
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.app.typing import ConfigRecordValues
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from medx.runtime.base import quiet_flower
 from medx.schema import ConfigError, component
+
+BackendConfig = dict[str, dict[str, ConfigRecordValues]]
 
 
 @component
@@ -36,15 +39,38 @@ class Ray:
         quiet_flower()
         server = ServerApp()
         raised: list[BaseException] = []
+        begun, stopped, ended = threading.Event(), threading.Event(), threading.Event()
 
         @server.main()
         def main(grid: Grid, context: Context) -> None:
+            begun.set()
             try:
+                stop_waiting_when(stopped, grid)
                 wait_for_nodes(grid, num_clients)
                 serve(grid)
             except BaseException as error:
                 raised.append(error)
+            finally:
+                ended.set()
 
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                run_simulation(
+                    server_app=server,
+                    client_app=app,
+                    num_supernodes=num_clients,
+                    backend_config=self.backend_config(),
+                )
+        finally:
+            stopped.set()
+            if begun.is_set():
+                ended.wait()
+        if raised:
+            raise raised[0]
+
+    def backend_config(self) -> BackendConfig:
+        """Ray's own arguments, and what each client gets of the machine."""
         arguments: dict[str, ConfigRecordValues] = {
             "logging_level": logging.ERROR,
             "log_to_driver": False,
@@ -52,19 +78,22 @@ class Ray:
         }
         if self.num_cpus is not None:
             arguments["num_cpus"] = self.num_cpus
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            run_simulation(
-                server_app=server,
-                client_app=app,
-                num_supernodes=num_clients,
-                backend_config={
-                    "init_args": arguments,
-                    "client_resources": {"num_cpus": self.client_cpus, "num_gpus": self.client_gpus},
-                },
-            )
-        if raised:
-            raise raised[0]
+        return {
+            "init_args": arguments,
+            "client_resources": {"num_cpus": self.client_cpus, "num_gpus": self.client_gpus},
+        }
+
+
+def stop_waiting_when(stopped: threading.Event, grid: Grid) -> None:
+    """Make the grid give up once ``stopped`` is set: after Ctrl-C or a crash of Ray, Flower would wait for ever."""
+    pull = grid.pull_messages
+
+    def pull_unless_stopped(message_ids: Iterable[str]) -> Iterable[Message]:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        return pull(message_ids)
+
+    grid.pull_messages = pull_unless_stopped  # type: ignore[method-assign]
 
 
 def wait_for_nodes(grid: Grid, num_clients: int, patience: float = 120.0) -> None:

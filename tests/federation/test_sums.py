@@ -214,6 +214,15 @@ def test_a_resumed_run_repeats_its_noise_or_pays_again(tmp_path, source):
     assert sum(steps for _, steps, _ in ledger_rows(resumed, 0)) == 4
 
 
+def test_a_trusted_sum_of_too_few_shares_is_not_used(tmp_path):
+    """Below the minimum the shares do not make the planned noise, so the sum must not become a model."""
+    job = make(tmp_path, secure=False, rounds=2)
+    assert len(run(job, mute=lambda stage, client, _: stage == "sum" and client == 4)) == 3
+    job = make(tmp_path / "fewer", secure=False, rounds=2)
+    with pytest.raises(RoundAborted, match="round 1: 0 usable answers"):
+        run(job, mute=lambda stage, client, _: stage == "sum" and client > 2)
+
+
 def test_words_follow_the_signed_position_and_not_what_a_message_says(tmp_path):
     """A server that names an earlier attempt would get the same noise twice, the second time for free."""
     job = make(tmp_path, rounds=3)

@@ -39,7 +39,7 @@ QUANTILE = {"target_quantile": 0.5, "quantile_noise": 2.0, "epsilon": 20.0}
 
 
 def central(folder, **changes):
-    changes["mechanism"] = {"clip_norm": CLIP, "delta": 1e-2} | changes.get("mechanism", {})
+    changes["mechanism"] = {"clip_norm": CLIP, "delta": 1e-2, "target_quantile": None} | changes.get("mechanism", {})
     return make(folder, **({"privacy": "central_dp", "secure": False, "clients": 6} | changes))
 
 
