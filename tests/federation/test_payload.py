@@ -45,7 +45,7 @@ def test_an_array_that_lies_about_its_content_is_read_by_its_bytes_or_refused() 
     with pytest.raises(TypeError):
         from_record(ArrayRecord({"x": Array("float32", (2, 3), "pickle", honest.data)}))
     pickled = np.array([{}], dtype=object)
-    with pytest.raises(ValueError, match="(?i)object array"):
+    with pytest.raises(ValueError, match=r"(?i)object array"):
         from_record(ArrayRecord({"x": Array("object", (1,), honest.stype, to_array(pickled).data)}))
 
 
