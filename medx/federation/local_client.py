@@ -13,7 +13,7 @@ from medx.federation.ledgers import ledger_run, open_ledger
 from medx.federation.payload import from_record
 from medx.privacy.base import ClientPlan
 from medx.privacy.ledger import PrivacyLedger
-from medx.randomness import derive_seed, system_seed, torch_generator
+from medx.randomness import derive_seed, system_generator, torch_generator
 from medx.trainer.base import ClientUpdate
 
 
@@ -97,6 +97,6 @@ def generators(job: Job, client: int, server_round: int) -> tuple[torch.Generato
     """The client's generators of sampling and of noise for one round; two streams that share nothing."""
     seed, device, stream = job.setup.seed, job.setup.device, job.setup.stream
     if job.plan.noise_source == "system":  # who knows the sampling loses what it amplifies, so it is secret too
-        return torch_generator(system_seed()), torch_generator(system_seed(), device)
+        return system_generator(), system_generator(device)
     sampling = torch_generator(derive_seed(seed, "sampling", *stream, client, server_round))
     return sampling, torch_generator(derive_seed(seed, "noise", *stream, client, server_round), device)
