@@ -196,9 +196,9 @@ def test_presets_build_and_name_every_field(preset):
 
 def test_learning_rate_keeps_the_noise_of_a_step():
     trainer = instantiate(yaml.safe_load((CONF / "scatternet.yaml").read_text()))
-    assert trainer.learning_rate_for(65.0) == pytest.approx(10.0)
-    assert trainer.learning_rate_for(1.0) == 100
-    assert trainer.learning_rate_for(None) == 100
+    assert trainer.learning_rate_for(65.0) == pytest.approx(trainer.learning_rate_noise / 65.0)
+    assert trainer.learning_rate_for(1e-3) == trainer.max_learning_rate
+    assert trainer.learning_rate_for(None) == trainer.max_learning_rate
     assert make_trainer().learning_rate_for(65.0) == 0.1
 
 
