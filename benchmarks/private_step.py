@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,14 @@ CASES: dict[str, tuple[str, int, tuple[int, ...], int]] = {
     "resnet18, 224 pixels, batch 8": ("resnet18", 8, (1, 224, 224), 8),
     "linear, 942 x 1001": ("linear", 942, (1001,), 1024),
 }
+PLAIN: dict[str, Any] = {
+    "weight_standardisation": False,
+    "pretrain": "none",
+    "num_phantoms": 1,
+    "pretrain_epochs": 1,
+    "pretrain_seed": 0,
+    "train": "all",
+}
 Step = Callable[[], None]
 
 
@@ -41,8 +50,8 @@ def build(model: str, shape: tuple[int, ...]) -> nn.Module:
     if model == "linear":
         return nn.Linear(1001, 1, bias=False)
     kinds: dict[str, Cnn | ResNet18] = {
-        "cnn": Cnn(widths=(16, 32, 64, 64), num_groups=4, activation="tanh"),
-        "resnet18": ResNet18(num_groups=32, weights=None),
+        "cnn": Cnn(widths=(16, 32, 64, 64), num_groups=4, activation="tanh", **PLAIN),
+        "resnet18": ResNet18(num_groups=32, weights=None, **PLAIN),
     }
     spec = InputSpec(num_channels=shape[0], image_size=shape[-1], num_classes=2, task="binary")
     network = kinds[model].build(spec, seed=0)

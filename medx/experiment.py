@@ -144,7 +144,8 @@ def make_setup(experiment: Experiment, config: dict[str, Any]) -> Setup:
 
 def check_combination(experiment: Experiment, setup: Setup, config: dict[str, Any]) -> None:
     """Refuse groups that do not go together."""
-    setup.trainer.check(prepare(setup).spec.num_classes)
+    prepared = prepare(setup)
+    setup.trainer.check(prepared.spec.num_classes, images=prepared.features is None)
     setup.aggregation.check_strategy(config_name(config, "federation"))
     if experiment.baseline and isinstance(setup.privacy, CentralDP):
         raise ConfigError(
@@ -256,7 +257,7 @@ def finish(
     module = build_module(setup, prepared).to(setup.device)
     average = outcome.server.average
     measured = measure(module, average, prepared, setup.device, setup.seed)
-    module.load_state_dict(average)
+    module.load_state_dict(module.state_dict() | average)  # what is not trained stays as it was built
     checkpoint = job.folder / "model.safetensors"
     splits = prepared.splits
     about = describe_model(setup.model, splits.spec, splits.mean, splits.std, threshold=measured.threshold)

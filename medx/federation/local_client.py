@@ -74,7 +74,7 @@ def train_locally(job: Job, client: int, arrays: ArrayRecord, server_round: int,
     local = local_client(job, client)
     if local.ledger is not None:
         local.ledger.begin_round(ledger_run(job), server_round, local.plan.steps_per_round)
-    sample, noise = generators(job, client, server_round)
+    sample, noise, views = generators(job, client, server_round)
     prepared = prepare(job.setup)
     update = job.setup.trainer.train(
         module=workspace(job, prepared),
@@ -87,16 +87,20 @@ def train_locally(job: Job, client: int, arrays: ArrayRecord, server_round: int,
         noise_generator=noise,
         device=torch.device(job.setup.device),
         proximal_mu=proximal_mu,
+        view_generator=views,
+        first_step=(server_round - 1) * local.plan.steps_per_round,
     )
     if local.ledger is not None:
         local.ledger.commit_round(ledger_run(job), server_round)
     return update
 
 
-def generators(job: Job, client: int, server_round: int) -> tuple[torch.Generator, torch.Generator]:
-    """The client's generators of sampling and of noise for one round; two streams that share nothing."""
+def generators(job: Job, client: int, server_round: int) -> tuple[torch.Generator, torch.Generator, torch.Generator]:
+    """The client's generators of sampling, of noise and of views for one round; streams that share nothing."""
     seed, device, stream = job.setup.seed, job.setup.device, job.setup.stream
     if job.plan.noise_source == "system":  # who knows the sampling loses what it amplifies, so it is secret too
-        return system_generator(), system_generator(device)
-    sampling = torch_generator(derive_seed(seed, "sampling", *stream, client, server_round))
-    return sampling, torch_generator(derive_seed(seed, "noise", *stream, client, server_round), device)
+        return system_generator(), system_generator(device), system_generator()
+    sampling, noise, views = (
+        derive_seed(seed, purpose, *stream, client, server_round) for purpose in ("sampling", "noise", "views")
+    )
+    return torch_generator(sampling), torch_generator(noise, device), torch_generator(views)

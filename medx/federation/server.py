@@ -48,8 +48,12 @@ class Server:
         self.engine: Rounds = PlainRounds(job, timeout) if job.sums is None else SumRounds(job, self.module, timeout)
 
     def initial_state(self) -> ServerState:
-        """Round 0: the seeded initial parameters, momentum at zero."""
-        state = {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
+        """Round 0: the seeded initial values of the trained parameters, momentum at zero.
+
+        What is not trained is public and the same in every process, so it is neither sent nor kept.
+        """
+        trained = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+        state = {name: value.detach().cpu().clone() for name, value in trained}
         momentum = {MOMENTUM + name: torch.zeros_like(state[name]) for name in self.engine.momentum_names(self.module)}
         return ServerState(0, state | momentum, {name: value.clone() for name, value in state.items()})
 

@@ -67,6 +67,7 @@ def _gradient_words(job: Job, client: int, arrays: ArrayRecord, position: Positi
         state=from_record(arrays),
         sample_generator=torch_generator(_seed(job, "sampling", client, position)),
         device=torch.device(job.setup.device),
+        view_generator=torch_generator(_seed(job, "views", client, position)),
     )
     words, saturated = plan.layout.encode(flatten(sums), {})
     if saturated:

@@ -78,7 +78,7 @@ class SumRounds:
         if summed.total is None:
             raise RoundAborted(f"round {number}: no attempt gave a sum; the last failure: {summed.failures[-1]}")
         collected = time.perf_counter()
-        new, saturated = self.step(server.state, summed) if self.plan.kind == "gradient" else self.mean(server, summed)
+        new, saturated = self.step(server, summed) if self.plan.kind == "gradient" else self.mean(server, summed)
         if not all_finite(new):
             raise RoundAborted(f"round {number}: the aggregate is not finite")
         outcome = RoundOutcome(
@@ -126,17 +126,15 @@ class SumRounds:
             if client in summed.answered
         }
 
-    def step(self, state: State, summed: Summed) -> tuple[State, int]:
+    def step(self, server: ServerState, summed: Summed) -> tuple[State, int]:
         """One step of SGD with momentum on the noised mean; the denominator is public."""
         assert summed.total is not None
-        trainer = self.job.setup.trainer
+        trainer, state = self.job.setup.trainer, server.state
         vector, _ = self.plan.layout.decode(summed.total)
         expected = sum(self.job.plan.clients[client].expected_batch_size for client in summed.survivors)
         names = [name for name, p in self.module.named_parameters() if p.requires_grad]
         gradients = unflatten(vector / expected, {name: state[name] for name in names})
-        release = self.job.plan.clients[0].step
-        assert release is not None
-        rate = trainer.learning_rate_for(release.noise_multiplier)
+        rate = trainer.rate_at(server.round, self.job.plan.clients[0])
         new = dict(state)
         for name, gradient in gradients.items():
             direction = gradient + trainer.weight_decay * state[name]

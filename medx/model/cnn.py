@@ -8,14 +8,15 @@ from torch import nn
 
 from medx.dataset import InputSpec
 from medx.model.heads import LinearHead, initialise
-from medx.model.network import WholeNetwork
+from medx.model.network import ConvolutionalStart, WholeNetwork
+from medx.model.weight_standardisation import standardise_convolutions
 from medx.schema import ConfigError, component
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 @component
-class Cnn(WholeNetwork):
+class Cnn(ConvolutionalStart, WholeNetwork):
     """Blocks of 3x3 convolution, GroupNorm and activation, halving the image between them, then a linear head.
 
     Tanh bounds the activations, and with them the gradients that clipping would cut (Papernot et al. 2021);
@@ -31,8 +32,8 @@ class Cnn(WholeNetwork):
             if width % self.num_groups:
                 raise ConfigError(f"model.num_groups={self.num_groups}: must divide every width of {self.widths}")
 
-    def build(self, spec: InputSpec, seed: int) -> nn.Module:
-        """Images ``[n, channels, size, size]`` to outputs ``[n, num_outputs]``; size from 2**(blocks - 1) up."""
+    def start(self, spec: InputSpec, seed: int) -> nn.Module:
+        """Initial weights from ``seed``; raises ConfigError for images below 2**(blocks - 1) pixels."""
         smallest = 2 ** (len(self.widths) - 1)
         if spec.image_size < smallest:
             raise ConfigError(f"model.widths={self.widths}: needs images of {smallest} pixels, not {spec.image_size}")
@@ -46,4 +47,6 @@ class Cnn(WholeNetwork):
                 channels = width
             layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), LinearHead(channels, spec, bias=True)]
             network = nn.Sequential(*layers)
+            if self.weight_standardisation:
+                standardise_convolutions(network)
         return initialise(network, seed)

@@ -17,6 +17,7 @@ from medx.schema import CheckpointError, MedxError
 
 FORMAT = 1
 PACKAGE = "medx.model."
+STARTS_AT_NOTHING = {"pretrain": "none", "phantom_start": 0.0}
 
 
 class ExportedModel(nn.Module):
@@ -64,8 +65,9 @@ def describe(model: Model, spec: InputSpec, mean: Sequence[float], std: Sequence
 
 
 def _plain(component: dict[str, Any]) -> dict[str, Any]:
-    # Public weights were the starting point only: the trained ones are in the file.
-    return {name: None if isinstance(value, Path) else value for name, value in component.items()}
+    # Public weights and phantoms were the starting point only: the trained weights are in the file.
+    plain = {name: None if isinstance(value, Path) else value for name, value in component.items()}
+    return plain | {name: value for name, value in STARTS_AT_NOTHING.items() if name in plain}
 
 
 def save_model(path: Path, description: dict[str, Any], features: FixedFeatures | None, head: nn.Module) -> None:

@@ -1,8 +1,16 @@
 """What models share that train the whole network on images."""
 
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+from torch import nn
+
 from medx.dataset import InputSpec
 from medx.model.base import FixedFeatures, Objective
+from medx.model.cache import cache_folder
 from medx.model.objectives import objective_for
+from medx.model.pretraining import Pretraining, freeze_body, load_body, pretrained_body
+from medx.schema import component
 
 
 class WholeNetwork:
@@ -19,3 +27,38 @@ class WholeNetwork:
     def empty_features(self, spec: InputSpec) -> FixedFeatures | None:
         """None: there is no saved transform to load."""
         return None
+
+
+@component
+class ConvolutionalStart:
+    """Where a convolutional network starts from, and what of it is trained.
+
+    ``weight_standardisation`` standardises every convolution's weights (Qiao et al. 2019). ``pretrain`` phantom
+    starts from a body trained on drawn phantoms, the head at zero (``pretraining.py``). ``train`` head leaves the
+    convolutions as they start, and trains the head and the norms' scales and shifts.
+    """
+
+    weight_standardisation: bool
+    pretrain: Literal["none", "phantom"]
+    num_phantoms: Annotated[int, Ge(1)]
+    pretrain_epochs: Annotated[int, Ge(1)]
+    pretrain_seed: Annotated[int, Ge(0)]
+    train: Literal["all", "head"]
+
+    def start(self, spec: InputSpec, seed: int) -> nn.Module:
+        """The network at its initial weights, before any pretraining on phantoms."""
+        raise NotImplementedError
+
+    def build(self, spec: InputSpec, seed: int) -> nn.Module:
+        """Images ``[n, channels, size, size]`` to outputs ``[n, num_outputs]``; what is not trained has no gradient.
+
+        The first call with ``pretrain`` phantom trains the body (minutes), later ones read it from the cache.
+        """
+        network = self.start(spec, seed)
+        if self.pretrain == "phantom":
+            settings = Pretraining(self.num_phantoms, self.pretrain_epochs, self.pretrain_seed)
+            body = pretrained_body(lambda task: self.start(task, self.pretrain_seed), spec, settings, cache_folder())
+            load_body(network, body)
+        if self.train == "head":
+            freeze_body(network)
+        return network

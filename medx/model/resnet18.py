@@ -13,7 +13,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from medx.dataset import InputSpec
 from medx.model.heads import LinearHead, initialise
-from medx.model.network import WholeNetwork
+from medx.model.network import ConvolutionalStart, WholeNetwork
+from medx.model.weight_standardisation import standardise_convolutions
 from medx.schema import CheckpointError, ConfigError, component
 
 SMALL_IMAGE = 128  # below it, the ordinary stem's division by four would leave too few pixels
@@ -33,7 +34,7 @@ class Block(BasicBlock):
 
 
 @component
-class ResNet18(WholeNetwork):
+class ResNet18(ConvolutionalStart, WholeNetwork):
     """ResNet-18 (He et al. 2016) with GroupNorm (Wu and He 2018) in place of BatchNorm, which couples records.
 
     Below 128 pixels the stem is a 3x3 convolution of stride 1 without pooling. ``weights`` is a local
@@ -46,9 +47,11 @@ class ResNet18(WholeNetwork):
     def __post_init__(self) -> None:
         if 64 % self.num_groups:
             raise ConfigError(f"model.num_groups={self.num_groups}: must divide 64, the narrowest layer")
+        if self.weights is not None and self.pretrain != "none":
+            raise ConfigError(f"model.pretrain={self.pretrain}: accepted with model.weights={self.weights} is none")
 
-    def build(self, spec: InputSpec, seed: int) -> nn.Module:
-        """Images ``[n, channels, size, size]`` to outputs ``[n, num_outputs]``; CheckpointError on bad weights."""
+    def start(self, spec: InputSpec, seed: int) -> nn.Module:
+        """Initial weights from ``seed`` and from the file ``weights``; raises CheckpointError where it does not fit."""
         with torch.device("meta"):
             network = ResNet(Block, [2, 2, 2, 2], norm_layer=partial(nn.GroupNorm, self.num_groups))
             network.relu = nn.ReLU()
@@ -58,6 +61,8 @@ class ResNet18(WholeNetwork):
             else:
                 network.conv1 = nn.Conv2d(spec.num_channels, 64, 7, stride=2, padding=3, bias=False)
             network.fc = LinearHead(512, spec, bias=True)
+            if self.weight_standardisation:
+                standardise_convolutions(network)
         initialise(network, seed)
         if self.weights is not None:
             _load_body(network, self.weights)

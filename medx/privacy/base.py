@@ -32,6 +32,7 @@ class ClientPlan:
 
     ``expected_batch_size`` is the public denominator of a step, sampling probability times *declared* records;
     it never follows the batch that was drawn. ``step`` is None where training is not private.
+    ``federation_batch_size`` is the sum of the expected batches of all clients of the run.
     """
 
     client: int
@@ -41,6 +42,7 @@ class ClientPlan:
     steps_per_round: int
     num_rounds: int
     step: SampledGaussian | None
+    federation_batch_size: float
 
     @property
     def total_steps(self) -> int:

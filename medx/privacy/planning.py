@@ -58,6 +58,7 @@ def client_plans(exposure: Exposure, steps: Sequence[SampledGaussian | None]) ->
                 steps_per_round=exposure.steps_per_round,
                 num_rounds=exposure.num_rounds,
                 step=steps[like],
+                federation_batch_size=sum(batches),
             )
         )
     return tuple(plans)

@@ -10,11 +10,13 @@ from torch import nn
 from medx.model.base import Objective
 from medx.privacy.base import ClientPlan
 from medx.schema import ConfigError, PrivacyError, component
+from medx.trainer.augmentation import AugmentationName, RandomViews
 from medx.trainer.base import ClientUpdate
 from medx.trainer.gradients import GradientModeName, build_mode
 from medx.trainer.gradients.record_loss import Loss, NonFiniteGradientError, RecordLoss, refuse_non_finite
 from medx.trainer.micro_batches import MicroBatches
 from medx.trainer.sampling import poisson_batches
+from medx.trainer.schedule import ScheduleName, learning_rate_factor
 
 MOMENTUM = "momentum/"
 State = dict[str, torch.Tensor]
@@ -25,9 +27,12 @@ class Trainer:
     """What every client does in a round. Stateless: all that lasts between rounds is in the state passed in.
 
     ``expected_batch_size`` None takes every record in every step; ``sampling_probability`` replaces it.
-    ``learning_rate`` None means ``min(max_learning_rate, learning_rate_noise / noise_multiplier)``, which keeps
-    the noise of a step the same at every epsilon. ``momentum`` is beta_1 for adam. ``class_weights`` are public
-    and multiply each record's own loss. ``ema_decay`` is for the server: see ``averaging.average``.
+    ``learning_rate`` None means ``min(max_learning_rate, learning_rate_noise * B / noise_multiplier)``, with B the
+    expected batch of all clients: the noise of a step is then the same at every epsilon and number of records.
+    ``momentum`` is beta_1 for adam. ``class_weights`` are public and multiply each record's own loss. ``ema_decay``
+    is for the server: see ``averaging.average``.
+    ``augmentation_multiplicity`` views of a record make one gradient, which is clipped (``augmentation.RandomViews``).
+    ``schedule`` and ``warmup_steps`` move the rate over the steps of the whole run (``schedule.py``).
     """
 
     local_steps: Annotated[int, Ge(1)]
@@ -45,6 +50,10 @@ class Trainer:
     gradient_mode: GradientModeName
     precision: Literal["fp32", "bf16"]
     class_weights: tuple[Annotated[float, Gt(0)], ...] | None
+    augmentation: AugmentationName
+    augmentation_multiplicity: Annotated[int, Ge(1)]
+    schedule: ScheduleName
+    warmup_steps: Annotated[int, Ge(0)]
 
     def __post_init__(self) -> None:
         if self.expected_batch_size is not None and self.sampling_probability is not None:
@@ -58,6 +67,11 @@ class Trainer:
             raise ConfigError(
                 f"trainer.share_momentum=true: takes optimizer=sgd with momentum > 0, not {self.optimizer} "
                 f"with {self.momentum}"
+            )
+        if self.augmentation_multiplicity > 1 and self.augmentation == "none":
+            raise ConfigError(
+                f"trainer.augmentation_multiplicity={self.augmentation_multiplicity}: needs trainer.augmentation=shift "
+                "or affine, as equal views add nothing"
             )
 
     def sampling_probability_for(self, num_records: int) -> float:
@@ -73,17 +87,28 @@ class Trainer:
             )
         return self.expected_batch_size / num_records
 
-    def learning_rate_for(self, noise_multiplier: float | None) -> float:
-        """The rate under this noise multiplier; None (no privacy) and zero noise get ``max_learning_rate``."""
+    def learning_rate_for(self, plan: ClientPlan) -> float:
+        """The largest rate of the run under this plan; without privacy it is ``max_learning_rate``."""
         if self.learning_rate is not None:
             return self.learning_rate
-        if not noise_multiplier:
+        if plan.step is None or plan.step.noise_multiplier == 0:
             return self.max_learning_rate
         assert self.learning_rate_noise is not None
-        return min(self.max_learning_rate, self.learning_rate_noise / noise_multiplier)
+        follows = self.learning_rate_noise * plan.federation_batch_size / plan.step.noise_multiplier
+        return min(self.max_learning_rate, follows)
 
-    def check(self, num_classes: int) -> None:
-        """Raise ConfigError where ``class_weights`` are not one for each class."""
+    def rate_at(self, step: int, plan: ClientPlan) -> float:
+        """The rate of one step, counted from 0 over the whole run."""
+        factor = learning_rate_factor(self.schedule, step, plan.total_steps, self.warmup_steps)
+        return factor * self.learning_rate_for(plan)
+
+    def check(self, num_classes: int, images: bool = True) -> None:
+        """Raise ConfigError where ``class_weights`` are not one for each class, or views are asked of no images."""
+        if self.augmentation != "none" and not images:
+            raise ConfigError(
+                f"trainer.augmentation={self.augmentation}: takes a model of images, this one has fixed features; "
+                "accepted: none"
+            )
         if self.class_weights is not None and len(self.class_weights) != num_classes:
             raise ConfigError(f"trainer.class_weights={list(self.class_weights)}: takes {num_classes} weights, or null")
 
@@ -107,11 +132,14 @@ class Trainer:
         noise_generator: torch.Generator,
         device: torch.device,
         proximal_mu: float = 0.0,
+        view_generator: torch.Generator | None = None,
+        first_step: int = 0,
     ) -> ClientUpdate:
         """Run ``plan.steps_per_round`` steps from ``state`` on inputs ``[n, ...]`` and labels ``[n]``.
 
-        ``module`` is a workspace: its weights are overwritten. ``noise_generator`` is on ``device``. Where a
-        gradient or a weight is not finite the update abstains and ``state`` comes back as it was given.
+        ``module`` is a workspace: its weights are overwritten. ``noise_generator`` is on ``device``;
+        ``view_generator`` is needed for an augmentation. ``first_step`` counts the run's steps before this round.
+        Where a gradient or a weight is not finite the update abstains and ``state`` comes back as it was given.
         """
         # Not at the top: lightning takes seconds to import, and a wrong configuration is refused without it.
         from medx.trainer.module import ClassificationModule
@@ -121,18 +149,20 @@ class Trainer:
         step = plan.step
         local = ClassificationModule(
             record_loss,
-            lambda parameters: self._optimizer(parameters, module, state, step.noise_multiplier if step else None),
+            lambda parameters: self._optimizer(parameters, module, state, plan),
             step=step,
             expected_batch_size=plan.expected_batch_size,
             noise_generator=noise_generator,
             gradient_mode=self.gradient_mode,
             micro_batch_size=self.micro_batch_size,
             proximal_mu=proximal_mu,
+            views=self._views(view_generator),
         )
         inputs, labels = inputs.to(device), labels.to(device)
         done = 0
         try:
             for rows in poisson_batches(len(labels), _probability(plan), plan.steps_per_round, sample_generator):
+                self._set_rate(local.optimizer, first_step + done, plan)
                 local.take_step(*_select(inputs, labels, rows))
                 done += 1
             refuse_non_finite(record_loss.parameters())
@@ -151,6 +181,7 @@ class Trainer:
         state: State,
         sample_generator: torch.Generator,
         device: torch.device,
+        view_generator: torch.Generator | None = None,
     ) -> list[torch.Tensor]:
         """The clipped sum over one Poisson batch at ``state``, *without noise*: the caller must add it.
 
@@ -161,7 +192,8 @@ class Trainer:
         (rows,) = poisson_batches(len(labels), _probability(plan), 1, sample_generator)
         inputs, labels = (tensor.to(device) for tensor in _select(inputs, labels, rows))
         clip_norm = plan.step.clip_norm if plan.step else float("inf")
-        sums = MicroBatches(mode, self.micro_batch_size).clipped_sum(inputs, labels, clip_norm)
+        pieces = MicroBatches(mode, self.micro_batch_size, self._views(view_generator))
+        sums = pieces.clipped_sum(inputs, labels, clip_norm)
         refuse_non_finite(sums)
         return sums
 
@@ -171,12 +203,23 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in _trained(module):
                 parameter.copy_(state[name])
-        return RecordLoss(module, weighted(objective.loss, self.class_weights, device), self.precision == "bf16")
+        loss = weighted(objective.loss, self.class_weights, device)
+        return RecordLoss(module, loss, self.precision == "bf16", self.augmentation_multiplicity)
+
+    def _views(self, generator: torch.Generator | None) -> RandomViews | None:
+        if self.augmentation == "none":
+            return None
+        assert generator is not None
+        return RandomViews(self.augmentation, self.augmentation_multiplicity, generator)
+
+    def _set_rate(self, optimizer: torch.optim.Optimizer, step: int, plan: ClientPlan) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate_at(step, plan)
 
     def _optimizer(
-        self, parameters: list[nn.Parameter], module: nn.Module, state: State, noise_multiplier: float | None
+        self, parameters: list[nn.Parameter], module: nn.Module, state: State, plan: ClientPlan
     ) -> torch.optim.Optimizer:
-        rate = self.learning_rate_for(noise_multiplier)
+        rate = self.learning_rate_for(plan)
         if self.optimizer == "adam":
             return torch.optim.Adam(parameters, lr=rate, betas=(self.momentum, 0.999), weight_decay=self.weight_decay)
         optimizer = torch.optim.SGD(parameters, lr=rate, momentum=self.momentum, weight_decay=self.weight_decay)

@@ -5,27 +5,34 @@ import math
 
 import torch
 
+from medx.trainer.augmentation import RandomViews
 from medx.trainer.base import GradientMode
 
 logger = logging.getLogger(__name__)
 
 
 class MicroBatches:
-    """Sums over micro-batches of at most ``size`` records; halves ``size`` for good when memory runs out."""
+    """Sums over micro-batches of at most ``size`` images; halves ``size`` for good when memory runs out.
 
-    def __init__(self, mode: GradientMode, size: int) -> None:
+    Where there are ``views`` of a record, each is an image. They are drawn for the whole batch, so that the sum does
+    not depend on how it is cut.
+    """
+
+    def __init__(self, mode: GradientMode, size: int, views: RandomViews | None = None) -> None:
         self.mode = mode
-        self.size = size
+        self.views = views
+        self.size = size if views is None else max(1, size // views.multiplicity)
 
     def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
         """As GradientMode, for a batch of any size; raises torch.OutOfMemoryError where one record is too many."""
         if len(labels) == 0:
             return self.mode.clipped_sum(inputs, labels, clip_norm)
+        drawn = None if self.views is None else self.views.draw(len(labels))
         sums: list[torch.Tensor] = []
         start = 0
         while start < len(labels):
             stop = start + even_piece(len(labels) - start, self.size)
-            part = self._attempt(inputs[start:stop], labels[start:stop], clip_norm)
+            part = self._attempt(inputs, labels, drawn, slice(start, stop), clip_norm)
             if part is None:
                 # Here, and not while the error is handled: its traceback still holds the memory.
                 torch.cuda.empty_cache()
@@ -36,11 +43,16 @@ class MicroBatches:
             start = stop
         return sums
 
-    def _attempt(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor] | None:
+    def _attempt(
+        self, inputs: torch.Tensor, labels: torch.Tensor, drawn: torch.Tensor | None, part: slice, clip_norm: float
+    ) -> list[torch.Tensor] | None:
         try:
-            return self.mode.clipped_sum(inputs, labels, clip_norm)
+            images = inputs[part]
+            if self.views is not None and drawn is not None:
+                images = self.views.apply(images, drawn[part])
+            return self.mode.clipped_sum(images, labels[part], clip_norm)
         except torch.OutOfMemoryError:
-            if len(labels) == 1:
+            if part.stop - part.start == 1:
                 raise
             return None
 

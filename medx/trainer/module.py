@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from medx.privacy.base import SampledGaussian
+from medx.trainer.augmentation import RandomViews
 from medx.trainer.gradients import GradientModeName, build_mode
 from medx.trainer.gradients.record_loss import RecordLoss, refuse_non_finite
 from medx.trainer.micro_batches import MicroBatches
@@ -33,6 +34,7 @@ class ClassificationModule(LightningModule):
         gradient_mode: GradientModeName,
         micro_batch_size: int,
         proximal_mu: float,
+        views: RandomViews | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -41,7 +43,8 @@ class ClassificationModule(LightningModule):
         self.optimizer = optimizer(self.trained)
         self.clip_norm = math.inf if step is None else step.clip_norm
         self.expected_batch_size = expected_batch_size
-        self.gradients = MicroBatches(build_mode(gradient_mode, record_loss, step is not None), micro_batch_size)
+        mode = build_mode(gradient_mode, record_loss, step is not None)
+        self.gradients = MicroBatches(mode, micro_batch_size, views)
         self.release = None
         if step is not None:
             self.release = GaussianRelease(self.optimizer, step, expected_batch_size, noise_generator)

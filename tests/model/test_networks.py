@@ -64,8 +64,10 @@ def test_cnn_is_small() -> None:
 
 
 def test_cnn_refuses_groups_that_do_not_divide() -> None:
+    fields = yaml.safe_load((CONF / "cnn.yaml").read_text()) | {"num_groups": 5}
+    del fields["_target_"]
     with pytest.raises(ConfigError, match="num_groups=5"):
-        Cnn(widths=(16, 32), num_groups=5, activation="tanh")
+        Cnn(**fields)
 
 
 def test_resnet18_bears_per_record_hooks() -> None:

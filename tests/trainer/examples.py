@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,14 @@ from medx.trainer.gradients.record_loss import RecordLoss
 
 SPEC = InputSpec(num_channels=1, image_size=28, num_classes=3, task="ordinal")
 BINARY = InputSpec(num_channels=1, image_size=28, num_classes=2, task="binary")
+PLAIN: dict[str, Any] = {
+    "weight_standardisation": False,
+    "pretrain": "none",
+    "num_phantoms": 40,
+    "pretrain_epochs": 1,
+    "pretrain_seed": 0,
+    "train": "all",
+}
 MODE_NAMES = sorted(MODES.keys() - {"auto"})
 
 
@@ -42,8 +51,8 @@ def build_network(name: str) -> nn.Module:
     if name == "linear":
         return perturbed(LinearHead(12, SPEC, bias=True))
     if name == "cnn":
-        return perturbed(Cnn(widths=(16, 32, 64, 64), num_groups=4, activation="tanh").build(BINARY, seed=0))
-    return smooth(perturbed(ResNet18(num_groups=32, weights=None).build(BINARY, seed=0)))
+        return perturbed(Cnn(widths=(16, 32, 64, 64), num_groups=4, activation="tanh", **PLAIN).build(BINARY, seed=0))
+    return smooth(perturbed(ResNet18(num_groups=32, weights=None, **PLAIN).build(BINARY, seed=0)))
 
 
 def build_batch(name: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:

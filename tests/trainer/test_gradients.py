@@ -89,6 +89,8 @@ LAYERS = {
     "conv dilated": (nn.Conv2d(3, 5, (3, 2), padding=(2, 1), dilation=2), (3, 9, 8)),
     "conv large map": (nn.Conv2d(2, 3, 3, padding=1, dilation=(1, 2), stride=(1, 2)), (2, 24, 36)),
     "conv small map": (nn.Conv2d(32, 64, 3, stride=2, padding=1), (32, 4, 5)),
+    "conv many channels": (nn.Conv2d(9, 5, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2)), (9, 12, 10)),
+    "conv pixels": (nn.Conv2d(64, 64, (3, 2), padding=1, dilation=(1, 2)), (64, 5, 4)),
     "conv small dilated": (nn.Conv2d(64, 64, 2, dilation=2, padding=1), (64, 4, 3)),
     "linear on a sequence": (nn.Linear(6, 4), (7, 6)),
     "linear on a short sequence": (nn.Linear(64, 96), (2, 64)),

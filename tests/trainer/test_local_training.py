@@ -35,7 +35,7 @@ def make_trainer(**changes: object) -> Trainer:
 
 def make_plan(steps: int = 2, probability: float = 1.0, private: bool = True, records: int = 4) -> ClientPlan:
     step = SampledGaussian(probability, noise_multiplier=2.0, clip_norm=0.5) if private else None
-    return ClientPlan(0, records, probability, probability * records, steps, 1, step)
+    return ClientPlan(0, records, probability, probability * records, steps, 1, step, probability * records)
 
 
 def run(trainer: Trainer, plan: ClientPlan, name: str = "cnn", client: int = 0, mu: float = 0.0, **changes: object):
@@ -196,10 +196,15 @@ def test_presets_build_and_name_every_field(preset):
 
 def test_learning_rate_keeps_the_noise_of_a_step():
     trainer = instantiate(yaml.safe_load((CONF / "scatternet.yaml").read_text()))
-    assert trainer.learning_rate_for(65.0) == pytest.approx(trainer.learning_rate_noise / 65.0)
-    assert trainer.learning_rate_for(1e-3) == trainer.max_learning_rate
-    assert trainer.learning_rate_for(None) == trainer.max_learning_rate
-    assert make_trainer().learning_rate_for(65.0) == 0.1
+
+    def plan(records: int, noise_multiplier: float) -> ClientPlan:
+        return replace(make_plan(records=records), step=SampledGaussian(1.0, noise_multiplier, 0.5))
+
+    assert trainer.learning_rate_for(plan(100, 65.0)) == pytest.approx(trainer.learning_rate_noise * 100 / 65.0)
+    assert trainer.learning_rate_for(plan(50, 65.0)) == pytest.approx(trainer.learning_rate_for(plan(100, 130.0)))
+    assert trainer.learning_rate_for(plan(100, 1e-3)) == trainer.max_learning_rate
+    assert trainer.learning_rate_for(replace(plan(100, 1.0), step=None)) == trainer.max_learning_rate
+    assert make_trainer().learning_rate_for(plan(100, 65.0)) == 0.1
 
 
 def test_sampling_probability_follows_the_declared_records():

@@ -1,25 +1,49 @@
 """Clipped sums in one backward pass: norms from activations and output gradients, then one weighted sum a layer."""
 
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from medx.trainer.gradients.layer_rules import Contribution, Rule, find_rule
+from medx.trainer.gradients.contributions import Call, Contribution, Rule
+from medx.trainer.gradients.layer_rules import find_rule
 from medx.trainer.gradients.record_loss import RecordLoss, UnsupportedModuleError, clip_factors, sum_dtype
 
 
-@dataclass(frozen=True)
-class _Capture:
-    """A layer's input and the place of its output in the graph, which later in-place changes do not move."""
+class _Tape:
+    """The calls of one forward pass; each leaves it for its contributions when its output's gradient arrives.
 
-    name: str
-    module: nn.Module
-    rule: Rule
-    inputs: torch.Tensor
-    version: int
-    output: GradientEdge
+    So no output gradient outlives its layer's turn in the backward pass but where the rule keeps it.
+    """
+
+    def __init__(self) -> None:
+        self.modules: list[nn.Module] = []
+        self.lowest: list[GradientEdge] = []
+        self.contributions: list[Contribution] = []
+        self._waiting: dict[int, tuple[Call, int]] = {}
+
+    def forward_hook(
+        self, name: str, rule: Rule, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> None:
+        """Note the call, and have its output's gradient, from before any in-place change, sent to its rule."""
+        place, given = len(self.modules), args[0].detach()
+        self.modules.append(module)
+        self._waiting[place] = (Call(module, given, output.grad_fn), given._version)
+        if not args[0].requires_grad:
+            self.lowest.append(get_gradient_edge(output))
+        output.register_hook(partial(self._arrived, place, name, rule))  # type: ignore[no-untyped-call]
+
+    def _arrived(self, place: int, name: str, rule: Rule, gradient: torch.Tensor) -> None:
+        call, version = self._waiting.pop(place)
+        if call.inputs._version != version:
+            raise UnsupportedModuleError(f"gradient_mode=book_keeping: input of {name} changed in place")
+        kind = sum_dtype(gradient)
+        self.contributions += rule(Call(call.module, call.inputs.to(kind), call.node), gradient.to(kind))
+
+    def clear(self) -> None:
+        """Forget calls whose output took no part in the loss: they and the graph hold each other."""
+        self._waiting.clear()
 
 
 class BookKeeping:
@@ -31,51 +55,45 @@ class BookKeeping:
     """
 
     def __init__(self, record_loss: RecordLoss) -> None:
+        if record_loss.views > 1:
+            raise UnsupportedModuleError("gradient_mode=book_keeping takes one view of a record; use hooks for several")
         self.record_loss = record_loss
         self._layers = supported_layers(record_loss.module)
+        self._parameters = record_loss.parameters()
         self._uses_checked = False
 
     def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
         """Sum of clipped per-record gradients; see GradientMode."""
-        parameters = self.record_loss.parameters()
         if len(labels) == 0:
             return self.record_loss.zeros()
         contributions = self._contributions(inputs, labels)
-        squared = torch.stack([part.squared_norms for part in contributions]).sum(0)
-        factors = clip_factors(squared, clip_norm)
-        sums = {part.parameter: part.weighted_sum(factors.to(sum_dtype(part.parameter))) for part in contributions}
-        return [sums[p] if p in sums else torch.zeros_like(p, requires_grad=False) for p in parameters]
+        factors = clip_factors(torch.stack([part.squared_norms for part in contributions]).sum(0), clip_norm)
+        sums: dict[torch.Tensor, torch.Tensor] = {}
+        with torch.no_grad():
+            while contributions:  # each is let go of when it is summed
+                part = contributions.pop()
+                sums[part.parameter] = part.weighted_sum(factors.to(sum_dtype(part.parameter)))
+        return [sums[p] if p in sums else torch.zeros_like(p, requires_grad=False) for p in self._parameters]
 
     def _contributions(self, inputs: torch.Tensor, labels: torch.Tensor) -> list[Contribution]:
-        captures, losses = self._forward(inputs, labels)
-        if not self._uses_checked:
-            refuse_reused_parameters(losses, captures, self.record_loss.parameters())
-            self._uses_checked = True
-        gradients = torch.autograd.grad(losses.sum(), [capture.output for capture in captures], allow_unused=True)
-        parts: list[Contribution] = []
-        for capture, gradient in zip(captures, gradients, strict=True):
-            if capture.inputs._version != capture.version:
-                raise UnsupportedModuleError(f"gradient_mode=book_keeping: input of {capture.name} changed in place")
-            if gradient is not None:
-                kind = sum_dtype(gradient)
-                parts += capture.rule(capture.module, capture.inputs.to(kind), gradient.to(kind))
-        return parts
-
-    def _forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[list[_Capture], torch.Tensor]:
-        captures: list[_Capture] = []
-        handles = []
-        for name, module, rule in self._layers:
-
-            def capture(
-                called: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor,
-                name: str = name, rule: Rule = rule,
-            ) -> None:  # fmt: skip
-                given = args[0].detach()
-                captures.append(_Capture(name, called, rule, given, given._version, get_gradient_edge(output)))
-
-            handles.append(module.register_forward_hook(capture))
+        tape = _Tape()
         try:
-            return captures, self.record_loss(inputs, labels)
+            losses = self._forward(tape, inputs, labels)
+            if not self._uses_checked:
+                refuse_reused_parameters(losses, tape.modules, self._parameters)
+                self._uses_checked = True
+            # Below every layer whose input takes a gradient lies one of the lowest, so this visits all of them.
+            torch.autograd.grad(losses.sum(), tape.lowest, allow_unused=True)
+            return tape.contributions
+        finally:
+            tape.clear()
+
+    def _forward(self, tape: _Tape, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        handles = [
+            module.register_forward_hook(partial(tape.forward_hook, name, rule)) for name, module, rule in self._layers
+        ]
+        try:
+            return self.record_loss(inputs, labels)
         finally:
             for handle in handles:
                 handle.remove()
@@ -100,15 +118,15 @@ def supported_layers(module: nn.Module) -> list[tuple[str, nn.Module, Rule]]:
     return layers
 
 
-def refuse_reused_parameters(losses: torch.Tensor, captures: list[_Capture], parameters: list[nn.Parameter]) -> None:
-    """Raise UnsupportedModuleError unless every parameter enters the graph once, through its captured layer.
+def refuse_reused_parameters(losses: torch.Tensor, called: list[nn.Module], parameters: list[nn.Parameter]) -> None:
+    """Raise UnsupportedModuleError unless every parameter enters the graph once, through a layer that was called.
 
     A second use, by a second call or by a function on the weight, would be missing from the norms.
     """
     uses = _count_uses(losses.grad_fn)
-    captured = {p for capture in captures for p in capture.module.parameters(recurse=False)}
+    captured = {p for module in called for p in module.parameters(recurse=False)}
     reused = [p for p in parameters if uses.get(p, 0) > (1 if p in captured else 0)]
-    if reused or len({id(capture.module) for capture in captures}) < len(captures):
+    if reused or len({id(module) for module in called}) < len(called):
         raise UnsupportedModuleError(
             "gradient_mode=book_keeping: a parameter is used twice in one forward pass, or outside its layer; use hooks"
         )

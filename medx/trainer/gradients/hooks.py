@@ -64,17 +64,17 @@ class Hooks:
         return clip_and_sum(per_record, clip_norm)
 
     def _per_record(self, inputs: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
-        parameters = self.record_loss.parameters()
+        parameters, views = self.record_loss.parameters(), self.record_loss.views
         losses = self.record_loss(inputs, labels)
         used = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
         gradients = []
         for parameter, gradient in zip(parameters, used, strict=True):
             sample = parameter.grad_sample  # type: ignore[attr-defined]
             if sample is None:
-                sample = parameter.new_zeros(len(labels), *parameter.shape)
+                sample = parameter.new_zeros(len(labels) * views, *parameter.shape)
             if not self._checked and gradient is not None:
                 _refuse_partial(sample, gradient)
-            gradients.append(sample)
+            gradients.append(sample.view(len(labels), views, *parameter.shape).sum(1) if views > 1 else sample)
         self._checked = True
         return gradients
 

@@ -1,5 +1,7 @@
 """Per-record gradients by ``torch.func``: vmap over grad."""
 
+from dataclasses import replace
+
 import torch
 from torch.func import functional_call, grad, vmap
 
@@ -24,7 +26,7 @@ class Vmap:
                 output: torch.Tensor = functional_call(module, parameters, (batch,))
                 return output
 
-            single = RecordLoss(_Call(forward), self.record_loss.loss, self.record_loss.bf16)
+            single = replace(self.record_loss, module=_Call(forward))
             return single(row.unsqueeze(0), label.unsqueeze(0)).sum()
 
         per_record = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")(trainable, inputs, labels)
