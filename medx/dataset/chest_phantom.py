@@ -143,7 +143,7 @@ def _opacity(frame: _Frame, count: int, side: int, generator: np.random.Generato
     texture = smooth_field(generator, count, 9, side)
     diffuse = 0.55 * perihilar * (1 + 0.6 * texture)
     shape = np.choose(kind, [patchy * (1 + 0.2 * texture), lobar * (1 + 0.2 * texture), diffuse])
-    return (uniform(generator, count, 0.25, 0.85) * shape).clip(0, 0.95)
+    return (uniform(generator, count, 0.4, 1.0) * shape).clip(0, 0.95)
 
 
 def _focus(frame: _Frame, count: int, radii: tuple[float, float], generator: np.random.Generator) -> np.ndarray:

@@ -47,28 +47,32 @@ class MulticlassObjective:
 class OrdinalObjective:
     """Proportional odds (McCullagh 1980): output k is the logit of P(class <= k), K - 1 outputs for K classes.
 
-    Outputs out of order are sorted, and gaps below ``SMALLEST_GAP`` widened, so that every class keeps a
-    positive probability whatever noise did to the cut points.
+    The loss is the all-threshold one (Rennie and Srebro 2005): the mean over cut points of the logistic loss of
+    "class <= k". Every record pulls at every cut point. The likelihood's gradient touches a record's two neighbours
+    only, and clipping then drives cut points together until a class between them is gone.
     """
 
     num_outputs: int
 
     def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """``[batch]`` losses from cumulative logits ``[batch, classes - 1]`` and labels ``[batch]``."""
-        return -self._log_probabilities(outputs).gather(1, labels[:, None])[:, 0]
+        cuts = torch.arange(self.num_outputs, device=labels.device)
+        signs = (labels[:, None] > cuts).to(outputs.dtype) * 2 - 1
+        return functional.softplus(signs * outputs).mean(1)
 
     def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
-        """``[batch, classes]`` probabilities."""
-        return self._log_probabilities(outputs).exp()
+        """``[batch, classes]`` probabilities.
 
-    def _log_probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        Outputs out of order are sorted, and gaps below ``SMALLEST_GAP`` widened, so that every class keeps a
+        positive probability whatever noise did to the cut points.
+        """
         ordered = outputs.sort(1).values
         above = functional.pad(functional.logsigmoid(ordered), (0, 1))
         below = functional.pad(functional.logsigmoid(-ordered), (1, 0))
         gaps = (ordered[:, 1:] - ordered[:, :-1]).clamp(min=SMALLEST_GAP)
         inside = functional.pad(torch.log(-torch.expm1(-gaps)), (1, 1))
         # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), which no rounding makes negative.
-        return (above + below + inside).log_softmax(1)
+        return (above + below + inside).softmax(1)
 
 
 OBJECTIVES: dict[Task, Callable[[int], Objective]] = {

@@ -42,20 +42,27 @@ def phantom_basis(
     # Views, colours and the constant come after the projection: every choice of them shares one basis.
     settings = replace(settings, num_views=1, colour_cells=0, colour_weight=0, bias=0)
     recipe = (CODE, FEATURES_CODE, asdict(settings), num_phantoms, whitening_exponent, seed)
-    probe = tensors_digest({"phantoms": _phantoms(settings, NUM_PROBES, seed)})
+    probe = phantoms_probe(settings, seed)
     fit = partial(_fit, settings, num_phantoms, whitening_exponent, seed)
     return cached(cache, "basis", f"{recipe} {probe}", fit)
 
 
-def _phantoms(settings: ScatterSettings, count: int, seed: int) -> torch.Tensor:
-    """``float32 [count, channels, size, size]`` in -1..1."""
+def draw_phantoms(settings: ScatterSettings, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images ``float32 [count, channels, size, size]`` in -1..1 and labels ``int64 [count]``."""
     generator = numpy_generator(derive_seed(seed, "phantom-basis"))
-    drawn, _ = PHANTOMS[settings.num_channels](count, settings.image_size, generator)
-    return torch.from_numpy(drawn).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+    drawn, labels = PHANTOMS[settings.num_channels](count, settings.image_size, generator)
+    images = torch.from_numpy(drawn).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return images.contiguous(), torch.from_numpy(labels)
+
+
+def phantoms_probe(settings: ScatterSettings, seed: int) -> str:
+    """A digest of a few phantoms, which stands for the code that draws them in a cache's key."""
+    images, labels = draw_phantoms(settings, NUM_PROBES, seed)
+    return tensors_digest({"images": images, "labels": labels})
 
 
 def _fit(settings: ScatterSettings, num_phantoms: int, whitening_exponent: float, seed: int) -> Tensors:
-    images = _phantoms(settings, num_phantoms, seed)
+    images, _ = draw_phantoms(settings, num_phantoms, seed)
     # The projection is linear: the views of a phantom would add little that another phantom does not.
     plain = ScatterFeatures(replace(settings, num_components=0))
     rows = compute_features(plain.coefficients, images)

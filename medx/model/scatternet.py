@@ -8,11 +8,12 @@ from annotated_types import Ge, Gt, Le
 from torch import nn
 
 from medx.dataset import InputSpec
-from medx.model.base import FixedFeatures, Objective
+from medx.model.base import Objective
 from medx.model.cache import cache_folder
 from medx.model.heads import LinearHead, initialise
 from medx.model.objectives import objective_for
 from medx.model.phantom_basis import phantom_basis
+from medx.model.phantom_head import phantom_head, phantoms_fit
 from medx.model.scatter_features import VIEWS, ScatterFeatures, ScatterSettings
 from medx.schema import component
 
@@ -25,6 +26,8 @@ class ScatterNet:
 
     ``num_scales`` null: as many as leave about 7x7 cells. ``basis`` none: all coefficients, unprojected.
     ``hidden`` 0: a linear head; else one tanh layer of that width before it. Pooled colours need 3 channels.
+    ``phantom_start``: a linear head starts at this multiple of the head that phantoms' own labels give, where those
+    are the task's (clear or opaque in grey, five grades in colour), else at zero.
     """
 
     num_scales: Annotated[int, Ge(1)] | None
@@ -40,6 +43,7 @@ class ScatterNet:
     colour_weight: Annotated[float, Ge(0)]
     bias: Annotated[float, Gt(0)]
     hidden: Annotated[int, Ge(0)]
+    phantom_start: Annotated[float, Ge(0)]
 
     def objective(self, spec: InputSpec) -> Objective:
         """The loss and the probabilities for this task."""
@@ -61,7 +65,7 @@ class ScatterNet:
             bias=self.bias,
         )
 
-    def features(self, spec: InputSpec) -> FixedFeatures | None:
+    def features(self, spec: InputSpec) -> ScatterFeatures:
         """The features; fits the phantom basis on first use (half a minute), then reads it from the cache."""
         features = self.empty_features(spec)
         if self.basis == "phantom":
@@ -76,7 +80,7 @@ class ScatterNet:
         return ScatterFeatures(self.settings(spec))
 
     def build(self, spec: InputSpec, seed: int) -> nn.Module:
-        """Features ``[n, num_features]`` to outputs ``[n, num_outputs]``; the head starts at zero."""
+        """Features ``[n, num_features]`` to outputs ``[n, num_outputs]``; see ``phantom_start``."""
         width = self.settings(spec).num_features
         with torch.device("meta"):
             if self.hidden == 0:
@@ -85,4 +89,13 @@ class ScatterNet:
             else:
                 inner = nn.Linear(width, self.hidden, bias=False)
                 head = nn.Sequential(inner, nn.Tanh(), LinearHead(self.hidden, spec, bias=True))
-        return initialise(head, seed)
+        head = initialise(head, seed)
+        if self.phantom_start and self.hidden == 0 and phantoms_fit(spec):
+            self._approach_phantoms(head, spec)
+        return head
+
+    def _approach_phantoms(self, head: nn.Module, spec: InputSpec) -> None:
+        features = self.features(spec)
+        fitted = phantom_head(features, spec, self.num_phantoms, self.phantom_seed, cache_folder())
+        state = head.state_dict()
+        head.load_state_dict({name: torch.lerp(state[name], fitted[name], self.phantom_start) for name in state})

@@ -23,14 +23,28 @@ def test_binary_is_torchs_logistic_loss(generator: torch.Generator) -> None:
     assert torch.allclose(objective_for(SPECS[0]).loss(outputs, labels), expected, atol=1e-5)
 
 
-def test_ordinal_is_the_naive_likelihood(generator: torch.Generator) -> None:
+def test_ordinal_probabilities_are_differences_of_the_cumulative_ones(generator: torch.Generator) -> None:
     outputs = torch.randn(20, 4, generator=generator).sort(1).values.double() * 3
-    labels = torch.arange(20) % 5
     cumulative = functional.pad(torch.cat((torch.sigmoid(outputs), torch.ones(20, 1)), 1), (1, 0)).double()
     expected = cumulative.diff(dim=1)
-    objective = OrdinalObjective(4)
-    assert torch.allclose(objective.probabilities(outputs), expected, atol=1e-12)
-    assert torch.allclose(objective.loss(outputs, labels), -expected.gather(1, labels[:, None])[:, 0].log())
+    assert torch.allclose(OrdinalObjective(4).probabilities(outputs), expected, atol=1e-12)
+
+
+def test_ordinal_loss_is_the_mean_over_cut_points(generator: torch.Generator) -> None:
+    outputs = torch.randn(20, 4, generator=generator)
+    for row, label in zip(outputs, torch.arange(20) % 5, strict=True):
+        terms = [functional.binary_cross_entropy_with_logits(row[k], (label <= k).float()) for k in range(4)]
+        assert torch.allclose(OrdinalObjective(4).loss(row[None], label[None])[0], torch.stack(terms).mean())
+
+
+def test_ordinal_loss_keeps_every_class_under_clipping() -> None:
+    # Equal classes and nothing to learn: gradients of norm one each must leave every class its fifth, roughly.
+    labels, cuts = torch.arange(100) % 5, torch.tensor([-1.4, -0.4, 0.4, 1.4])
+    for _ in range(400):
+        logits = cuts.expand(100, 4).clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(OrdinalObjective(4).loss(logits, labels).sum(), logits)
+        cuts = cuts - 0.2 * (gradient / gradient.norm(dim=1, keepdim=True)).mean(0)
+    assert OrdinalObjective(4).probabilities(cuts[None]).min() > 0.1
 
 
 @pytest.mark.parametrize("outputs", [[3.0, -1.0, 2.0, 0.0], [0.0] * 4, [1e4, -1e4, 5.0, 5.0], [-200.0] * 4])

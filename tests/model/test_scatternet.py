@@ -11,7 +11,7 @@ from torch import nn
 from medx.dataset import InputSpec
 from medx.model import FixedFeatures
 from medx.model.cache import cached_features, compute_features
-from medx.model.phantom_basis import principal_components
+from medx.model.phantom_basis import draw_phantoms, principal_components
 from medx.model.scatter_features import ScatterFeatures
 from medx.model.scatternet import ScatterNet
 from medx.schema import ConfigError
@@ -139,7 +139,7 @@ def test_refuses_more_components_than_phantoms_and_odd_channels() -> None:
 
 def test_head_starts_at_zero_with_the_constant_as_bias() -> None:
     spec = InputSpec(1, 28, 2, "binary")
-    (weight,) = scatternet(**SMALL).build(spec, 0).parameters()
+    (weight,) = scatternet(**SMALL, phantom_start=0).build(spec, 0).parameters()
     assert weight.shape == (1, 21)
     assert not weight.any()
     shallow = scatternet(**SMALL, hidden=8).build(spec, 0)
@@ -190,3 +190,20 @@ def test_fingerprint_follows_the_settings() -> None:
     settings = scatternet(basis="none").settings(InputSpec(1, 28, 2, "binary"))
     changes: tuple[dict[str, Any], ...] = ({}, {"bias": 0.2}, {"num_views": 2})
     assert len({ScatterFeatures(replace(settings, **change)).fingerprint for change in changes}) == 3
+
+
+@pytest.mark.parametrize("spec", [InputSpec(1, 28, 2, "binary"), InputSpec(3, 28, 5, "ordinal")], ids=lambda s: s.task)
+def test_the_head_starts_towards_what_phantoms_teach(spec: InputSpec) -> None:
+    model = scatternet(num_phantoms=400, num_components=20)
+    features = model.features(spec)
+    drawn, labels = draw_phantoms(features.settings, 300, seed=9)
+    rows = features(drawn)
+    heads = [scatternet(num_phantoms=400, num_components=20, phantom_start=scale).build(spec, 0) for scale in (0, 0.5)]
+    losses = [model.objective(spec).loss(head(rows), labels).mean().item() for head in heads]
+    assert losses[1] < 0.9 * losses[0]
+    assert all(torch.equal(a, b) for a, b in zip(model.build(spec, 0).parameters(), heads[1].parameters(), strict=True))
+
+
+def test_labels_that_phantoms_do_not_have_leave_the_head_at_zero() -> None:
+    head = scatternet(**SMALL).build(InputSpec(1, 28, 9, "multiclass"), 0)
+    assert not any(parameter.any() for parameter in head.parameters())
