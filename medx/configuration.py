@@ -20,7 +20,7 @@ from medx.schema import CheckpointError, ConfigError
 GROUPS = ("dataset", "partition", "model", "trainer", "privacy", "federation", "aggregation", "runtime", "tracking")
 # What a run's numbers do not depend on, so that it is known by the same hash wherever and whenever it runs.
 WHERE = ("cache", "tracking", "runtime")
-NOT_HASHED = ("seed", "resume", "study", *WHERE)
+NOT_HASHED = ("seed", "resume", "study", "select", *WHERE)
 CONF = Path(__file__).parent.parent / "conf"
 
 

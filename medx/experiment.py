@@ -58,6 +58,7 @@ class Experiment:
     seed: Annotated[int, Ge(0)]
     device: str
     cache: str
+    select: str | None
     baseline: Annotated[list[Baseline], BeforeValidator(_as_list)]
     dataset: SkipValidation[Dataset]
     partition: SkipValidation[Partition]

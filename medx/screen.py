@@ -136,8 +136,10 @@ class Screen:
             print(_ascii(line), file=self._file, flush=True)
 
 
-def sweep_table(results: Sequence[Outcome], file: TextIO | None = None, width: int | None = None) -> None:
-    """One table over the jobs of a sweep; a job without a result is shown by its error line."""
+def sweep_table(
+    results: Sequence[Outcome], file: TextIO | None = None, width: int | None = None, notes: Sequence[str] = ()
+) -> None:
+    """One table over the jobs of a sweep, then ``notes``; a job without a result is shown by its error line."""
     file = file or sys.stdout
     finished = [(job, result) for job, result in results if isinstance(result, ExperimentResult)]
     headers, rows = list(HEADERS), [_row(job, result) for job, result in finished]
@@ -147,7 +149,7 @@ def sweep_table(results: Sequence[Outcome], file: TextIO | None = None, width: i
     shouts += [SYNTHETIC] if any(result.dataset.synthetic for _, result in finished) else []
     shouts += [f"{_label(job)}{result.status}: {result.error}" for job, result in finished if result.error]
     shouts += [f"{_label(job)}FAILED: {result}" for job, result in results if isinstance(result, str)]
-    closing = [_open_ui(finished)] if finished else []
+    closing = [*notes, *([_open_ui(finished)] if finished else [])]
     if not file.isatty():
         for line in [*(_plain_table(headers, rows) if rows else []), *(f"!! {text}" for text in shouts), *closing]:
             print(_ascii(line), file=file, flush=True)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 SWEEP_FILE = "sweep.json"
 FAILURE_FILE = "failure.json"
+SELECTION_FILE = "selection.json"
 _FAILED: list[str] = []
 _KILLED: list[str] = []
 _FOLDERS: list[Path] = []
@@ -92,7 +93,28 @@ def show(folder: Path) -> None:
         else:
             results.append((name, "ended without a result"))
             _FAILED.append(name)
-    sweep_table(results)
+    sweep_table(results, notes=selections(folder, results))
+
+
+def selections(folder: Path, results: list[tuple[str, Any]]) -> list[str]:
+    """Where the jobs ask for it: the best run of each seed in a line and in ``selection.json``, and what all spent."""
+    from medx.results import ExperimentResult
+    from medx.schema import MedxError
+    from medx.selection import by_seed
+
+    jobs = {id(result): name for name, result in results if isinstance(result, ExperimentResult)}
+    finished = [result for _, result in results if isinstance(result, ExperimentResult)]
+    metrics = {str(metric) for result in finished if (metric := result.config.get("select"))}
+    if not metrics:
+        return []
+    try:
+        (metric,) = metrics
+        found = {jobs[id(selection.result)]: selection for selection in by_seed(finished, metric)}
+    except (MedxError, ValueError) as error:
+        return [f"no run was selected: {error}"]
+    text = json.dumps({job: selection.summary() for job, selection in found.items()}, indent=2)
+    (folder / SELECTION_FILE).write_text(text)
+    return [selection.line(job) for job, selection in found.items()]
 
 
 def _job_order(path: Path) -> tuple[int, str]:

@@ -96,8 +96,6 @@ class SumRounds:
 
     def settings(self, server: ServerState, number: int) -> dict[str, ConfigRecordValues]:
         """What clients must know beside the model: the strategy's settings, and the round's clip norm."""
-        if self.plan.kind == "gradient":
-            return {}
         shown = cast(Grid, SampledGrid([1]))
         messages = self.strategy.configure_train(number, to_record(parameters_of(server.state)), ConfigRecord(), shown)
         settings = dict(next(iter(messages)).content.config_records["config"])
@@ -127,7 +125,7 @@ class SumRounds:
         }
 
     def step(self, server: ServerState, summed: Summed) -> tuple[State, int]:
-        """One step of SGD with momentum on the noised mean; the denominator is public."""
+        """One step of SGD with momentum on the noised mean, with a public denominator; then the strategy's."""
         assert summed.total is not None
         trainer, state = self.job.setup.trainer, server.state
         vector, _ = self.plan.layout.decode(summed.total)
@@ -142,20 +140,24 @@ class SumRounds:
                 direction = trainer.momentum * state[MOMENTUM + name] + direction
                 new[MOMENTUM + name] = direction
             new[name] = state[name] - rate * direction
-        return new, 0
+        return self.moved(server, new), 0
 
     def mean(self, server: ServerState, summed: Summed) -> tuple[State, int]:
-        """The mean of the updates, weighted or clipped, through the strategy as if it were one client's answer."""
+        """The mean of the updates, weighted or clipped, through the strategy."""
         assert summed.total is not None
         vector, scalars = self.plan.layout.decode(summed.total)
         vector = self.clipped.mean(vector, scalars) if self.clipped else vector / scalars[WEIGHT]
         deltas = unflatten(vector, self.like(server.state))
         mean = {name: tensor + deltas[name].to(tensor.dtype) for name, tensor in server.state.items()}
+        return self.moved(server, mean), round(scalars.get(SATURATED, 0.0))
+
+    def moved(self, server: ServerState, mean: State) -> State:
+        """Where the strategy goes, given ``mean`` as if it were one client's answer."""
         content = RecordDict({"arrays": to_record(parameters_of(mean)), "metrics": MetricRecord({"num-examples": 1})})
         arrays, _ = self.strategy.aggregate_train(server.round + 1, [Message(content, 1, "train")])
         if arrays is None:
             raise RoundAborted(f"round {server.round + 1}: the strategy gave no result")
-        return self.merged(server.state, arrays, mean), round(scalars.get(SATURATED, 0.0))
+        return self.merged(server.state, arrays, mean)
 
     def merged(self, old: State, arrays: ArrayRecord, mean: State) -> State:
         """The strategy's parameters in the old types, with the mean momentum."""

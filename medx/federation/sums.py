@@ -15,7 +15,6 @@ from medx.aggregation.plain import PlainAggregation
 from medx.aggregation.roster import Parameters, Roster
 from medx.aggregation.secure import SecureAggregation
 from medx.federation.base import Federation
-from medx.federation.fedavg import FedAvg
 from medx.federation.job import Job, Prepared, Setup, build_module
 from medx.federation.payload import MOMENTUM, State
 from medx.privacy.base import ClientRelease, SampledGaussian, SharedNoise
@@ -96,11 +95,6 @@ def _check_federation(job: Job, federation: Federation) -> None:
         raise ConfigError(
             f"federation={name}: it compares single updates, of which privacy={job.plan.mechanism} releases the sum "
             "alone; accepted: a strategy that uses their mean, e.g. fedavg"
-        )
-    if job.plan.mechanism == "distributed_dp" and type(federation) is not FedAvg:
-        raise ConfigError(
-            f"federation={name}: accepted with privacy=distributed_dp is fedavg; its server takes the step itself, "
-            "by trainer.learning_rate and trainer.momentum"
         )
 
 

@@ -1,28 +1,25 @@
 """Client-level privacy: each hospital's whole update is clipped, and noise is added to the sum of a round."""
 
 import math
-from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
-from pydantic import model_validator
 
-from medx.privacy.accounting import calibrate_noise_multiplier
 from medx.privacy.base import (
     ClientRelease,
     Exposure,
-    NoiseSource,
     PrivacyPlan,
     QuantileClipping,
     SampledGaussian,
     SharedNoise,
 )
+from medx.privacy.gaussian import GaussianMechanism
 from medx.privacy.planning import check_exposure, client_plans
 from medx.schema import ConfigError, PrivacyError, component
 
 
 @component
-class CentralDP:
+class CentralDP(GaussianMechanism):
     """DP-FedAvg with a fixed denominator (McMahan et al. 2018, algorithm 1).
 
     Unit: a client with all its records, added or removed. Each round draws every client with probability
@@ -32,25 +29,10 @@ class CentralDP:
     the clip norm follow that quantile of the norms (Andrew et al. 2021); its noise, ``quantile_noise``, is accounted.
     """
 
-    epsilon: Annotated[float, Gt(0)]
-    delta: Annotated[float, Gt(0), Lt(1)]
-    clip_norm: Annotated[float, Gt(0)]
     target_quantile: Annotated[float, Gt(0), Lt(1)] | None
     clip_learning_rate: Annotated[float, Gt(0)]
     quantile_noise: Annotated[float, Gt(0)] | None
-    noise_source: NoiseSource
     assumed_colluders: Annotated[int, Ge(0)]
-    ledger: Path | None
-    budget: Annotated[float, Gt(0)] | None
-    max_abstentions: Annotated[int, Ge(0)]
-
-    @model_validator(mode="after")
-    def _check_budget(self) -> "CentralDP":
-        if self.budget is not None and self.ledger is None:
-            raise ValueError(f"budget={self.budget:g} needs a ledger to be kept in: set privacy.ledger to a folder")
-        if self.budget is not None and self.epsilon > self.budget:
-            raise ValueError(f"epsilon={self.epsilon:g} is above budget={self.budget:g}")
-        return self
 
     def plan(self, exposure: Exposure) -> PrivacyPlan:
         """One calibration over all rounds; raises PrivacyError if delta >= 1 / num_clients."""
@@ -61,7 +43,7 @@ class CentralDP:
                 f"privacy.delta={self.delta:g}: must be below 1/num_clients = {1 / clients:.3g}, the unit is a client"
             )
         q = exposure.fraction_clients
-        noise_multiplier = calibrate_noise_multiplier(self.epsilon, self.delta, q, exposure.num_rounds)
+        noise_multiplier = self.noise_multiplier(q, exposure.num_rounds)
         quantile = self._quantile(noise_multiplier, q * clients)
         return PrivacyPlan(
             mechanism="central_dp",
@@ -70,6 +52,7 @@ class CentralDP:
             delta=self.delta,
             target_epsilon=self.epsilon,
             noise_source=self.noise_source,
+            num_runs=self.num_runs,
             clients=client_plans(exposure, [None] * clients),
             shared_noise=self._shared(exposure) if exposure.secure_aggregation else None,
             client_release=ClientRelease(

@@ -1,45 +1,28 @@
 """Noise that is added once: every hospital adds a share, and only the noised sum of a round is ever seen."""
 
-from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Lt
-from pydantic import model_validator
+from annotated_types import Ge
 
-from medx.privacy.accounting import calibrate_noise_multiplier
-from medx.privacy.base import Exposure, NoiseSource, PrivacyPlan, SampledGaussian, SharedNoise
+from medx.privacy.base import Exposure, PrivacyPlan, SampledGaussian, SharedNoise
+from medx.privacy.gaussian import GaussianMechanism
 from medx.privacy.planning import check_delta_of_clients, check_exposure, client_plans
 from medx.schema import ConfigError, component
 
 
 @component
-class DistributedDP:
+class DistributedDP(GaussianMechanism):
     """The distributed Gaussian mechanism over a sum of clipped gradients (Kairouz, Liu and Steinke 2021).
 
     A round is one global DP-SGD step (Abadi et al. 2016): the same sampling probability everywhere, each record
     clipped, the *sum* released. Unit: a record, added or removed. Sensitivity of the sum: ``clip_norm`` in the l2
     norm, plus sqrt(dimension) grid units of rounding and an allowance for float32. ``assumed_colluders`` clients may
     subtract their shares: the others still make up the noise. Without secure aggregation the server sees every share,
-    so ``trusted_aggregator`` must say that it is trusted. ``budget`` and ``ledger`` are those of ``local_dp``.
+    so ``trusted_aggregator`` must say that it is trusted.
     """
 
-    epsilon: Annotated[float, Gt(0)]
-    delta: Annotated[float, Gt(0), Lt(1)]
-    clip_norm: Annotated[float, Gt(0)]
-    noise_source: NoiseSource
     assumed_colluders: Annotated[int, Ge(0)]
     trusted_aggregator: bool
-    ledger: Path | None
-    budget: Annotated[float, Gt(0)] | None
-    max_abstentions: Annotated[int, Ge(0)]
-
-    @model_validator(mode="after")
-    def _check_budget(self) -> "DistributedDP":
-        if self.budget is not None and self.ledger is None:
-            raise ValueError(f"budget={self.budget:g} needs a ledger to be kept in: set privacy.ledger to a folder")
-        if self.budget is not None and self.epsilon > self.budget:
-            raise ValueError(f"epsilon={self.epsilon:g} is above budget={self.budget:g}")
-        return self
 
     def plan(self, exposure: Exposure) -> PrivacyPlan:
         """One calibration for all: the sum is one release, whoever contributes to it."""
@@ -47,7 +30,7 @@ class DistributedDP:
         check_delta_of_clients(self.delta, exposure.num_records)
         self._check_sum(exposure)
         q = exposure.sampling_probability[0]
-        noise_multiplier = calibrate_noise_multiplier(self.epsilon, self.delta, q, exposure.num_rounds)
+        noise_multiplier = self.noise_multiplier(q, exposure.num_rounds)
         step = SampledGaussian(q, noise_multiplier, self.clip_norm)
         return PrivacyPlan(
             mechanism="distributed_dp",
@@ -56,6 +39,7 @@ class DistributedDP:
             delta=self.delta,
             target_epsilon=self.epsilon,
             noise_source=self.noise_source,
+            num_runs=self.num_runs,
             clients=client_plans(exposure, [step] * len(exposure.num_records)),
             shared_noise=SharedNoise(
                 exposure.minimum_survivors,

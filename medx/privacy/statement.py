@@ -96,6 +96,10 @@ def planned_events(plan: PrivacyPlan) -> list[list[Event]]:
     ]
 
 
+def _shared_target(num_runs: int) -> str:
+    return "" if num_runs == 1 else f" for {num_runs} runs together, of which this is one"
+
+
 def _guarantee(
     plan: PrivacyPlan, executed: Sequence[Sequence[Event]] | None, observers: Mapping[str, float] | None, sees: str
 ) -> list[str]:
@@ -105,7 +109,7 @@ def _guarantee(
         f"Unit: {UNITS[str(plan.unit)][0]}; neighbouring data sets {plan.adjacency}. {UNITS[str(plan.unit)][1]}",
         f"Mechanism: {MECHANISMS[plan.mechanism]}.",
         f"Guarantee{' as planned' if executed is None else ' as executed'}: {_epsilons(events, plan.delta)}, "
-        f"delta {plan.delta:g}; target epsilon {plan.target_epsilon:g}.",
+        f"delta {plan.delta:g}; target epsilon {plan.target_epsilon:g}{_shared_target(plan.num_runs)}.",
         COMPOSITION[plan.client_release is not None],
         *(f"Towards {who}: epsilon {value:.3f}." for who, value in (observers or {}).items()),
         f"Noise: {NOISE[plan.noise_source]}.",

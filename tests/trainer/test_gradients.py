@@ -74,6 +74,17 @@ def test_empty_batch_gives_zeros_and_a_bad_record_is_seen(mode):
 
 
 @pytest.mark.parametrize("mode", MODE_NAMES)
+@pytest.mark.parametrize("strides", [(784, 784, 28, 1), (784, 1, 28, 1)])
+def test_channels_last_images_have_the_same_gradient(strides, mode):
+    """With one channel both strides are contiguous, but after the second every layer answers with channels last."""
+    loss = record_loss("cnn")
+    inputs, labels = build_batch("cnn", 3)
+    given = torch.empty_strided(inputs.shape, strides).copy_(inputs)
+    sums = MODES[mode](loss).clipped_sum(given, labels, 0.1)
+    assert relative_error(sums, reference(loss, inputs, labels, 0.1)) < 1e-5
+
+
+@pytest.mark.parametrize("mode", MODE_NAMES)
 def test_frozen_parameters_are_left_out_everywhere(mode):
     loss = record_loss("cnn")
     inputs, labels = build_batch("cnn", 3)

@@ -30,7 +30,8 @@ class _TensorHooks(GradSampleHooks):  # type: ignore[misc]
         self.enable_hooks()
 
     def _capture(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        self.capture_activations_hook(module, inputs, output)
+        # Opacus cuts patches by strides that hold for contiguous images alone: others gave wrong gradients.
+        self.capture_activations_hook(module, tuple(tensor.contiguous() for tensor in inputs), output)
 
         def backward(gradient: torch.Tensor) -> None:
             self.capture_backprops_hook(module, None, (gradient,), loss_reduction="sum", batch_first=True)

@@ -1,0 +1,109 @@
+"""Choosing among a sweep's runs, and what all of them together have spent (McSherry and Talwar 2007: composition).
+
+The runs share one budget (``privacy.num_runs``), so choosing the best is post-processing of what is already covered,
+towards everybody who saw every run, the server included. Drawing the number of runs at random (Papernot and
+Steinke 2022) would spend less towards who sees the winner alone, and more towards the server, which sees them all.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from medx.privacy.accounting import Event, epsilon_spent
+from medx.privacy.base import SampledGaussian
+from medx.results import ExperimentResult
+from medx.schema import ConfigError
+
+LOWER_IS_BETTER = ("loss", "brier", "ece")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The best run by a validation metric among runs of one seed. ``epsilon`` composes all of them."""
+
+    metric: str
+    winner: int
+    results: tuple[ExperimentResult, ...]
+    epsilon: float | None
+
+    @property
+    def result(self) -> ExperimentResult:
+        """The winner's result."""
+        return self.results[self.winner]
+
+    def summary(self) -> dict[str, object]:
+        """What was chosen among how many, by what, and what that cost."""
+        best = self.result
+        validation, test = (
+            {name: metrics[name].value for name in sorted(metrics)} for metrics in (best.validation, best.test)
+        )
+        return {"seed": best.seed, "runs": len(self.results), "metric": self.metric, "epsilon": self.epsilon,
+                "delta": best.privacy.delta, "validation": validation, "test": test}  # fmt: skip
+
+    def line(self, job: str) -> str:
+        """The same for the screen."""
+        best, count = self.result, len(self.results)
+        spent = "no guarantee" if self.epsilon is None else f"ε {self.epsilon:.3f} for all {count} together"
+        metrics = {
+            "AUC": "auc",
+            "accuracy": "accuracy",
+            "balanced accuracy at threshold": "balanced_accuracy_at_threshold",
+        }
+        shown = [f"{title} {best.test[name].value:.3f}" for title, name in metrics.items()
+                 if name in best.test and best.test[name].value is not None]  # fmt: skip
+        return (
+            f"Selected by validation {self.metric} among {count} runs of seed {best.seed}: job {job}; "
+            f"{spent}; test {', '.join(shown)}"
+        )
+
+
+def select(results: Sequence[ExperimentResult], metric: str) -> Selection:
+    """The best by ``metric`` on validation, the first of equals.
+
+    Raises ConfigError for a metric nobody measured, and for more runs than the budget was made for.
+    """
+    allowed = min((int(result.config["privacy"].get("num_runs", 1)) for result in results), default=1)
+    if len(results) > allowed and total_epsilon(results) is not None:
+        raise ConfigError(
+            f"privacy.num_runs={allowed}: {len(results)} runs of one seed overdraw a budget made for so many"
+        )
+    scores = [_score(result, metric) for result in results]
+    if not results or min(scores) == math.inf:
+        known = sorted(results[0].validation) if results else []
+        raise ConfigError(f"select={metric}: no finished run has it; accepted: {', '.join(known) or 'none'}")
+    return Selection(metric, scores.index(min(scores)), tuple(results), total_epsilon(results))
+
+
+def by_seed(results: Sequence[ExperimentResult], metric: str) -> Iterator[Selection]:
+    """One selection a seed: another seed is another study, not another candidate."""
+    for seed in sorted({result.seed for result in results}):
+        yield select([result for result in results if result.seed == seed], metric)
+
+
+def total_epsilon(results: Sequence[ExperimentResult]) -> float | None:
+    """The largest client's epsilon over every executed step of every run; None where a run gives no guarantee."""
+    if any(result.privacy.epsilon is None or result.privacy.delta is None for result in results):
+        return None
+    (delta,) = {result.privacy.delta for result in results}
+    assert delta is not None
+    clients = {client.client for result in results for client in result.privacy.clients}
+    return max(epsilon_spent(_events(results, client), delta).value for client in clients)
+
+
+def _events(results: Sequence[ExperimentResult], client: int) -> list[Event]:
+    executed = (events for result in results for events in result.privacy.clients if events.client == client)
+    return [
+        (SampledGaussian(events.sampling_probability, events.noise_multiplier, events.clip_norm), events.steps)
+        for events in executed
+        if events.sampling_probability is not None
+        and events.noise_multiplier is not None
+        and events.clip_norm is not None
+        and events.steps
+    ]
+
+
+def _score(result: ExperimentResult, metric: str) -> float:
+    value = result.validation[metric].value if metric in result.validation else None
+    if value is None or math.isnan(value):
+        return math.inf
+    return value if metric in LOWER_IS_BETTER else -value
