@@ -7,9 +7,9 @@ import pandas as pd
 
 from medx.report.rows import with_role
 from medx.report.statistics import summarise
-from medx.report.tables import Table, runs_text, settings_of, spread, target
+from medx.report.tables import HEADLINE, Table, number, runs_text, settings_of, spread, spread_columns, target
 
-SKEW_KEYS = ["dataset", "model", "mode", "target_epsilon", "partition", "rounds"]
+SKEW_KEYS = ["dataset", "model", "mode", "target_epsilon", "partition", "strategy", "rounds"]
 
 
 def partition_order(name: str) -> float:
@@ -22,7 +22,7 @@ def skew_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """Runs of the skew part, the most unequal partition first."""
     rows = with_role(frame, "skew")
     order = rows["partition"].map(partition_order)
-    return rows.assign(order=order).sort_values(["dataset", "mode", "order", "run"], kind="stable")
+    return rows.assign(order=order).sort_values(["dataset", "mode", "order", "partition", "run"], kind="stable")
 
 
 def hospital_table(frame: pd.DataFrame) -> Table:
@@ -48,7 +48,8 @@ def hospital_table(frame: pd.DataFrame) -> Table:
 def class_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Table:
     """Recall of every class, one row a class."""
     data, shown = [], []
-    for setting, rows in settings_of(skew_rows(frame), SKEW_KEYS):
+    chosen = skew_rows(frame)
+    for setting, rows in settings_of(chosen[chosen["strategy"] == "fedavg"], SKEW_KEYS):
         for index, name in enumerate(class_names[setting["dataset"]]):
             summary = summarise(rows[f"recall_{index}"].astype(float).tolist())
             recall = {"recall_mean": summary.mean, "recall_sd": summary.sd}
@@ -60,9 +61,51 @@ def class_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Table
     return Table("classes", "Recall by class", note, pd.DataFrame(data), pd.DataFrame(shown))
 
 
+def ordinal_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Table:
+    """Kappa and the recall of every class, of data sets with more than two classes."""
+    data, shown = [], []
+    for setting, rows in settings_of(with_role(frame, "utility")):
+        names = class_names[setting["dataset"]]
+        if len(names) == 2:
+            continue
+        titles = {"quadratic_kappa": "kappa (quadratic)", "accuracy": "accuracy, most probable class"}
+        titles |= {f"recall_{index}": f"recall: {name}" for index, name in enumerate(names)}
+        means = {name: float(rows[name].astype(float).mean()) for name in titles}
+        data.append(setting | means | {"seeds": rows["seed"].nunique(), "runs": runs_text(rows)})
+        cells = {title: number(means[name], name != "quadratic_kappa") for name, title in titles.items()}
+        shown.append(
+            {"data": setting["dataset"], "privacy": setting["mode"], "target ε": target(setting["target_epsilon"])}
+            | cells | {"runs": runs_text(rows)}
+        )  # fmt: skip
+    note = "Means over seeds on the test split. Kappa is Cohen's with quadratic weights: it counts how far off a grade is."
+    return Table("grades", "Grades", note, pd.DataFrame(data), pd.DataFrame(shown))
+
+
+def selection_table(frame: pd.DataFrame) -> Table:
+    """Settings chosen inside the guarantee: what the winners reach, and what all candidates spent."""
+    data, shown = [], []
+    chosen = with_role(frame, "selection")
+    for setting, rows in settings_of(
+        chosen[chosen["candidates"].notna()], ["dataset", "model", "mode", "target_epsilon"]
+    ):
+        values, cells = spread_columns(rows, HEADLINE)
+        spent, count = rows["selection_epsilon"].astype(float).max(), rows["candidates"].astype(int).max()
+        data.append(setting | {"candidates": count, "epsilon": spent, "seeds": len(rows)} | values)
+        shown.append(
+            {"data": setting["dataset"], "model": setting["model"], "privacy": setting["mode"],
+             "candidates": str(count), "true ε of all": number(spent), "seeds": str(len(rows))}
+            | cells | {"runs": runs_text(rows)}
+        )  # fmt: skip
+    note = (
+        "In each seed the candidates share one budget and the lowest validation loss is chosen. ε composes every step "
+        "of every candidate, so the choice is inside it, towards the server too. `runs` names the winners."
+    )
+    return Table("selection", "Chosen inside the guarantee", note, pd.DataFrame(data), pd.DataFrame(shown))
+
+
 def _skew_text(setting: dict[str, Any]) -> dict[str, str]:
     return {"data": setting["dataset"], "privacy": setting["mode"], "target ε": target(setting["target_epsilon"]),
-            "partition": setting["partition"]}  # fmt: skip
+            "partition": setting["partition"], "strategy": setting["strategy"]}  # fmt: skip
 
 
 def step_overhead_table(frame: pd.DataFrame) -> Table:

@@ -117,7 +117,7 @@ def _rounds_line(axes: Axes, values: dict[int, list[float]], style: dict[str, An
 
 def hospital_figures(frame: pd.DataFrame, results: Results, dataset: str) -> Iterator[Picture]:
     """One dot a hospital and seed, by how unequal the hospitals are; a bar at the mean."""
-    rows = skew_rows(frame[frame["dataset"] == dataset])
+    rows = skew_rows(frame[(frame["dataset"] == dataset) & (frame["strategy"] == "fedavg")])
     for setting, part in settings_of(rows, ["model", "mode", "target_epsilon"]):
         names = list(dict.fromkeys(part["partition"]))
         with drawing() as (figure, (axes,)):

@@ -108,6 +108,7 @@ def _utility(frame: pd.DataFrame, results: Results, study: Study) -> Section:
         for name in _datasets(frame)
         for picture in figures.frontier_figures(frame, name, len(names[name]), study.claim)
     )
+    found += [effect_tables.ordinal_table(frame, names), effect_tables.selection_table(frame)]
     return Section("utility", "", "", [*found, tables.images_table(frame), tables.paired_table(frame)], drawn)
 
 

@@ -1,6 +1,7 @@
 """Result tables inside Markdown files, made from a study's ``results.csv`` and from nothing else."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +33,17 @@ def results_block(path: Path) -> str:
             epsilon = number(group["epsilon"].astype(float).max())
             shown = "none" if target(setting["target_epsilon"]) == "none" else epsilon
             lines.append(_line([dataset, setting["model"], setting["mode"], shown, *cells, str(len(group))]))
+        lines += _selected(frame[(frame["dataset"] == dataset) & frame["candidates"].notna()])
     return "\n".join(lines)
+
+
+def _selected(rows: pd.DataFrame) -> Iterator[str]:
+    """Settings that were chosen inside the guarantee; epsilon is that of all candidates together."""
+    for setting, group in settings_of(rows, KEYS[1:]):
+        mode = f"{setting['mode']}, chosen privately among {int(group['candidates'].max())}"
+        cells = [_mean(group, name) for name in COLUMNS]
+        epsilon = number(group["selection_epsilon"].astype(float).max())
+        yield _line([str(group["dataset"].iloc[0]), setting["model"], mode, epsilon, *cells, str(len(group))])
 
 
 def _mean(group: pd.DataFrame, name: str) -> str:

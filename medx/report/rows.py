@@ -9,6 +9,7 @@ import pandas as pd
 
 from medx.report.study import Role, dataset_name, option_name, partition_name
 from medx.results import ExperimentResult, Interval
+from medx.selection import Selection, select
 
 METRICS = (
     "auc", "accuracy", "balanced_accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold",
@@ -30,8 +31,32 @@ class Run:
 
 
 def make_frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row a run, NaN where something is undefined or absent; ``roles`` separated by spaces."""
-    return pd.DataFrame([make_row(run) for run in runs])
+    """One row a run, NaN where something is undefined or absent; ``roles`` separated by spaces.
+
+    ``candidates`` counts the runs among which a row was selected, ``selection_epsilon`` is what they spent together.
+    """
+    chosen = selections(runs)
+    rows = []
+    for run in runs:
+        found = chosen.get(run.number)
+        spent = (len(found.results), found.epsilon) if found else (None, None)
+        rows.append(make_row(run) | {"candidates": spent[0], "selection_epsilon": spent[1]})
+    return pd.DataFrame(rows)
+
+
+def selections(runs: Sequence[Run]) -> dict[int, Selection]:
+    """The winner of every private selection, by its number: one for each data set, model, mode, epsilon and seed."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        if "selection" in run.roles:
+            config, spent = run.result.config, run.result.privacy
+            names = (dataset_name(config), *(option_name(config, group) for group in ("model", "privacy")))
+            groups.setdefault((*names, spent.target_epsilon, run.result.seed), []).append(run)
+    chosen = {}
+    for group in groups.values():
+        found = select([run.result for run in group], "loss")
+        chosen[group[found.winner].number] = found
+    return chosen
 
 
 def make_row(run: Run) -> dict[str, Any]:
@@ -45,6 +70,7 @@ def make_row(run: Run) -> dict[str, Any]:
         "mode": option_name(config, "privacy"),
         "aggregation": option_name(config, "aggregation"),
         "partition": partition_name(config),
+        "strategy": option_name(config, "federation"),
         "num_clients": config["federation"]["num_clients"],
         "rounds": config["federation"]["num_rounds"],
         "local_steps": config["trainer"]["local_steps"],

@@ -17,7 +17,7 @@ from medx.results import Record
 from medx.schema import ConfigError
 
 STUDIES = CONF.parent / "experiments"
-Role = Literal["utility", "convergence", "skew", "step_overhead", "sum_overhead"]
+Role = Literal["utility", "convergence", "skew", "selection", "step_overhead", "sum_overhead"]
 Value = str | int | float | None
 
 
