@@ -77,7 +77,9 @@ def ordinal_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Tab
             {"data": setting["dataset"], "privacy": setting["mode"], "target ε": target(setting["target_epsilon"])}
             | cells | {"runs": runs_text(rows)}
         )  # fmt: skip
-    note = "Means over seeds on the test split. Kappa is Cohen's with quadratic weights: it counts how far off a grade is."
+    note = (
+        "Means over seeds on the test split. Kappa is Cohen's with quadratic weights: it counts how far off a grade is."
+    )
     return Table("grades", "Grades", note, pd.DataFrame(data), pd.DataFrame(shown))
 
 

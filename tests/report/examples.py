@@ -36,9 +36,9 @@ TASKS: dict[str, Any] = {"pneumoniamnist": "binary", "retinamnist": "ordinal"}
 
 def config_of(dataset: str, epsilon: float | None, seed: int, **changes: Any) -> dict[str, Any]:
     settings = {"mode": "none" if epsilon is None else "local_dp", "model": "scatternet", "aggregation": "plain"}
-    settings |= {"alpha": None, "rounds": 2, "batch": None, **changes}
+    settings |= {"strategy": "fedavg", "num_runs": 1, "alpha": None, "rounds": 2, "batch": None, **changes}
     partition = "iid" if settings["alpha"] is None else "dirichlet"
-    privacy = {} if epsilon is None else {"epsilon": epsilon, "delta": 1e-5}
+    privacy = {} if epsilon is None else {"epsilon": epsilon, "delta": 1e-5, "num_runs": settings["num_runs"]}
     return {
         "seed": seed,
         "dataset": {"_target_": "medx.dataset.medmnist.MedMNIST", "name": dataset},
@@ -47,7 +47,7 @@ def config_of(dataset: str, epsilon: float | None, seed: int, **changes: Any) ->
         | ({} if settings["alpha"] is None else {"alpha": settings["alpha"]}),
         "privacy": {"_target_": f"medx.privacy.{settings['mode']}.P"} | privacy,
         "aggregation": {"_target_": f"medx.aggregation.{settings['aggregation']}.A"},
-        "federation": {"num_clients": 2, "num_rounds": settings["rounds"]},
+        "federation": {"_target_": f"medx.federation.{settings['strategy']}.F", "num_clients": 2, "num_rounds": settings["rounds"]},
         "trainer": {"local_steps": 3, "expected_batch_size": settings["batch"]},
     }
 
@@ -99,7 +99,7 @@ def make_result(
             num_channels=1,
         ),
         model={"name": "scatternet", "parameters": 1001},
-        validation={"auc": interval(auc)},
+        validation={"auc": interval(auc), "loss": interval(1 - auc)},
         test=intervals,
         majority_accuracy=max(counts) / sum(counts),
         degenerate=False,
@@ -157,6 +157,9 @@ def make_all() -> list[tuple[tuple[Role, ...], ExperimentResult]]:
         (("step_overhead",), make_result(pneumonia, None, 0, 0.8, model="cnn", batch=64)),
         (("sum_overhead",), make_result(pneumonia, None, 0, 0.8, batch=8)),
         (("sum_overhead",), make_result(pneumonia, None, 0, 0.8, batch=8, aggregation="secure")),
+        (("skew",), make_result(pneumonia, 10.0, 0, 0.89, alpha=0.1, strategy="fedadam")),
+        (("selection",), make_result(pneumonia, 10.0, 0, 0.94, num_runs=2, batch=32)),
+        (("selection",), make_result(pneumonia, 10.0, 0, 0.93, num_runs=2, batch=16)),
     ]
 
 
