@@ -207,3 +207,27 @@ def test_empty_poisson_batches_are_noise_only_steps_and_accounted(
 def load_checkpoint_of(folder: Path, number: int) -> dict[str, torch.Tensor]:
     tensors, _ = read_tensors(folder / "checkpoints" / f"round_{number:05d}" / "tensors.safetensors")
     return {name: tensor for name, tensor in tensors.items() if name.startswith("state/")}
+
+
+def test_a_set_of_eight_classes_from_a_file_of_medmnists_layout(tmp_path: Path) -> None:
+    """BloodMNIST's shape and classes, drawn colours in place of cells: the path of every multi-class set."""
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for split, count in {"train": 240, "val": 80, "test": 80}.items():
+        labels = np.arange(count) % 8
+        colours = 60 + 150 * (labels[:, None] >> np.arange(3) & 1)
+        noise = generator.normal(0, 20, (count, 28, 28, 3))
+        arrays[f"{split}_images"] = (colours[:, None, None] + noise).clip(0, 255).astype(np.uint8)
+        arrays[f"{split}_labels"] = labels[:, None].astype(np.uint8)
+    path = tmp_path / "bloodmnist.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    data = ("dataset=bloodmnist", f"dataset.root={tmp_path}", f"dataset.md5={md5}", "dataset.download=false")
+    rates = ("privacy.epsilon=100", "trainer.learning_rate=3", "model.colour_weight=1")
+    ran = call(tmp_path / "run", *data, *rates, *SCATTERNET, *WORK, "trainer.expected_batch_size=null",
+               "federation.num_rounds=10", "tracking=none", base=())  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert ran.result.privacy.epsilon is not None
+    assert 98 < ran.result.privacy.epsilon <= 100
+    assert ran.result.test["accuracy"].value > 3 * ran.result.majority_accuracy  # type: ignore[operator]
+    assert {f"recall_{index}" for index in range(8)} <= ran.result.test.keys()

@@ -47,7 +47,11 @@ def config_of(dataset: str, epsilon: float | None, seed: int, **changes: Any) ->
         | ({} if settings["alpha"] is None else {"alpha": settings["alpha"]}),
         "privacy": {"_target_": f"medx.privacy.{settings['mode']}.P"} | privacy,
         "aggregation": {"_target_": f"medx.aggregation.{settings['aggregation']}.A"},
-        "federation": {"_target_": f"medx.federation.{settings['strategy']}.F", "num_clients": 2, "num_rounds": settings["rounds"]},
+        "federation": {
+            "_target_": f"medx.federation.{settings['strategy']}.F",
+            "num_clients": 2,
+            "num_rounds": settings["rounds"],
+        },
         "trainer": {"local_steps": 3, "expected_batch_size": settings["batch"]},
     }
 
