@@ -67,7 +67,7 @@ def make_row(run: Run) -> dict[str, Any]:
         "roles": " ".join(run.roles),
         "dataset": dataset_name(config),
         "model": option_name(config, "model"),
-        "mode": option_name(config, "privacy"),
+        "mode": mode_name(config),
         "aggregation": option_name(config, "aggregation"),
         "partition": partition_name(config),
         "strategy": option_name(config, "federation"),
@@ -91,6 +91,12 @@ def make_row(run: Run) -> dict[str, Any]:
         "git": result.environment.get("git", ""),
     }
     return row
+
+
+def mode_name(config: dict[str, Any]) -> str:
+    """The mechanism, and whether every hospital must answer, which makes its share of the noise smaller."""
+    everybody = config["aggregation"].get("minimum_survivors") == config["federation"]["num_clients"]
+    return option_name(config, "privacy") + (" (all must answer)" if everybody else "")
 
 
 def _test_metrics(result: ExperimentResult) -> dict[str, float | None]:
