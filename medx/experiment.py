@@ -153,6 +153,11 @@ def check_combination(experiment: Experiment, setup: Setup, config: dict[str, An
             f"baseline={','.join(experiment.baseline)}: privacy=central_dp hides a hospital among many, which one "
             "alone cannot be; accepted: baseline=null"
         )
+    if experiment.baseline and getattr(setup.privacy, "num_runs", 1) > 1:
+        raise ConfigError(
+            f"baseline={list(experiment.baseline)} with privacy.num_runs: baselines train on the same records, beside "
+            "the runs that share epsilon; accepted: baseline=null"
+        )
     if experiment.baseline and getattr(setup.privacy, "ledger", None):
         raise ConfigError(
             f"baseline={','.join(experiment.baseline)}: a baseline spends a budget of its own on every hospital's "

@@ -1,10 +1,12 @@
 """Choosing among a sweep's runs, and what all of them together have spent (McSherry and Talwar 2007: composition).
 
-The runs share one budget (``privacy.num_runs``), so choosing the best is post-processing of what is already covered,
-towards everybody who saw every run, the server included. Drawing the number of runs at random (Papernot and
-Steinke 2022) would spend less towards who sees the winner alone, and more towards the server, which sees them all.
+The runs share one budget (``privacy.num_runs``), so for training records choosing the best is post-processing of what
+is covered, towards the outside and a server that is not trusted; the validation records that decide have no guarantee.
+Drawing the number of runs at random (Papernot and Steinke 2022) would spend less towards who sees the winner alone, and
+more towards the server, which sees them all.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,16 +17,21 @@ from medx.results import ExperimentResult
 from medx.schema import ConfigError
 
 LOWER_IS_BETTER = ("loss", "brier", "ece")
+EVERYBODY, OTHERS = "everybody but the other hospitals", "all other hospitals together"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The best run by a validation metric among runs of one seed. ``epsilon`` composes all of them."""
+    """The best run by a validation metric among runs of one seed. ``epsilon`` composes all of them.
+
+    ``epsilon_others`` is that towards all other hospitals together, who take their own shares of a common noise off.
+    """
 
     metric: str
     winner: int
     results: tuple[ExperimentResult, ...]
     epsilon: float | None
+    epsilon_others: float | None
 
     @property
     def result(self) -> ExperimentResult:
@@ -37,8 +44,16 @@ class Selection:
         validation, test = (
             {name: metrics[name].value for name in sorted(metrics)} for metrics in (best.validation, best.test)
         )
-        return {"seed": best.seed, "runs": len(self.results), "metric": self.metric, "epsilon": self.epsilon,
-                "delta": best.privacy.delta, "validation": validation, "test": test}  # fmt: skip
+        return {
+            "seed": best.seed,
+            "runs": len(self.results),
+            "metric": self.metric,
+            "epsilon": self.epsilon,
+            "epsilon_towards_all_other_hospitals": self.epsilon_others,
+            "delta": best.privacy.delta,
+            "validation": validation,
+            "test": test,
+        }
 
     def line(self, job: str) -> str:
         """The same for the screen."""
@@ -58,12 +73,15 @@ class Selection:
 
 
 def select(results: Sequence[ExperimentResult], metric: str) -> Selection:
-    """The best by ``metric`` on validation, the first of equals.
+    """The best finished run by ``metric`` on validation, the first of equals; all of them are paid for.
 
-    Raises ConfigError for a metric nobody measured, and for more runs than the budget was made for.
+    Raises ConfigError for a metric that no finished run has, for more runs than the budget was made for, and for runs
+    whose records do not lie at the same hospitals.
     """
+    refuse_unlike(results)
     allowed = min((int(result.config["privacy"].get("num_runs", 1)) for result in results), default=1)
-    if len(results) > allowed and total_epsilon(results) is not None:
+    private = [result for result in results if result.privacy.epsilon is not None]
+    if private and len(results) > allowed:
         raise ConfigError(
             f"privacy.num_runs={allowed}: {len(results)} runs of one seed overdraw a budget made for so many"
         )
@@ -71,7 +89,8 @@ def select(results: Sequence[ExperimentResult], metric: str) -> Selection:
     if not results or min(scores) == math.inf:
         known = sorted(results[0].validation) if results else []
         raise ConfigError(f"select={metric}: no finished run has it; accepted: {', '.join(known) or 'none'}")
-    return Selection(metric, scores.index(min(scores)), tuple(results), total_epsilon(results))
+    towards = {EVERYBODY: total_epsilon(results), OTHERS: total_epsilon(results, others=True)}
+    return Selection(metric, scores.index(min(scores)), tuple(results), towards[EVERYBODY], towards[OTHERS])
 
 
 def by_seed(results: Sequence[ExperimentResult], metric: str) -> Iterator[Selection]:
@@ -80,21 +99,44 @@ def by_seed(results: Sequence[ExperimentResult], metric: str) -> Iterator[Select
         yield select([result for result in results if result.seed == seed], metric)
 
 
-def total_epsilon(results: Sequence[ExperimentResult]) -> float | None:
-    """The largest client's epsilon over every executed step of every run; None where a run gives no guarantee."""
+def refuse_unlike(results: Sequence[ExperimentResult]) -> None:
+    """Raise ConfigError unless all runs dealt the same records to the same hospitals, at one delta."""
+    kinds = {
+        "dataset": {result.dataset.content_hash for result in results},
+        "partition": {json.dumps(result.config["partition"], sort_keys=True, default=str) for result in results},
+        "federation.num_clients": {result.config["federation"]["num_clients"] for result in results},
+        "privacy.delta": {result.privacy.delta for result in results},
+    }
+    for name, values in kinds.items():
+        if len(values) > 1:
+            raise ConfigError(
+                f"select: {name} differs between the runs; accepted is one, or their budgets do not add up"
+            )
+
+
+def total_epsilon(results: Sequence[ExperimentResult], others: bool = False) -> float | None:
+    """The largest client's epsilon over every executed step of every run; None where a run gives no guarantee.
+
+    With ``others``, towards all other hospitals together, who know all shares of a common noise but one.
+    """
     if any(result.privacy.epsilon is None or result.privacy.delta is None for result in results):
         return None
     (delta,) = {result.privacy.delta for result in results}
     assert delta is not None
     clients = {client.client for result in results for client in result.privacy.clients}
-    return max(epsilon_spent(_events(results, client), delta).value for client in clients)
+    return max(epsilon_spent(_events(results, client, others), delta).value for client in clients)
 
 
-def _events(results: Sequence[ExperimentResult], client: int) -> list[Event]:
-    executed = (events for result in results for events in result.privacy.clients if events.client == client)
+def _events(results: Sequence[ExperimentResult], client: int, others: bool) -> list[Event]:
+    executed = (
+        (events, _own_share(result) if others else 1.0)
+        for result in results
+        for events in result.privacy.clients
+        if events.client == client
+    )
     return [
-        (SampledGaussian(events.sampling_probability, events.noise_multiplier, events.clip_norm), events.steps)
-        for events in executed
+        (SampledGaussian(events.sampling_probability, events.noise_multiplier * share, events.clip_norm), events.steps)
+        for events, share in executed
         if events.sampling_probability is not None
         and events.noise_multiplier is not None
         and events.clip_norm is not None
@@ -102,7 +144,18 @@ def _events(results: Sequence[ExperimentResult], client: int) -> list[Event]:
     ]
 
 
+def _own_share(result: ExperimentResult) -> float:
+    """The part of the noise, in standard deviations, that one hospital adds; 1 where it adds all of its own."""
+    aggregation = result.privacy.aggregation
+    if "assumed_colluders" not in result.config["privacy"] or aggregation is None or not aggregation.minimum_survivors:
+        return 1.0
+    contributors = aggregation.minimum_survivors - int(result.config["privacy"]["assumed_colluders"])
+    return float(1 / contributors**0.5)
+
+
 def _score(result: ExperimentResult, metric: str) -> float:
+    if result.status != "finished":
+        return math.inf
     value = result.validation[metric].value if metric in result.validation else None
     if value is None or math.isnan(value):
         return math.inf

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a sweep with a job that cannot be composed; write the sweep's identity where its jobs can read it."""
         refuse_unknown(config)
+        refuse_overdraft(config)
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         _FOLDERS[:] = [folder]
@@ -50,7 +52,7 @@ def refuse_unknown(config: DictConfig) -> None:
 
     from medx.configuration import explain
 
-    for job in distinct_jobs(config):
+    for job in distinct(jobs_of(config)):
         try:
             compose(config.hydra.job.config_name, overrides=job)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -58,18 +60,45 @@ def refuse_unknown(config: DictConfig) -> None:
             sys.exit(2)
 
 
-def distinct_jobs(config: DictConfig) -> list[list[str]]:
-    """Overrides of the jobs of a sweep, one for each choice of options: other values do not change what is known."""
+def refuse_overdraft(config: DictConfig) -> None:
+    """End the program with one line where a sweep selects among more runs of one seed than share its epsilon."""
+    from hydra import compose
+
+    jobs = jobs_of(config)
+    if not jobs:
+        return
+    first = compose(config.hydra.job.config_name, overrides=jobs[0])
+    allowed = first.privacy.get("num_runs")
+    if first.get("select") is None or allowed is None:
+        return
+    seeds = Counter(next((part for part in reversed(job) if part.startswith("seed=")), "seed") for job in jobs)
+    count = max(seeds.values())
+    if count > allowed:
+        print(
+            f"medx: privacy.num_runs={allowed}: this sweep has {count} runs of one seed that would share the epsilon; "
+            f"accepted is {count} or more, or fewer runs",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+def jobs_of(config: DictConfig) -> list[list[str]]:
+    """Overrides of all jobs of a sweep; none where a sweeper chooses them as it goes."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from medx.configuration import GROUPS
-
     if not str(config.hydra.sweeper._target_).endswith(BasicSweeper.__name__):
-        return []  # another sweeper chooses its jobs as it goes
+        return []
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
     (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    return [list(job) for job in jobs]
+
+
+def distinct(jobs: list[list[str]]) -> list[list[str]]:
+    """One job for each choice of options: other values do not change what is known."""
+    from medx.configuration import GROUPS
+
     return list({tuple(part for part in job if part.split("=", 1)[0] in GROUPS): job for job in jobs}.values())
 
 
@@ -100,7 +129,7 @@ def selections(folder: Path, results: list[tuple[str, Any]]) -> list[str]:
     """Where the jobs ask for it: the best run of each seed in a line and in ``selection.json``, and what all spent."""
     from medx.results import ExperimentResult
     from medx.schema import MedxError
-    from medx.selection import by_seed
+    from medx.selection import by_seed, total_epsilon
 
     jobs = {id(result): name for name, result in results if isinstance(result, ExperimentResult)}
     finished = [result for _, result in results if isinstance(result, ExperimentResult)]
@@ -108,13 +137,18 @@ def selections(folder: Path, results: list[tuple[str, Any]]) -> list[str]:
     if not metrics:
         return []
     try:
+        if len(finished) < len(results):
+            raise ValueError("a job left no result, so what it spent is not known")
         (metric,) = metrics
         found = {jobs[id(selection.result)]: selection for selection in by_seed(finished, metric)}
     except (MedxError, ValueError) as error:
+        _FAILED.append("selection")
         return [f"no run was selected: {error}"]
     text = json.dumps({job: selection.summary() for job, selection in found.items()}, indent=2)
     (folder / SELECTION_FILE).write_text(text)
-    return [selection.line(job) for job, selection in found.items()]
+    lines = [selection.line(job) for job, selection in found.items()]
+    together = total_epsilon(finished)
+    return [*lines, f"All seeds together: ε {together:.3f}"] if len(found) > 1 and together is not None else lines
 
 
 def _job_order(path: Path) -> tuple[int, str]:

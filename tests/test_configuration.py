@@ -10,6 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from medx.configuration import CONF, GROUPS, build, config_hash, options_of, plain, resumed_config
+from medx.federation.job import draw_key
 from medx.job import make_experiment
 from medx.schema import CheckpointError, ConfigError
 
@@ -38,6 +39,15 @@ def test_option_builds_and_its_keys_are_the_fields(group: str, option: str) -> N
     for field in fields:
         unset = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         assert unset, f"{group}.{field.name} has a default outside its yaml"
+
+
+def test_what_scales_a_share_of_the_noise_has_a_stream_of_its_own() -> None:
+    def key(*overrides: str) -> str:
+        return draw_key(composed("privacy=distributed_dp", *overrides))
+
+    assert key() == key("aggregation=plain", "privacy.trusted_aggregator=true")
+    scaled = ("minimum_survivors=5", "threshold=3", "scale=1000")
+    assert len({key(), *(key(f"aggregation.{change}") for change in scaled)}) == 4
 
 
 @pytest.mark.parametrize("experiment", options_of("experiment"))

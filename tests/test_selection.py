@@ -36,6 +36,20 @@ def test_a_budget_for_fewer_runs_is_overdrawn() -> None:
         select([result(0.3, num_runs=2)] * 3, "loss")
 
 
+def test_a_run_that_stopped_early_is_paid_for_and_never_wins() -> None:
+    stopped = result(0.1).model_copy(update={"status": "killed"})
+    selection = select([stopped, result(0.3)], "loss")
+    assert selection.winner == 1
+    assert selection.epsilon == total_epsilon([result(0.3)] * 2)
+
+
+def test_records_that_lie_elsewhere_do_not_share_a_budget() -> None:
+    moved = result(0.3)
+    moved.config["partition"]["alpha"] = 0.1
+    with pytest.raises(ConfigError, match="select: partition differs"):
+        select([result(0.3), moved], "loss")
+
+
 def test_another_seed_is_another_study() -> None:
     found = list(by_seed([result(0.4, seed=1), result(0.3, seed=1), result(0.2, seed=2)], "loss"))
     assert [(selection.result.seed, len(selection.results)) for selection in found] == [(1, 2), (2, 1)]
@@ -59,6 +73,16 @@ def test_a_private_selection_spends_its_budget_and_the_ledger_refuses_one_run_mo
     assert all(run.privacy.epsilon is not None and run.privacy.epsilon < 1.5 for run in runs)
     assert "2 for 3 runs together, of which this is one" in runs[0].privacy.statement
     assert f"Selected by validation loss among 3 runs of seed {runs[0].seed}" in ran.out
+    assert selection["epsilon_towards_all_other_hospitals"] == selection["epsilon"], (
+        "local noise is each hospital's own"
+    )
     more = call(tmp_path / "more", *SELECTION, ledger, "trainer.learning_rate=2")
     assert more.code == 2
     assert "budget" in more.err
+
+
+def test_a_sweep_of_too_many_candidates_does_not_start(tmp_path: Path) -> None:
+    ran = call(tmp_path, *SELECTION[:3], "tracking=none", "trainer.learning_rate=1,3", "privacy.clip_norm=0.1,1", "-m")
+    assert ran.code == 2
+    assert ran.err.startswith("medx: privacy.num_runs=3: this sweep has 4 runs of one seed")
+    assert not list(tmp_path.glob("*/result.json"))

@@ -1,4 +1,4 @@
-"""Chest radiographs drawn from anatomy: SYNTHETIC, never fitted to data.
+"""Chest radiographs drawn from anatomy: SYNTHETIC, and no program fitted it to data.
 
 Radiodensities add up along the beam and a film curve turns them into grey values (Bushberg et al. 2011, ch. 7);
 the outlines follow the frontal view of textbooks (Goodman 2014). An opacity is air replaced by fluid.

@@ -1,4 +1,4 @@
-"""Photographs of the back of the eye drawn from anatomy: SYNTHETIC, never fitted to data.
+"""Photographs of the back of the eye drawn from anatomy: SYNTHETIC, and no program fitted it to data.
 
 Disc, fovea and arcades lie as in a 45 degree field (Kanski and Bowling 2011); what appears at each grade follows the
 international scale of diabetic retinopathy (Wilkinson et al. 2003). Blood absorbs green and blue more than red.

@@ -147,11 +147,14 @@ def draw_key(config: dict[str, Any]) -> str:
     """Names what is trained: by it and the seed all draws of a run are keyed.
 
     Where and how updates are summed is left out, so that a secure run can be compared with a plain one; so is where
-    the ledger lies.
+    the ledger lies. What scales a share of the noise is in: two scalings of one stream would give the gradient away.
     """
     privacy = {k: v for k, v in config["privacy"].items() if k not in ("trusted_aggregator", "ledger", "budget")}
     groups = ("dataset", "partition", "model", "trainer", "federation")
-    text = json.dumps({"privacy": privacy, **{group: config[group] for group in groups}}, sort_keys=True, default=str)
+    named = {"privacy": privacy, **{group: config[group] for group in groups}}
+    scaled = {key: config["aggregation"].get(key) for key in ("minimum_survivors", "threshold", "scale")}
+    named |= {f"aggregation.{key}": value for key, value in scaled.items() if value is not None}
+    text = json.dumps(named, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -169,7 +169,8 @@ def _clipped_plan(job: Job, module: nn.Module, grid: SecureAggregation, release:
 
 
 def _check_gap(job: Job, scale: float, noise: int, contributors: int, dimension: int) -> None:
-    gap = accounting_gap(noise, contributors, dimension, job.setup.federation.num_rounds)
+    releases = job.setup.federation.num_rounds * job.plan.num_runs
+    gap = accounting_gap(noise, contributors, dimension, releases)
     if gap > NEGLIGIBLE_GAP:
         raise ConfigError(
             f"aggregation.scale={scale:g}: the noise's grid is too coarse, epsilon could grow by {gap:.2g}; "

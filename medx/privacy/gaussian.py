@@ -15,9 +15,10 @@ from medx.schema import component
 class GaussianMechanism:
     """``epsilon`` and ``delta`` hold for ``num_runs`` runs like this one together, each with noise of its own.
 
-    More than one run shares the budget where a setting is chosen among several: the choice is then covered too, towards
-    everybody who sees all of them. ``budget`` is the most epsilon that the ``ledger`` (a folder) may reach over all
-    runs on the same data. ``max_abstentions`` counts updates that are left out as not finite, over a run.
+    More than one run shares the budget where a setting is chosen among several: the choice is then covered too, for
+    training records; validation records, by which it is made, have no guarantee. ``budget`` is the most epsilon that
+    the ``ledger`` (a folder) may reach over all runs on the same data. ``max_abstentions`` counts updates that are
+    left out as not finite, over a run.
     """
 
     epsilon: Annotated[float, Gt(0)]

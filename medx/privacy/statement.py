@@ -97,7 +97,9 @@ def planned_events(plan: PrivacyPlan) -> list[list[Event]]:
 
 
 def _shared_target(num_runs: int) -> str:
-    return "" if num_runs == 1 else f" for {num_runs} runs together, of which this is one"
+    return (
+        "" if num_runs == 1 else f" for {num_runs} runs together, of which this is one (all figures here are its own)"
+    )
 
 
 def _guarantee(
@@ -118,7 +120,8 @@ def _guarantee(
         f"Public: hospitals' record counts, the partition, this configuration, {_who(plan)}, and timing"
         f"{'; none of this is protected, though it depends on a hospital' if plan.client_release else ''}.",
         "Not covered: validation and test metrics and metrics by hospital, which the study computes on data it holds; "
-        "a choice among several runs; other runs on the same data, whose epsilons add up.",
+        f"{'' if plan.num_runs > 1 else 'a choice among several runs; '}other runs on the same data, whose epsilons "
+        "add up.",
     ]
 
 

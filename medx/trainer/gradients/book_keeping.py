@@ -72,6 +72,8 @@ class BookKeeping:
         with torch.no_grad():
             while contributions:  # each is let go of when it is summed
                 part = contributions.pop()
+                if part.parameter in sums:
+                    raise UnsupportedModuleError("gradient_mode=book_keeping: a parameter is used twice; use hooks")
                 sums[part.parameter] = part.weighted_sum(factors.to(sum_dtype(part.parameter)))
         return [sums[p] if p in sums else torch.zeros_like(p, requires_grad=False) for p in self._parameters]
 
