@@ -101,7 +101,7 @@ def selection_table(frame: pd.DataFrame) -> Table:
     note = (
         "In each seed the candidates share one budget and the lowest validation loss is chosen. ε composes every step "
         "of every candidate, so for training records the choice is inside it, towards the server too; validation "
-        "records, which decide, have no guarantee. The figure is one seed's: several on the same records add up. `runs` "
+        "records, which decide, have no guarantee. The figure is one seed's: several add up. `runs` "
         "names the winners."
     )
     return Table("selection", "Chosen inside the guarantee", note, pd.DataFrame(data), pd.DataFrame(shown))
