@@ -141,11 +141,13 @@ def test_baselines_and_majority(tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     result = ran.result
     assert set(result.baselines) == {"local_only", "centralized"}
-    local, central = result.baselines["local_only"]["auc"], result.baselines["centralized"]["auc"]
+    local = result.baselines["local_only"]["auc"]
     assert local.low is not None
     assert local.high is not None
     assert local.low < local.value < local.high  # type: ignore[operator]
-    assert central.value not in (result.test["auc"].value, local.value)
+    # Not by AUC: on 60 images two models may rank the same number of pairs.
+    briers = [metrics["brier"].value for metrics in (result.test, *result.baselines.values())]
+    assert len(set(briers)) == 3
     labels = result.dataset.class_counts["test"]
     assert result.majority_accuracy == pytest.approx(max(labels) / sum(labels), abs=0.1)
     # The hospitals' ledgers hold the run alone: each baseline kept its own.

@@ -194,7 +194,7 @@ def test_fingerprint_follows_the_settings() -> None:
 
 @pytest.mark.parametrize("spec", [InputSpec(1, 28, 2, "binary"), InputSpec(3, 28, 5, "ordinal")], ids=lambda s: s.task)
 def test_the_head_starts_towards_what_phantoms_teach(spec: InputSpec) -> None:
-    model = scatternet(num_phantoms=400, num_components=20)
+    model = scatternet(num_phantoms=400, num_components=20, phantom_start=0.5)
     features = model.features(spec)
     drawn, labels = draw_phantoms(features.settings, 300, seed=9)
     rows = features(drawn)
