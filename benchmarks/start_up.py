@@ -15,7 +15,7 @@ def measure_help(repeats: int) -> list[Row]:
     """Seconds of ``python -m medx.run --help``."""
     with TemporaryDirectory() as folder:
         times = [python(Path(folder), "-m", "medx.run", "--help").seconds for _ in range(repeats + 1)][1:]
-    return [Row("python -m medx.run --help", median(times), "s", 1.0, "issue A asks 1.5")]
+    return [Row("python -m medx.run --help", median(times), "s", 1.0, "")]
 
 
 def measure_sweep(repeats: int) -> list[Row]:
