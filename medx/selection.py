@@ -17,7 +17,6 @@ from medx.results import ExperimentResult
 from medx.schema import ConfigError
 
 LOWER_IS_BETTER = ("loss", "brier", "ece")
-EVERYBODY, OTHERS = "everybody but the other hospitals", "all other hospitals together"
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ def select(results: Sequence[ExperimentResult], metric: str) -> Selection:
     if not results or min(scores) == math.inf:
         known = sorted(results[0].validation) if results else []
         raise ConfigError(f"select={metric}: no finished run has it; accepted: {', '.join(known) or 'none'}")
-    towards = {EVERYBODY: total_epsilon(results), OTHERS: total_epsilon(results, others=True)}
-    return Selection(metric, scores.index(min(scores)), tuple(results), towards[EVERYBODY], towards[OTHERS])
+    spent = total_epsilon(results), total_epsilon(results, others=True)
+    return Selection(metric, scores.index(min(scores)), tuple(results), *spent)
 
 
 def by_seed(results: Sequence[ExperimentResult], metric: str) -> Iterator[Selection]:

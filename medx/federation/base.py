@@ -1,5 +1,6 @@
 """What every federation option shares: clients, rounds, and the Flower strategy it stands for."""
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le
@@ -9,7 +10,7 @@ from medx.schema import ConfigError, component
 
 
 @component
-class Federation:
+class Federation(ABC):
     """Clients and rounds. ``fraction_clients`` of them train in a round; fewer than ``min_clients`` end the run.
 
     Client sampling amplifies nothing towards the server, which sees every round, so it is not accounted for.
@@ -43,6 +44,6 @@ class Federation:
         """How many clients are asked in a round."""
         return max(self.min_clients, round(self.fraction_clients * self.num_clients))
 
+    @abstractmethod
     def strategy(self) -> Strategy:
         """A fresh Flower strategy; its own client sampling is off because ours is seeded."""
-        raise NotImplementedError(f"{type(self).__name__} names no Flower strategy")

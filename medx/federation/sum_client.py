@@ -18,7 +18,7 @@ from medx.federation.ledgers import ledger_run
 from medx.federation.local_client import index_of, local_client, train_locally, workspace
 from medx.federation.payload import from_record
 from medx.federation.sums import SATURATED, SMALL, WEIGHT, SumPlan, flatten, shared_state
-from medx.randomness import Key, derive_seed, system_seed, torch_generator
+from medx.randomness import Key, derive_seed, system_generator, system_seed, torch_generator
 from medx.schema import MedxError, PrivacyError
 
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")
@@ -65,9 +65,9 @@ def _gradient_words(job: Job, client: int, arrays: ArrayRecord, position: Positi
         labels=local.labels,
         plan=local.plan,
         state=from_record(arrays),
-        sample_generator=torch_generator(_seed(job, "sampling", client, position)),
+        sample_generator=_generator(job, "sampling", client, position),
         device=torch.device(job.setup.device),
-        view_generator=torch_generator(_seed(job, "views", client, position)),
+        view_generator=_generator(job, "views", client, position),
     )
     words, saturated = plan.layout.encode(flatten(sums), {})
     if saturated:
@@ -116,8 +116,14 @@ def noise_stream(job: Job, who: Key, position: Position) -> NoiseStream:
     return NoiseStream.from_seed(_seed(job, "noise", who, position))
 
 
-def _seed(job: Job, purpose: str, who: Key, position: Position) -> int:
+def _generator(job: Job, purpose: str, who: Key, position: Position) -> torch.Generator:
     # Who knows the sampling loses what it amplifies, so with noise of the system the sampling is secret too.
+    if job.plan.noise_source == "system":
+        return system_generator()  # not by a seed, of which torch keeps 32 bits on a CPU
+    return torch_generator(_seed(job, purpose, who, position))
+
+
+def _seed(job: Job, purpose: str, who: Key, position: Position) -> int:
     if job.plan.noise_source == "system":
         return system_seed()
     return derive_seed(job.setup.seed, purpose, *job.setup.stream, who, *position)

@@ -1,5 +1,6 @@
 """What a model is: optional fixed features, a trainable head, and an objective that couples no two records."""
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import torch
@@ -25,16 +26,16 @@ class Objective(Protocol):
         ...
 
 
-class FixedFeatures(nn.Module):
+class FixedFeatures(nn.Module, ABC):
     """A transform with no trained parameter, computed once per image: ``[n, c, h, w]`` to ``[n, ...]``.
 
     ``fingerprint`` names everything that its output depends on besides the image; caches are keyed by it.
     """
 
     @property
+    @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 in hexadecimal over the transform's settings, code and tensors."""
-        raise NotImplementedError
 
 
 class Model(Protocol):

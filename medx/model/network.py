@@ -1,5 +1,6 @@
 """What models share that train the whole network on images."""
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Literal
 
 from annotated_types import Ge
@@ -30,7 +31,7 @@ class WholeNetwork:
 
 
 @component
-class ConvolutionalStart:
+class ConvolutionalStart(ABC):
     """Where a convolutional network starts from, and what of it is trained.
 
     ``weight_standardisation`` standardises every convolution's weights (Qiao et al. 2019). ``pretrain`` phantom
@@ -45,9 +46,9 @@ class ConvolutionalStart:
     pretrain_seed: Annotated[int, Ge(0)]
     train: Literal["all", "head"]
 
+    @abstractmethod
     def start(self, spec: InputSpec, seed: int) -> nn.Module:
         """The network at its initial weights, before any pretraining on phantoms."""
-        raise NotImplementedError
 
     def build(self, spec: InputSpec, seed: int) -> nn.Module:
         """Images ``[n, channels, size, size]`` to outputs ``[n, num_outputs]``; what is not trained has no gradient.

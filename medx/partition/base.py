@@ -1,5 +1,6 @@
 """What a partition is: disjoint rows for every client that together are all rows, drawn from one generator."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Protocol
 
@@ -22,7 +23,7 @@ class Partition(Protocol):
 
 
 @component
-class Dealt:
+class Dealt(ABC):
     """What every partition shares: draw, look at the sizes, draw again a bounded number of times.
 
     Every client has at least ``min_records`` records and at least one; with ``allow_empty`` it may have none.
@@ -31,11 +32,11 @@ class Dealt:
     min_records: Annotated[int, Ge(0)]
     allow_empty: bool
 
+    @abstractmethod
     def deal(
         self, labels: np.ndarray, num_classes: int, num_clients: int, generator: np.random.Generator
     ) -> list[np.ndarray]:
         """One draw, whatever its sizes."""
-        raise NotImplementedError(f"{type(self).__name__} deals nothing")
 
     def split(
         self, labels: np.ndarray, num_classes: int, num_clients: int, generator: np.random.Generator
