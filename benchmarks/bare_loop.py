@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import BATCH, CLIP, HOSPITALS, MOMENTUM, RATE, ROUNDS, STEPS, load_arrays, small_cnn
+from medx.machine import keep_freed_memory
 from medx.trainer.gradients import build_mode
 from medx.trainer.gradients.record_loss import RecordLoss
 
@@ -34,6 +35,7 @@ def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, generato
 
 def run() -> tuple[float, float]:
     """Seconds of the rounds, and the last accuracy."""
+    keep_freed_memory()  # as in a run
     images, labels, test_images, test_labels = load_arrays()
     order = np.random.default_rng(0).permutation(len(labels))
     parts = [torch.from_numpy(rows) for rows in np.array_split(order, HOSPITALS)]

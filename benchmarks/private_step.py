@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from medx.dataset import InputSpec
+from medx.machine import keep_freed_memory
 from medx.model.cnn import Cnn
 from medx.model.objectives import BinaryObjective
 from medx.model.resnet18 import ResNet18
@@ -63,6 +64,7 @@ def build(model: str, shape: tuple[int, ...]) -> nn.Module:
 
 def build_step(case: str, mode: str, device: torch.device) -> Step:
     """One whole step: gradient, noise where private, and the optimizer's move."""
+    keep_freed_memory()  # as in a run, for the plain step too
     model, batch, shape, micro_batch = CASES[case]
     network = build(model, shape).to(device).train()
     inputs = torch.randn(batch, *shape, device=device)

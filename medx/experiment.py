@@ -24,7 +24,8 @@ from medx.federation.local_client import forget
 from medx.federation.rounds import RoundAborted
 from medx.federation.server import Server
 from medx.federation.sums import aggregation_result, with_sums
-from medx.machine import environment, resolve_device
+from medx.imports import without_collector
+from medx.machine import environment, keep_freed_memory, resolve_device
 from medx.measurement import count_parameters, describe, measure, measure_clients
 from medx.model.base import Model
 from medx.model.export import describe as describe_model
@@ -86,6 +87,7 @@ def run_experiment(
     (aborted, out of budget, killed) ends in a result with that status and the last round's model.
     """
     began = time.perf_counter()
+    keep_freed_memory()
     setup = make_setup(experiment, config)
     prepared = prepare(setup)
     check_combination(experiment, setup, config)
@@ -95,7 +97,8 @@ def run_experiment(
     preflight(job, prepared)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    import_module("medx.trainer.module")  # lightning takes seconds, which are the start's and not the first round's
+    with without_collector():
+        import_module("medx.trainer.module")  # lightning takes seconds, which are the start's and not the first round's
     loaded = time.perf_counter()
     for observer in observers:
         observer.on_start(make_context(experiment, job, prepared, config, resume))

@@ -16,7 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import medx.sweep
+from medx.imports import without_collector
 from medx.schema import MedxError
+from medx.tracking import courier
 
 log = logging.getLogger(__name__)
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -32,7 +34,9 @@ def run(cfg: DictConfig) -> float | None:
     folder = Path(settings.runtime.output_dir)
     overrides = list(settings.overrides.task)
     try:
-        from medx.job import run_job
+        courier.warm_up(OmegaConf.to_container(cfg.tracking))  # MLflow on another core, while this one imports torch
+        with without_collector():
+            from medx.job import run_job
 
         (folder / medx.sweep.FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt in this folder
         value = run_job(OmegaConf.create(cfg), folder, overrides)

@@ -11,6 +11,7 @@ from torch import nn
 from medx.federation.job import Job, Prepared, build_module, prepare
 from medx.federation.ledgers import ledger_run, open_ledger
 from medx.federation.payload import from_record
+from medx.machine import keep_freed_memory
 from medx.privacy.base import ClientPlan
 from medx.privacy.ledger import PrivacyLedger
 from medx.randomness import derive_seed, system_generator, torch_generator
@@ -36,6 +37,7 @@ def local_client(job: Job, client: int) -> LocalClient:
     """The client's data, plan and ledger; built at its first message in this process."""
     key = (job.run_id, client)
     if key not in _CLIENTS:
+        keep_freed_memory()  # here too: on Ray this is a process of its own
         prepared = prepare(job.setup)
         inputs, labels = prepared.client(client)
         private = job.plan.clients[client].step is not None

@@ -20,6 +20,7 @@ from medx.federation.payload import (
     MOMENTUM,
     State,
     all_finite,
+    finite_record,
     from_record,
     momentum_of,
     parameters_of,
@@ -210,7 +211,7 @@ def read_answer(reply: Message, client: int | None, number: int) -> Answer | Non
     metrics = reply.content.metric_records["metrics"]
     if client is None or (int(cast(int, metrics["client"])), int(cast(int, metrics["round"]))) != (client, number):
         return None
-    finite = bool(metrics["finite"]) and all_finite(from_record(reply.content.array_records["arrays"]))
+    finite = bool(metrics["finite"]) and finite_record(reply.content.array_records["arrays"])
     return Answer(client, reply.content, int(cast(int, metrics["steps"])), finite, content_bytes(reply.content))
 
 

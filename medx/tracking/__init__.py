@@ -1,5 +1,4 @@
-"""Where runs are written down to be compared. Only this package knows MLflow."""
+"""Where runs are written down to be compared. Only this package knows MLflow.
 
-from medx.tracking.base import TrackedRun, Tracker, Tracking
-
-__all__ = ["TrackedRun", "Tracker", "Tracking"]
+This file imports nothing, because ``courier.warm_up`` has to begin before anything heavy is imported.
+"""

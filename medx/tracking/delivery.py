@@ -13,10 +13,10 @@ from medx.tracking.spool import Entry, Progress, Spool
 from medx.tracking.store import Destination, Store, TrackingError, connect
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, RunTag
 
 log = logging.getLogger(__name__)
-MOST_METRICS = 1000
+MOST_METRICS = 990  # of the thousand things that MLflow takes at once; a few tags may come along
 MOST_PARAMS = 100
 
 
@@ -30,23 +30,20 @@ class Delivery:
         self.experiment_id: str | None = None
         self._store: Store | None = None
 
-    def pending(self) -> bool:
-        """Whether anything has not arrived."""
-        return bool(self.spool.read(self.spool.progress(self.destination.key).entries))
-
     def push(self) -> None:
         """Deliver all that is spooled; raises what MLflow raises, after which it may be called again."""
         with self.spool.lock():
             progress = self.spool.progress(self.destination.key)
-            if not self.spool.read(progress.entries):
+            entries = self.spool.read(progress.entries)
+            if not entries:
                 return
             self._store = self._store or connect(self.destination)
             self.experiment_id = self._store.experiment_id
             if progress.run_id is not None and self.run_id is None and not self._store.exists(progress.run_id):
                 log.warning("run %s is gone from %s; recording it anew", progress.run_id, self.destination.uri)
                 progress = Progress()
+                entries = self.spool.read()
             self.run_id = progress.run_id
-            entries = self.spool.read(progress.entries)
             while entries:
                 taken = self._deliver(self._store, progress, entries)
                 entries = entries[taken:]
@@ -78,24 +75,27 @@ class Delivery:
         run = TrackedRun.model_validate(entry.body["run"])
         parent = None if run.sweep_dir is None else ensure_parent(store, self.destination.key, run.sweep_dir, run)
         job = entry.body["job"]
+        known: dict[str, str] = {}
         if self.run_id is None:
             # The request may have arrived before although its answer was lost: look before creating.
-            known = store.find("job", job)
-            self.run_id = known[0].info.run_id if known else self._create(store, entry, run, parent, job)
-        self._log_params(store, run)
-        store.client.update_run(self._run, status="RUNNING")
-        store.client.set_tag(self._run, "status", "running")
+            found = store.find("job", job)
+            self.run_id = found[0].info.run_id if found else self._create(store, entry, run, parent, job)
+            known = found[0].data.params if found else known
+        else:
+            known = store.client.get_run(self._run).data.params
+            store.client.update_run(self._run, status="RUNNING")
+            store.client.set_tag(self._run, "status", "running")
+        self._log_params(store, run, known)
 
     def _create(self, store: Store, entry: Entry, run: TrackedRun, parent: str | None, job: str) -> str:
         tags = start_tags(run) | {"job": job} | ({PARENT: parent} if parent else {})
         created = store.client.create_run(store.experiment_id, start_time=entry.time, tags=tags, run_name=run.title)
         return str(created.info.run_id)
 
-    def _log_params(self, store: Store, run: TrackedRun) -> None:
+    def _log_params(self, store: Store, run: TrackedRun, known: dict[str, str]) -> None:
         """Log the configuration; what is there stays, because MLflow refuses to change it (``resume=`` differs)."""
         from mlflow.entities import Param
 
-        known = store.client.get_run(self._run).data.params
         params = [Param(key, value) for key, value in flatten(run.config) if key not in known]
         for start in range(0, len(params), MOST_PARAMS):
             store.client.log_batch(self._run, params=params[start : start + MOST_PARAMS])
@@ -122,9 +122,8 @@ class Delivery:
         from medx.tracking.files import run_files
 
         result = ExperimentResult.model_validate(entry.body["result"])
-        self._send(store, self._metrics(final_metrics(result), entry.time, last_round))
         tags = [RunTag(name, value) for name, value in end_tags(result).items()]
-        store.client.log_batch(self._run, tags=tags)
+        self._send(store, self._metrics(final_metrics(result), entry.time, last_round), tags)
         given = [self.spool.output_dir / name for name in entry.body["files"]]
         for path, folder in run_files(result, self.spool.output_dir, given):
             if path.exists():
@@ -150,9 +149,9 @@ class Delivery:
 
         return [Metric(name, value, time, step) for name, value in values.items()]
 
-    def _send(self, store: Store, metrics: "Sequence[Metric]") -> None:
+    def _send(self, store: Store, metrics: "Sequence[Metric]", tags: "Sequence[RunTag]" = ()) -> None:
         for start in range(0, len(metrics), MOST_METRICS):
-            store.client.log_batch(self._run, metrics=metrics[start : start + MOST_METRICS])
+            store.client.log_batch(self._run, metrics=metrics[start : start + MOST_METRICS], tags=tags)
 
 
 def deliver(folder: Path, destination: Destination | None = None) -> list[tuple[Path, str | None]]:

@@ -1,9 +1,11 @@
 """The figures of a result, as PNG files: confusion matrix, ROC, calibration."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medx.results import CurveData, ExperimentResult
@@ -26,8 +28,20 @@ def draw_figures(result: ExperimentResult, folder: Path) -> list[Path]:
     if result.curves.calibration:
         figures["calibration"] = _calibration(result.curves, subtitle)
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
+        _write(figure, folder / f"{name}.png")
     return [folder / f"{name}.png" for name in figures]
+
+
+def draw_nothing() -> None:
+    """Draw an empty figure into memory: the first one finds the fonts, which takes as long as the others."""
+    figure, _ = _axes("nothing", "x", "y")
+    _write(figure, BytesIO())
+
+
+def _write(figure: Figure, target: Path | BytesIO) -> None:
+    """The same bytes as ``savefig``, which lays everything out twice."""
+    figure.set_dpi(120)
+    FigureCanvasAgg(figure).print_png(target)
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:

@@ -1,8 +1,7 @@
-"""Tracking in MLflow, off the training path: calls write to the spool, one thread in the background delivers."""
+"""Tracking in MLflow, off the training path: calls write to the spool, another process delivers."""
 
 import logging
 import os
-import threading
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +14,12 @@ from medx.results import ExperimentResult, RoundRecord, Status
 from medx.schema import component
 from medx.tracking.backlog import Backlog
 from medx.tracking.base import TrackedRun
-from medx.tracking.delivery import Delivery, one_line
+from medx.tracking.courier import Errand, current
 from medx.tracking.spool import Kind, Spool
-from medx.tracking.store import SQLITE, Destination, embedded_uri, quiet_environment
+from medx.tracking.store import SQLITE, Destination, embedded_uri
 from medx.tracking.view import view_url
 
 log = logging.getLogger(__name__)
-PAUSE = 1.0
-LONGEST_PAUSE = 30.0
 
 
 @component
@@ -43,18 +40,18 @@ class MlflowTracking:
             raise ValueError("uri holds a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead")
         return uri
 
-    def destination(self) -> Destination:
-        """Where runs go, seen from the working directory of now."""
+    def destination(self, folder: Path) -> Destination:
+        """Where runs go, seen from a working directory."""
         uri = self.uri
         if uri is None:
-            uri = embedded_uri(Path.cwd())
+            uri = embedded_uri(folder)
         elif uri.startswith(SQLITE):
-            uri = f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
+            uri = f"{SQLITE}{folder.absolute() / uri.removeprefix(SQLITE)}"
         return Destination(uri=uri, experiment=self.experiment, request_timeout=self.request_timeout)
 
     def tracker(self) -> "MlflowTracker":
         """A fresh tracker for one run."""
-        return MlflowTracker(self.destination(), self.final_wait)
+        return MlflowTracker(self.destination(Path.cwd()), self.final_wait)
 
 
 class MlflowTracker:
@@ -67,31 +64,31 @@ class MlflowTracker:
     def __init__(self, destination: Destination, final_wait: float) -> None:
         self._destination = destination
         self._final_wait = final_wait
-        self._backlog = Backlog(Path.cwd())
-        self._closing = threading.Event()
+        self._folder = Path.cwd()
         self._spool: Spool | None = None
-        self._delivery: Delivery | None = None
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._errand: Errand | None = None
 
     def start(self, run: TrackedRun) -> None:
-        """Spool the run's configuration and begin to deliver in the background."""
-        quiet_environment(self._destination.request_timeout)
+        """Spool the run's configuration and let the courier begin to deliver."""
         sweep_dir = None if run.sweep_dir is None else run.sweep_dir.absolute()
         run = run.model_copy(update={"output_dir": run.output_dir.absolute(), "sweep_dir": sweep_dir})
         self._spool = Spool(run.output_dir)
-        self._delivery = Delivery(self._spool, self._destination)
-        body = {"run": run.model_dump(mode="json"), "destination": self._destination.model_dump()}
-        self._spool.append("start", body | {"job": uuid.uuid4().hex})
-        self._thread.start()
+        job = uuid.uuid4().hex
+        destination = self._destination.model_dump()
+        self._spool.append("start", {"run": run.model_dump(mode="json"), "destination": destination, "job": job})
+        self._errand = current().follow(
+            job, output_dir=str(run.output_dir), destination=destination, folder=str(self._folder)
+        )
 
     def log_round(self, record: RoundRecord) -> None:
         """Spool one round."""
-        self._started.append("round", record.model_dump(mode="json"))
+        spool, _ = self._started
+        spool.append("round", record.model_dump(mode="json"))
 
     def finish(self, result: ExperimentResult, files: Sequence[Path] = ()) -> dict[str, str]:
         """Spool the result and the names of its files, and wait for delivery."""
-        folder = self._started.output_dir
-        names = [os.path.relpath(path.absolute(), folder) for path in files]
+        spool, _ = self._started
+        names = [os.path.relpath(path.absolute(), spool.output_dir) for path in files]
         return self._close("finish", {"result": result.model_dump(mode="json"), "files": names})
 
     def abort(self, status: Status, error: str) -> dict[str, str]:
@@ -101,52 +98,27 @@ class MlflowTracker:
     def info(self) -> dict[str, str]:
         """``uri``, ``experiment``; once the store has answered ``run_id``, and of a server the link ``view``."""
         known = {"uri": self._destination.uri, "experiment": self._destination.experiment}
-        if self._delivery is None or self._delivery.run_id is None or self._delivery.experiment_id is None:
+        if self._errand is None or self._errand.run_id is None or self._errand.experiment_id is None:
             return known
         if self._destination.database is None:
-            known["view"] = view_url(self._destination.uri, self._delivery.experiment_id)
-        return known | {"run_id": self._delivery.run_id}
+            known["view"] = view_url(self._destination.uri, self._errand.experiment_id)
+        return known | {"run_id": self._errand.run_id}
 
     @property
-    def _started(self) -> Spool:
-        if self._spool is None:
+    def _started(self) -> tuple[Spool, Errand]:
+        if self._spool is None or self._errand is None:
             raise RuntimeError("the tracker was not started")
-        return self._spool
+        return self._spool, self._errand
 
     def _close(self, kind: Kind, body: dict[str, object]) -> dict[str, str]:
-        spool = self._started
+        spool, errand = self._started
         spool.append(kind, body)
-        self._closing.set()
-        self._thread.join(self._final_wait)
-        if self._thread.is_alive() or (self._delivery is not None and self._delivery.pending()):
-            self._backlog.add(spool.output_dir)
+        if not errand.close(self._final_wait):
+            Backlog(self._folder).add(spool.output_dir)
             log.warning(
-                "tracking: %s has not all of this run; deliver it with: python -m medx.tracking deliver %s",
+                "tracking: %s has not all of this run%s; deliver it with: python -m medx.tracking deliver %s",
                 self._destination.uri,
+                "" if errand.problem is None else f" ({errand.problem})",
                 spool.output_dir,
             )
         return self.info()
-
-    def _work(self) -> None:
-        """Deliver every second, after a failure less often, and once more at the end."""
-        pause = 0.0
-        helped = False
-        while not self._closing.wait(pause):
-            reached = self._attempt(quiet=pause > PAUSE)
-            pause = PAUSE if reached else min(LONGEST_PAUSE, 2 * max(pause, PAUSE))
-            if reached and not helped:
-                helped = True
-                self._backlog.deliver(self._destination)
-        self._attempt(quiet=pause > PAUSE)
-
-    def _attempt(self, quiet: bool) -> bool:
-        if self._delivery is None:
-            return False
-        try:
-            self._delivery.push()
-        except Exception as error:
-            # Whatever a store raises, a run goes on: the records are safe in the spool, and the reason is told.
-            if not quiet:
-                log.warning("tracking: %s fails, records are kept: %s", self._destination.uri, one_line(error))
-            return False
-        return True

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +46,9 @@ def embedded_uri(folder: Path) -> str:
     return f"{SQLITE}{folder.absolute() / 'mlflow.db'}"
 
 
-def quiet_environment(request_timeout: int = 10) -> None:
-    """Set, where the user has not, what MLflow reads from the environment: short time-outs, no telemetry."""
+def quiet_environment() -> None:
+    """Set, where the user has not, what MLflow reads from the environment: few retries, no telemetry."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(request_timeout))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -89,12 +90,29 @@ class Store:
 
 def connect(destination: Destination) -> Store:
     """Open the store and find or create the experiment; the first process creates the embedded database alone."""
-    quiet_environment(destination.request_timeout)
+    quiet_environment()
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(destination.request_timeout))
     if destination.database is None:
         return _open(destination, None)
     folder = destination.database.parent
     with file_lock(folder / f"{destination.database.name}-lock"):
         return _open(destination, (folder / "mlartifacts").as_uri())
+
+
+def open_early(destination: Destination) -> None:
+    """Open an embedded store that has the experiment already, so that ``connect`` is quick.
+
+    Nothing is written: the run that it is for may still be refused.
+    """
+    from mlflow import MlflowClient
+
+    path = destination.database
+    if path is None or not path.exists():
+        return
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        known = database.execute("SELECT 1 FROM experiments WHERE name = ?", (destination.experiment,)).fetchone()
+    if known:
+        MlflowClient(tracking_uri=destination.uri).get_experiment_by_name(destination.experiment)
 
 
 def _open(destination: Destination, artifacts: str | None) -> Store:

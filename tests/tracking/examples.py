@@ -7,7 +7,7 @@ import numpy as np
 
 from medx.metrics import curve_data
 from medx.results import DatasetInfo, ExperimentResult, Interval, PrivacyResult, RoundRecord
-from medx.tracking import TrackedRun
+from medx.tracking.base import TrackedRun
 
 METRICS = ("auc", "accuracy", "balanced_accuracy", "balanced_accuracy_at_threshold", "sensitivity")
 

@@ -3,11 +3,14 @@
 import ast
 import json
 import logging
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,13 @@ import pytest
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-import medx.tracking.mlflow
+from medx.tracking import courier, deliverer
 from medx.tracking.__main__ import main
 from medx.tracking.content import final_metrics, flatten, round_metrics
-from medx.tracking.delivery import Delivery, deliver
+from medx.tracking.delivery import deliver
 from medx.tracking.mlflow import MlflowTracker, MlflowTracking
 from medx.tracking.spool import Spool
-from medx.tracking.store import Destination, Store, connect, embedded_uri
+from medx.tracking.store import Destination, connect, embedded_uri, open_early
 from medx.tracking.view import VIEW_TAG
 from tests.tracking.examples import make_record, make_result, make_run
 
@@ -57,6 +60,14 @@ def runs(destination: Destination) -> dict[str, Any]:
 
 def history(destination: Destination, run: Any, name: str) -> list[tuple[int, float]]:
     return [(each.step, each.value) for each in connect(destination).client.get_metric_history(run.info.run_id, name)]
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> None:
+    """Fail where something does not become true in time."""
+    last = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < last
+        time.sleep(0.02)
 
 
 def follow(destination: Destination, folder: Path, rounds: int = 3, **run: Any) -> dict[str, str]:
@@ -102,6 +113,7 @@ def test_a_run_with_all_that_belongs_to_it(destination: Destination, tmp_path: P
     assert "model.safetensors" not in kept
     text = (output / "tracking" / "files" / "how_to_load.md").read_text()
     compile(text.split("```python")[1].split("```")[0], "how_to_load.md", "exec")
+    assert "libtorch" not in Path(f"/proc/{courier.current().pid}/maps").read_text()  # it would cost the child seconds
 
 
 def test_calls_cost_next_to_nothing_and_a_dead_server_stops_no_run(
@@ -132,35 +144,139 @@ def test_calls_cost_next_to_nothing_and_a_dead_server_stops_no_run(
     Path("mlartifacts/undelivered.txt").unlink()
 
 
+FLAKY = """
+import sys
+from pathlib import Path
+from medx.tracking import deliverer
+from medx.tracking.delivery import Delivery
+
+send = Delivery._send
+
+def flaky(*arguments):
+    send(*arguments)
+    if Path(sys.argv[1]).exists():  # it arrived, but the answer was lost
+        raise ConnectionError("planted")
+
+Delivery._send = flaky
+deliverer.PAUSE = 0.05
+deliverer.main()
+"""
+
+
 def test_a_server_that_goes_down_in_the_middle(
-    destination: Destination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    destination: Destination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(medx.tracking.mlflow, "PAUSE", 0.05)
-    down = threading.Event()
-    send = Delivery._send
-
-    def flaky(self: Delivery, store: Store, metrics: Any) -> None:
-        send(self, store, metrics)
-        if down.is_set():  # it arrived, but the answer was lost
-            raise ConnectionError("planted")
-
-    monkeypatch.setattr(Delivery, "_send", flaky)
+    down = tmp_path / "down"
+    monkeypatch.setattr(courier, "COMMAND", (sys.executable, "-c", FLAKY, str(down)))
+    monkeypatch.setattr(courier, "_COURIERS", [])
     tracker = MlflowTracker(destination, 60)
     tracker.start(make_run(tmp_path / "job"))
     tracker.log_round(make_record(1, 1.0))
-    down.set()
+    wait_until(lambda: "run_id" in tracker.info(), 30)
+    down.touch()
     for number in (2, 3):
         tracker.log_round(make_record(number, 1.0))
         time.sleep(0.3)
     tracker.finish(make_result())
+    assert "records are kept: ConnectionError: planted" in caplog.text
     assert Path("mlartifacts/undelivered.txt").exists()
-    down.clear()
+    down.unlink()
     # The next run that reaches the store brings it along.
     follow(destination, tmp_path / "next", seed=1)
-    assert not Path("mlartifacts/undelivered.txt").exists()
+    wait_until(lambda: not Path("mlartifacts/undelivered.txt").exists(), 10)
     first = runs(destination)["pneumoniamnist scatternet local_dp ε=5 seed=0"]
     assert history(destination, first, "test/auc") == [(1, 0.9), (2, 0.9), (3, 0.9)]
     assert first.info.status == "FINISHED"
+    os.kill(courier.current().pid, signal.SIGKILL)
+
+
+def test_a_courier_that_is_killed_costs_a_warning_and_no_record(
+    destination: Destination, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = MlflowTracker(destination, 60)
+    tracker.start(make_run(tmp_path / "job"))
+    tracker.log_round(make_record(1, 1.0))
+    wait_until(lambda: "run_id" in tracker.info(), 30)
+    killed = courier.current().pid
+    os.kill(killed, signal.SIGKILL)
+    for number in (2, 3):
+        tracker.log_round(make_record(number, 1.0))
+    begun = time.perf_counter()
+    tracker.finish(make_result())
+    assert time.perf_counter() - begun < 5
+    (warning,) = caplog.messages
+    assert "code -9" in warning
+    assert f"python -m medx.tracking deliver {tmp_path / 'job'}" in warning
+    assert str(tmp_path / "job") in Path("mlartifacts/undelivered.txt").read_text()
+
+    assert [main(["deliver", str(tmp_path / "job")]) for _ in range(2)] == [0, 0]
+    (run,) = runs(destination).values()
+    assert history(destination, run, "test/auc") == [(1, 0.9), (2, 0.9), (3, 0.9)]
+    assert run.info.status == "FINISHED"
+    info = follow(destination, tmp_path / "next", seed=1)
+    assert info["run_id"] == runs(destination)["pneumoniamnist scatternet local_dp ε=5 seed=1"].info.run_id
+    assert courier.current().pid != killed
+    wait_until(lambda: not Path("mlartifacts/undelivered.txt").exists(), 10)
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from medx.tracking import courier
+from tests.tracking.test_tracking import Destination, MlflowTracker, make_record, make_run
+
+tracker = MlflowTracker(Destination(uri=sys.argv[1], experiment=sys.argv[2]), 60)
+tracker.start(make_run(Path(sys.argv[3])))
+while "run_id" not in tracker.info():
+    time.sleep(0.02)
+if os.fork() == 0:  # lives on, as workers do; must not hold the pipe open
+    os.close(1)
+    time.sleep(20)
+    os._exit(0)
+tracker.log_round(make_record(1, 1.0))
+print(courier.current().pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_courier_ends_with_its_parent(destination: Destination, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, destination.uri, destination.experiment, str(tmp_path / "job")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        line = Path("/proc") / parent.stdout.readline().strip() / "cmdline"
+        assert b"deliverer" in line.read_bytes()
+        parent.kill()
+    wait_until(lambda: not line.exists() or not line.read_bytes(), 8)  # a zombie's is empty
+    (run,) = runs(destination).values()
+    assert history(destination, run, "test/auc") == [(1, 0.9)]
+
+
+def test_closing_waits_for_no_pause(destination: Destination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deliverer, "PAUSE", 1000.0)
+    told: list[dict[str, Any]] = []
+    order = {"job": "1", "output_dir": str(tmp_path), "destination": destination.model_dump(), "folder": str(tmp_path)}
+    run = make_run(tmp_path).model_dump(mode="json")
+    Spool(tmp_path).append("start", {"run": run, "destination": destination.model_dump(), "job": "1"})
+    warm = threading.Thread()
+    warm.start()
+    following = deliverer.Following(order, warm, lambda **answer: told.append(answer))
+    following.start()
+    wait_until(lambda: bool(told), 30)
+    Spool(tmp_path).append("abort", {"status": "killed", "error": "Ctrl-C"})
+    following.close()
+    following.join(30)
+    (run_id,) = {answer["run_id"] for answer in told}
+    assert [answer.get("arrived") for answer in told] == [None, True]
+    assert {run.info.run_id: run.info.status for run in runs(destination).values()} == {run_id: "KILLED"}
+
+
+def test_opening_early_leaves_no_trace(destination: Destination, tmp_path: Path) -> None:
+    connect(destination)
+    open_early(destination)
+    open_early(destination.model_copy(update={"experiment": "misspelt"}))
+    assert connect(destination).client.get_experiment_by_name("misspelt") is None
+    open_early(Destination(uri=embedded_uri(tmp_path), experiment="medx"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resume_continues_the_same_run(destination: Destination, tmp_path: Path) -> None:
@@ -169,7 +285,12 @@ def test_resume_continues_the_same_run(destination: Destination, tmp_path: Path)
     tracker.start(make_run(output))
     tracker.log_round(make_record(1, 1.0))
     tracker.log_round(make_record(2, 2.0))
+    wait_until(lambda: "run_id" in tracker.info(), 30)
+    pid = courier.current().pid
+    assert os.getpgid(pid) == pid  # Ctrl-C in a terminal does not reach the courier,
+    os.kill(pid, signal.SIGINT)  # and a second hand that sends it on does not end it
     killed = tracker.abort("killed", "Ctrl-C")
+    assert "run_id" in killed
     assert [run.info.status for run in runs(destination).values()] == ["KILLED"]
     # The crash cut off a line, and the round is done again.
     with open(output / "tracking" / "spool.jsonl", "a") as file:
@@ -201,19 +322,23 @@ def test_a_store_that_was_deleted_gets_everything_anew(
 JOB = """
 import os, sys
 from pathlib import Path
+from medx.tracking import courier
 from tests.tracking.test_tracking import Destination, follow
 
 uri, sweep, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 os.chdir(sweep.parent)
+courier.warm_up({"_target_": courier.TARGET, "uri": 5})  # wrong options are not its business
 follow(Destination(uri=uri, experiment="sweep"), sweep / str(number), seed=number, sweep=sweep)
+print([name for name in ("mlflow", "sqlalchemy", "matplotlib.figure") if name in sys.modules])
 """
 
 
-def test_two_processes_share_one_parent(tmp_path: Path) -> None:
+def test_two_processes_share_one_parent_and_import_no_mlflow(tmp_path: Path) -> None:
     uri = embedded_uri(tmp_path)  # not created yet: both processes race for it
     command = [sys.executable, "-c", JOB, uri, str(tmp_path / "sweep")]
-    jobs = [subprocess.Popen([*command, str(number)], cwd=ROOT) for number in (0, 1)]
-    assert [job.wait() for job in jobs] == [0, 0]
+    jobs = [subprocess.Popen([*command, str(number)], cwd=ROOT, stdout=subprocess.PIPE) for number in (0, 1)]
+    assert [job.communicate()[0].strip() for job in jobs] == [b"[]", b"[]"]
+    assert [job.returncode for job in jobs] == [0, 0]
     found = list(runs(Destination(uri=uri, experiment="sweep")).values())
     parents = [run for run in found if run.data.tags.get("sweep") == "parent"]
     assert len(parents) == 1
@@ -269,16 +394,20 @@ def test_an_option_has_the_fields_of_its_class(option: str) -> None:
     keys = set(config) - {"_target_"}
     assert keys == set(get_class(config._target_).__dataclass_fields__)  # type: ignore[attr-defined]
     assert instantiate(config).tracker().info().keys() <= {"uri", "experiment"}
+    assert (config._target_ == courier.TARGET) == (option == "mlflow")
 
 
-def test_a_tracker_is_made_without_importing_mlflow() -> None:
+def test_a_courier_and_a_tracker_are_made_without_heavy_imports() -> None:
     code = (
-        "import sys; from medx.tracking.mlflow import MlflowTracking;"
+        "import sys; from medx.tracking import courier;"
+        "courier.warm_up({'_target_': 'medx.tracking.none.NoTracking'}); assert not courier._COURIERS;"
+        "print([m for m in ('pydantic', 'torch') if m in sys.modules]);"
+        "from medx.tracking.mlflow import MlflowTracking;"
         "MlflowTracking(uri=None, experiment='x', request_timeout=1, final_wait=1).tracker();"
-        "print([m for m in ('mlflow', 'matplotlib') if m in sys.modules])"
+        "print([m for m in ('mlflow', 'matplotlib', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["[]", "[]"]
 
 
 def test_nothing_else_imports_mlflow() -> None:

@@ -6,9 +6,15 @@ import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from medx.trainer.gradients.contributions import Call, Contribution, Rule
+from medx.trainer.gradients.contributions import Call, Contribution, Rows, Rule
 from medx.trainer.gradients.layer_rules import find_rule
-from medx.trainer.gradients.record_loss import RecordLoss, UnsupportedModuleError, clip_factors, sum_dtype
+from medx.trainer.gradients.record_loss import (
+    RecordLoss,
+    UnsupportedModuleError,
+    clip_factors,
+    squared_norms,
+    sum_dtype,
+)
 
 
 class _Tape:
@@ -20,7 +26,7 @@ class _Tape:
     def __init__(self) -> None:
         self.modules: list[nn.Module] = []
         self.lowest: list[GradientEdge] = []
-        self.contributions: list[Contribution] = []
+        self.contributions: list[Contribution | Rows] = []
         self._waiting: dict[int, tuple[Call, int]] = {}
 
     def forward_hook(
@@ -67,17 +73,30 @@ class BookKeeping:
         if len(labels) == 0:
             return self.record_loss.zeros()
         contributions = self._contributions(inputs, labels)
-        factors = clip_factors(torch.stack([part.squared_norms for part in contributions]).sum(0), clip_norm)
-        sums: dict[torch.Tensor, torch.Tensor] = {}
+        large = [part for part in contributions if isinstance(part, Contribution)]
+        small = [part for part in contributions if isinstance(part, Rows)]
+        del contributions
+        squared = [part.squared_norms for part in large]
+        sums: list[tuple[torch.Tensor, torch.Tensor]] = []
         with torch.no_grad():
-            while contributions:  # each is let go of when it is summed
-                part = contributions.pop()
-                if part.parameter in sums:
-                    raise UnsupportedModuleError("gradient_mode=book_keeping: a parameter is used twice; use hooks")
-                sums[part.parameter] = part.weighted_sum(factors.to(sum_dtype(part.parameter)))
-        return [sums[p] if p in sums else torch.zeros_like(p, requires_grad=False) for p in self._parameters]
+            joined = torch.cat([part.per_record for part in small], 1) if small else None
+            if joined is not None:
+                squared.append(squared_norms(joined))
+            factors = clip_factors(torch.stack(squared).sum(0), clip_norm)
+            while large:  # each is let go of when it is summed
+                part = large.pop()
+                sums.append((part.parameter, part.weighted_sum(factors.to(sum_dtype(part.parameter)))))
+            if joined is not None:
+                sums += _apart(factors.to(joined.dtype) @ joined, [part.parameter for part in small])
+        return self._in_order(sums)
 
-    def _contributions(self, inputs: torch.Tensor, labels: torch.Tensor) -> list[Contribution]:
+    def _in_order(self, sums: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+        found = dict(sums)
+        if len(found) < len(sums):
+            raise UnsupportedModuleError("gradient_mode=book_keeping: a parameter is used twice; use hooks")
+        return [found[p] if p in found else torch.zeros_like(p, requires_grad=False) for p in self._parameters]
+
+    def _contributions(self, inputs: torch.Tensor, labels: torch.Tensor) -> list[Contribution | Rows]:
         tape = _Tape()
         try:
             losses = self._forward(tape, inputs, labels)
@@ -99,6 +118,12 @@ class BookKeeping:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _apart(total: torch.Tensor, parameters: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each parameter with its part of their joined sum."""
+    parts = total.split([parameter.numel() for parameter in parameters])
+    return [(p, part.view_as(p)) for p, part in zip(parameters, parts, strict=True)]
 
 
 def supported_layers(module: nn.Module) -> list[tuple[str, nn.Module, Rule]]:

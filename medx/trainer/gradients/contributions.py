@@ -33,12 +33,23 @@ class Contribution:
     weighted_sum: Callable[[Tensor], Tensor]
 
 
-Rule = Callable[[Call, Tensor], list[Contribution]]
+@dataclass(frozen=True)
+class Rows:
+    """One small parameter's per-record gradients ``[batch, n]``: those of all layers are normed and summed at once."""
+
+    parameter: Tensor
+    per_record: Tensor
 
 
-def materialised(parameter: Tensor, per_record: Tensor) -> Contribution:
+Rule = Callable[[Call, Tensor], list[Contribution | Rows]]
+FEW = 1024  # numbers of a parameter whose own operations would cost more than the arithmetic in them
+
+
+def materialised(parameter: Tensor, per_record: Tensor) -> Contribution | Rows:
     """From the per-record gradients themselves, ``[batch, *parameter.shape]``."""
-    flat = per_record.reshape(len(per_record), -1)
+    flat = per_record.flatten(1)
+    if flat.shape[1] <= FEW:
+        return Rows(parameter, flat)
     return Contribution(parameter, squared_norms(flat), lambda factors: (factors @ flat).view_as(parameter))
 
 

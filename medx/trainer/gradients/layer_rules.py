@@ -10,21 +10,22 @@ from torch import nn
 from torch.nn import functional
 
 from medx.model.heads import CutPoints
-from medx.trainer.gradients.contributions import Call, Contribution, Rule, gram_is_cheaper, materialised
+from medx.trainer.gradients.contributions import Call, Contribution, Rows, Rule, gram_is_cheaper, materialised
 from medx.trainer.gradients.convolution import conv2d
 from medx.trainer.gradients.record_loss import squared_norms
 
 Tensor = torch.Tensor
+group_norm_backward = torch.ops.aten.native_group_norm_backward.default
 
 
-def linear(call: Call, gradient: Tensor) -> list[Contribution]:
+def linear(call: Call, gradient: Tensor) -> list[Contribution | Rows]:
     """``nn.Linear`` on ``[batch, ..., in_features]``."""
     module, inputs = call.module, call.inputs
     assert isinstance(module, nn.Linear)
     weight, bias = module.weight, module.bias
     if inputs.dim() > 2:
         inputs, gradient = inputs.flatten(1, -2), gradient.flatten(1, -2)
-    contributions = []
+    contributions: list[Contribution | Rows] = []
     if weight.requires_grad:
         contributions.append(_linear_weight(weight, inputs, gradient))
     if bias is not None and bias.requires_grad:
@@ -32,7 +33,7 @@ def linear(call: Call, gradient: Tensor) -> list[Contribution]:
     return contributions
 
 
-def _linear_weight(weight: Tensor, inputs: Tensor, gradient: Tensor) -> Contribution:
+def _linear_weight(weight: Tensor, inputs: Tensor, gradient: Tensor) -> Contribution | Rows:
     def weighted_sum(factors: Tensor) -> Tensor:
         scaled = gradient * factors.view(-1, *[1] * (gradient.dim() - 1))
         return scaled.flatten(0, -2).mT @ inputs.flatten(0, -2)
@@ -48,17 +49,16 @@ def _linear_weight(weight: Tensor, inputs: Tensor, gradient: Tensor) -> Contribu
     return Contribution(weight, squared, weighted_sum)
 
 
-def group_norm(call: Call, gradient: Tensor) -> list[Contribution]:
+def group_norm(call: Call, gradient: Tensor) -> list[Contribution | Rows]:
     """``nn.GroupNorm`` on ``[batch, channels, ...]``."""
     module, inputs = call.module, call.inputs
     assert isinstance(module, nn.GroupNorm)
     (batch, channels), size = inputs.shape[:2], inputs[0, 0].numel()
     mean, deviation = _group_moments(call, module)
     # Seen as one record of batch x channels channels, its native backward gives each record's own gradient.
-    backward = torch.ops.aten.native_group_norm_backward
-    ones, wide = inputs.new_ones(batch * channels), (1, batch * channels, size)
-    _, weight, bias = backward(
-        gradient.reshape(wide), inputs.reshape(wide), mean.view(1, -1), deviation.view(1, -1), ones,
+    wide = (1, batch * channels, size)
+    _, weight, bias = group_norm_backward(
+        gradient.reshape(wide), inputs.reshape(wide), mean.view(1, -1), deviation.view(1, -1), None,
         1, batch * channels, size, batch * module.num_groups, [False, True, True],
     )  # fmt: skip
     return _affine(module.weight, module.bias, weight.view(batch, -1), bias.view(batch, -1))
@@ -78,7 +78,7 @@ def _group_moments(call: Call, module: nn.GroupNorm) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-def layer_norm(call: Call, gradient: Tensor) -> list[Contribution]:
+def layer_norm(call: Call, gradient: Tensor) -> list[Contribution | Rows]:
     """``nn.LayerNorm`` on ``[batch, ..., *normalized_shape]``."""
     module, inputs = call.module, call.inputs
     assert isinstance(module, nn.LayerNorm)
@@ -88,12 +88,14 @@ def layer_norm(call: Call, gradient: Tensor) -> list[Contribution]:
     return _affine(module.weight, module.bias, *per_record)
 
 
-def _affine(weight: Tensor, bias: Tensor | None, weight_gradient: Tensor, bias_gradient: Tensor) -> list[Contribution]:
+def _affine(
+    weight: Tensor, bias: Tensor | None, weight_gradient: Tensor, bias_gradient: Tensor
+) -> list[Contribution | Rows]:
     pairs = ((weight, weight_gradient), (bias, bias_gradient))
     return [materialised(p, gradient) for p, gradient in pairs if p is not None and p.requires_grad]
 
 
-def added_parameter(call: Call, gradient: Tensor) -> list[Contribution]:
+def added_parameter(call: Call, gradient: Tensor) -> list[Contribution | Rows]:
     """A module whose output is its one parameter plus (or minus) a broadcast function of the input."""
     (parameter,) = call.module.parameters(recurse=False)
     extra = gradient.dim() - 1 - parameter.dim()
