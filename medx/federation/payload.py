@@ -1,5 +1,6 @@
-"""Tensors to Flower records and back, without reading NumPy's file header anew for every tensor of every client."""
+"""Tensors to Flower records and back: one array for all tensors of a kind, since every array has a price of its own."""
 
+import json
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -27,11 +28,53 @@ class View(Array):
 
 
 def to_record(state: Mapping[str, torch.Tensor]) -> ArrayRecord:
-    """An ArrayRecord with the tensors' values, in the given order."""
+    """An ArrayRecord with the tensors' values, in the given order; see ``pack``."""
     record = ArrayRecord()  # filled one by one: a record made of a dictionary copies and checks its arrays anew
-    for name, tensor in state.items():
-        record[name] = to_array(tensor.detach().cpu().numpy())
+    for layout, values in pack({name: tensor.detach().cpu().numpy() for name, tensor in state.items()}).items():
+        record[layout] = to_array(values)
     return record
+
+
+def pack(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The values end to end, ``[n]``, by their layout: one vector for each type, and momentum apart from parameters.
+
+    Strategies treat coordinates alike, so a vector is to them what its tensors are.
+    """
+    groups: dict[tuple[str, np.dtype], dict[str, np.ndarray]] = {}
+    for name, values in state.items():
+        prefix = MOMENTUM if name.startswith(MOMENTUM) else ""
+        groups.setdefault((prefix, values.dtype), {})[name] = values
+    return {
+        layout_of(prefix, tuple((name, values.shape) for name, values in group.items())): np.concatenate(
+            [values.ravel() for values in group.values()]
+        )
+        for (prefix, _), group in groups.items()
+    }
+
+
+def unpack(layout: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Views of the tensors that ``layout`` names; raises ValueError where they are not as many values."""
+    shapes = shapes_of(layout)
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    if values.shape != (ends[-1],):
+        raise ValueError(f"an array of shape {values.shape} for {ends[-1]} values: {layout[:200]}")
+    parts = np.split(values, ends[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+@lru_cache
+def layout_of(prefix: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
+    """Names and shapes as text, the name of the array that holds their values."""
+    return prefix + json.dumps(dict(shapes), separators=(",", ":"))
+
+
+@lru_cache
+def shapes_of(layout: str) -> dict[str, tuple[int, ...]]:
+    """The shapes by name that ``layout_of`` wrote; raises ValueError for anything else."""
+    shapes = json.loads(layout.removeprefix(MOMENTUM))
+    if not (isinstance(shapes, dict) and shapes):
+        raise ValueError(f"not a layout of tensors: {layout[:200]}")
+    return {name: tuple(int(size) for size in shape) for name, shape in shapes.items()}
 
 
 def to_array(values: np.ndarray) -> Array:
@@ -41,8 +84,12 @@ def to_array(values: np.ndarray) -> Array:
 
 
 def from_record(record: ArrayRecord) -> State:
-    """Tensors of the record, each with memory of its own."""
-    return {name: torch.from_numpy(values_of(array).copy()) for name, array in record.items()}
+    """Tensors of the record, in memory of its own."""
+    return {
+        name: torch.from_numpy(values)
+        for layout, array in record.items()
+        for name, values in unpack(layout, values_of(array).copy()).items()
+    }
 
 
 def viewed(record: ArrayRecord) -> ArrayRecord:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -23,11 +23,13 @@ from medx.federation.payload import (
     finite_record,
     from_record,
     momentum_of,
+    pack,
     parameters_of,
     to_record,
+    unpack,
     viewed,
 )
-from medx.schema import LedgerError, MedxError
+from medx.schema import CheckpointError, LedgerError, MedxError
 
 log = logging.getLogger(__name__)
 LEDGER_REFUSAL = "LedgerError: "
@@ -256,19 +258,22 @@ def strategy_state(strategy: Strategy) -> State:
     """The server optimiser's buffers (FedAdam, FedYogi, FedAvgM) as tensors, for the checkpoint."""
     state: State = {}
     for buffer in STRATEGY_BUFFERS:
-        values = getattr(strategy, buffer, None)
-        named: Iterable[tuple[Any, np.ndarray]] = (
-            values.items() if isinstance(values, dict) else enumerate(values or [])
-        )
-        for name, value in named:
-            state[f"{buffer}/{name}"] = torch.from_numpy(np.array(value))
+        values = getattr(strategy, buffer, None) or {}
+        if isinstance(values, list):
+            named = {str(place): value for place, value in enumerate(values)}
+        else:
+            named = {name: part for layout, value in values.items() for name, part in unpack(layout, value).items()}
+        state |= {f"{buffer}/{name}": torch.from_numpy(np.array(value)) for name, value in named.items()}
     return state
 
 
 def restore_strategy(strategy: Strategy, state: State) -> None:
-    """Put the buffers of a checkpoint back into a fresh strategy."""
+    """Put the buffers of a checkpoint back into a fresh strategy; raises CheckpointError for one of MedX 0.2."""
     for buffer in STRATEGY_BUFFERS:
         named = {name.split("/", 1)[1]: t.numpy() for name, t in state.items() if name.startswith(buffer + "/")}
-        if named:
-            as_list = buffer == "momentum_vector"
-            setattr(strategy, buffer, [named[str(i)] for i in range(len(named))] if as_list else named)
+        if named and buffer == "momentum_vector":
+            if named.keys() != {"0"}:
+                raise CheckpointError("resume: the checkpoint keeps the server's momentum as MedX 0.2 did; run it anew")
+            setattr(strategy, buffer, [named["0"]])
+        elif named:
+            setattr(strategy, buffer, pack(named))

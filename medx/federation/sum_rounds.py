@@ -4,8 +4,6 @@ import logging
 import time
 from typing import cast
 
-import numpy as np
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.typing import ConfigRecordValues
 from flwr.serverapp import Grid
@@ -15,7 +13,7 @@ from medx.aggregation.errors import ProtocolError
 from medx.federation.checkpoint import ServerState
 from medx.federation.clipped_updates import ClippedUpdates
 from medx.federation.job import Job
-from medx.federation.payload import MOMENTUM, State, all_finite, momentum_of, parameters_of, to_record
+from medx.federation.payload import MOMENTUM, State, all_finite, from_record, momentum_of, parameters_of, to_record
 from medx.federation.rounds import (
     RoundAborted,
     RoundOutcome,
@@ -161,7 +159,7 @@ class SumRounds:
 
     def merged(self, old: State, arrays: ArrayRecord, mean: State) -> State:
         """The strategy's parameters in the old types, with the mean momentum."""
-        new = {name: torch.from_numpy(np.array(array.numpy())) for name, array in arrays.items()}
+        new = from_record(arrays)
         return {name: tensor.to(old[name].dtype) for name, tensor in new.items()} | momentum_of(mean)
 
     def like(self, state: State) -> State:

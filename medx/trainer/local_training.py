@@ -199,7 +199,9 @@ class Trainer:
 
     def _prepare(self, module: nn.Module, objective: Objective, state: State, device: torch.device) -> RecordLoss:
         refuse_batch_statistics(module)
-        module.to(device).train()
+        if any(parameter.device != device for parameter in module.parameters()):
+            module.to(device)
+        module.train()
         with torch.no_grad():
             for name, parameter in _trained(module):
                 parameter.copy_(state[name])

@@ -12,7 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 class MicroBatches:
-    """Sums over micro-batches of at most ``size`` images; halves ``size`` for good when memory runs out.
+    """Sums over micro-batches of about ``size`` images; halves ``size`` for good when memory runs out.
+
+    A batch of up to a quarter more is not cut: a Poisson batch is as often above its expectation as below, and a
+    piece costs a tenth of itself whatever its size.
 
     Where there are ``views`` of a record, each is an image. They are drawn for the whole batch, so that the sum does
     not depend on how it is cut.
@@ -58,5 +61,5 @@ class MicroBatches:
 
 
 def even_piece(left: int, size: int) -> int:
-    """The next piece of at most ``size``, so that what is left is cut evenly: 942 records at 512 are twice 471."""
-    return math.ceil(left / math.ceil(left / size))
+    """The next piece, of at most ``size`` and a quarter; what is left is cut evenly: 942 at 512 are twice 471."""
+    return math.ceil(left / math.ceil(left / (size + size // 4)))
