@@ -15,6 +15,7 @@ from medx.trainer.local_training import Trainer
 
 CLIENTS = (5, 50, 500)
 RECORDS = 32  # of every client, all of them in each of its steps
+STEPS = (4, 1)  # of a client in a round; the target is for the first, with a round long enough to be one
 
 
 @component
@@ -26,8 +27,8 @@ class Idle(Trainer):
         return ClientUpdate(dict(given["state"]), 0)
 
 
-def set_up(clients: int, device: str, privacy: str) -> tuple[Setup, Runtime]:
-    """A federation of the small CNN with 32 records at every client, one full-batch step a round."""
+def set_up(clients: int, device: str, privacy: str, steps: int = 1) -> tuple[Setup, Runtime]:
+    """A federation of the small CNN with 32 records at every client, ``steps`` full-batch steps a round."""
     setup, runtime = configure(
         [
             f"device={device}",
@@ -36,7 +37,7 @@ def set_up(clients: int, device: str, privacy: str) -> tuple[Setup, Runtime]:
             f"federation.num_clients={clients}",
             "federation.num_rounds=1000",
             "federation.evaluate_every=1000",
-            "trainer.local_steps=1",
+            f"trainer.local_steps={steps}",
             "trainer.expected_batch_size=null",
             "trainer.share_momentum=false",
         ]
@@ -52,11 +53,16 @@ def measure(repeats: int, device: str) -> list[Row]:
         fixed = 1e3 * median(figures[f"idle {clients}"])
         note = f"{fixed:.1f} ms a round"
         rows.append(Row(f"fixed cost a client, {clients} clients, 60k", fixed / clients, "ms", 2.0, note))
-    for clients in CLIENTS[1:]:
-        growth = ratio(figures, f"private {clients}", f"private {CLIENTS[0]}") * CLIENTS[0] / clients
-        micro = [1e6 * median(figures[f"private {count}"]) / (RECORDS * count) for count in (clients, CLIENTS[0])]
-        note = f"{micro[0]:.0f} / {micro[1]:.0f} us"
-        rows.append(Row(f"time a record, {clients} over {CLIENTS[0]} clients", growth, "x", 1.15, note))
+    for steps in STEPS:
+        for clients in CLIENTS[1:]:
+            few, many = (f"private {count} {steps}" for count in (CLIENTS[0], clients))
+            growth = ratio(figures, many, few) * CLIENTS[0] / clients
+            counts = {many: clients, few: CLIENTS[0]}
+            micro = [1e6 * median(figures[name]) / (RECORDS * steps * count) for name, count in counts.items()]
+            name = f"time a record, {clients} over {CLIENTS[0]} clients, {steps} step(s)"
+            rows.append(
+                Row(name, growth, "x", 1.15 if steps == STEPS[0] else None, f"{micro[0]:.0f} / {micro[1]:.0f} us")
+            )
     return rows
 
 
@@ -65,9 +71,8 @@ def parts(clients: int, device: str) -> dict[str, Callable[[], float]]:
     idle, runtime = set_up(clients, device, "privacy=none")
     values = {field.name: getattr(idle.trainer, field.name) for field in fields(idle.trainer)}  # type: ignore[arg-type]
     idle = replace(idle, trainer=Idle(**values))
-    private, _ = set_up(clients, device, "privacy=local_dp")
+    private = {steps: set_up(clients, device, "privacy=local_dp", steps)[0] for steps in STEPS}
     count = max(1, 50 // clients)
-    return {
-        f"idle {clients}": lambda: median(time_rounds(idle, runtime, count)),
-        f"private {clients}": lambda: median(time_rounds(private, runtime, count)),
-    }
+    timed: dict[str, Setup] = {f"idle {clients}": idle}
+    timed |= {f"private {clients} {steps}": setup for steps, setup in private.items()}
+    return {name: lambda setup=setup: median(time_rounds(setup, runtime, count)) for name, setup in timed.items()}
