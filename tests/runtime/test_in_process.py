@@ -1,5 +1,7 @@
 """Clients in this process: each sees a copy, answers come in order, errors stay where they arise."""
 
+import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from medx.federation.client import tell_refusal
-from medx.runtime.in_process import InProcess
+from medx.runtime.in_process import TRY_AGAIN, InProcess, busy_workers
 from medx.schema import LedgerError
 
 
@@ -98,3 +100,59 @@ def test_after_an_interrupt_no_further_client_begins() -> None:
     with pytest.raises(KeyboardInterrupt):
         InProcess(timeout=None, workers=1).run(app, 12, server)
     assert len(begun) < 6
+
+
+@pytest.mark.parametrize(
+    ("cores", "clients", "workers"),
+    [
+        (2, 1, 1),
+        (2, 2, 2),
+        (2, 4, 2),
+        (2, 5, 3),
+        (2, 7, 4),
+        (2, 13, 2),
+        (2, 500, 2),
+        (16, 5, 5),
+        (16, 20, 20),
+        (1, 5, 1),
+    ],
+)
+def test_workers_keep_the_cores_busy_to_the_last_client(cores: int, clients: int, workers: int) -> None:
+    assert busy_workers(cores, clients) == workers
+
+
+def test_clients_take_turns_where_threads_do_not_pay_and_are_tried_together_again() -> None:
+    most: list[int] = []
+    now, lock = [0], threading.Lock()
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        with lock:
+            now[0] += 1
+            most[-1] = max(most[-1], now[0])
+        if message.content.config_records["config"]["busy"]:
+            end = time.thread_time() + 0.05
+            while time.thread_time() < end:
+                hashlib.sha256(bytes(10**6))  # works outside the interpreter's lock, as operations on tensors do
+        else:
+            time.sleep(0.02)  # waits, as threads do for that lock
+        with lock:
+            now[0] -= 1
+        return Message(RecordDict(), reply_to=message)
+
+    def server(grid: Grid, busy: bool, batches: int) -> list[int]:
+        most.clear()
+        for _ in range(batches):
+            most.append(0)
+            content = RecordDict({"config": ConfigRecord({"busy": busy})})
+            list(grid.send_and_receive([Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()]))
+        return most.copy()
+
+    runtime = InProcess(timeout=None, workers=2)
+    found: list[list[int]] = []
+    runtime.run(app, 2, lambda grid: found.append(server(grid, busy=False, batches=TRY_AGAIN + 1)))
+    assert found[0] == [2, *[1] * (TRY_AGAIN - 2), 2, 1]
+    if (os.cpu_count() or 1) > 1:
+        runtime.run(app, 2, lambda grid: found.append(server(grid, busy=True, batches=3)))
+        assert found[1][0] == 2

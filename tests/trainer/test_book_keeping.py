@@ -1,7 +1,9 @@
 """Book-keeping's own ways: how a convolution's norms come about, what the backward pass reaches and keeps."""
 
 import copy
+import math
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +24,16 @@ def test_every_way_to_the_norms_of_a_convolution_agrees(layer, monkeypatch):
         exact = convolution._per_record(module, inputs.double(), gradient.double())[0].square().sum(1)
         for way in (convolution._patch_gram, convolution._pixel_gram):
             torch.testing.assert_close(way(module, inputs, gradient), exact, rtol=1e-6, atol=0)
+        for way in (convolution._by_groups, partial(convolution._by_patches, positions_last=False)):
+            norms = way(module, inputs, gradient).double().square().sum(1)
+            torch.testing.assert_close(norms, exact, rtol=1e-5, atol=0)
+        joined, rows = (tensor.reshape(1, -1, *tensor.shape[2:]) for tensor in (inputs, gradient))
+        shape = (5 * len(module.weight), *module.weight.shape[1:])
+        results = [
+            convolution._weight_gradient(module, joined, rows, torch.full(shape, value), groups=5)
+            for value in (0.0, math.nan)
+        ]
+        assert torch.equal(*results)  # of a weight that was never filled in, only the shape is read
         whole = convolution._per_record(module, inputs, gradient)[0]
         patch_bytes = gradient[0, 0].numel() * module.weight[0].numel() * 4
         monkeypatch.setattr(convolution, "PATCH_BYTES", 2 * patch_bytes)  # blocks of two records, and one left over

@@ -101,6 +101,7 @@ LAYERS = {
     "conv large map": (nn.Conv2d(2, 3, 3, padding=1, dilation=(1, 2), stride=(1, 2)), (2, 24, 36)),
     "conv small map": (nn.Conv2d(32, 64, 3, stride=2, padding=1), (32, 4, 5)),
     "conv many channels": (nn.Conv2d(9, 5, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2)), (9, 12, 10)),
+    "conv middling map": (nn.Conv2d(32, 64, 3, padding=1), (32, 7, 7)),
     "conv pixels": (nn.Conv2d(64, 64, (3, 2), padding=1, dilation=(1, 2)), (64, 5, 4)),
     "conv small dilated": (nn.Conv2d(64, 64, 2, dilation=2, padding=1), (64, 4, 3)),
     "linear on a sequence": (nn.Linear(6, 4), (7, 6)),
@@ -240,6 +241,20 @@ def test_norms_of_long_rows_are_exact_where_one_float32_sum_is_not():
     assert float(((squared_norms(rows) - exact) / exact).abs().max()) < 1e-7
     naive = torch.linalg.vector_norm(rows, dim=1).double().square()
     assert float(((naive - exact) / exact).abs().max()) > 1e-6
+
+
+@pytest.mark.parametrize(("batch", "pieces"), [(64, [64]), (80, [80]), (81, [41, 40]), (942, [79] * 6 + [78] * 6)])
+def test_a_batch_is_cut_evenly_and_not_for_a_few_records(batch, pieces):
+    sizes = []
+
+    class Counting(BookKeeping):
+        def clipped_sum(self, inputs, labels, clip_norm):
+            sizes.append(len(labels))
+            return super().clipped_sum(inputs, labels, clip_norm)
+
+    inputs, labels = build_batch("linear", batch)
+    MicroBatches(Counting(record_loss("linear")), 64).clipped_sum(inputs, labels, 0.1)
+    assert sizes == pieces
 
 
 def test_out_of_memory_halves_the_micro_batch_and_goes_on():

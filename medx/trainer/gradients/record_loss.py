@@ -85,8 +85,8 @@ def clip_factors(squared_norms: torch.Tensor, clip_norm: float) -> torch.Tensor:
 
     A norm that is not finite gives NaN, never 0, so that the sum shows it and the client abstains.
     """
-    norms = squared_norms.double().sqrt()
-    return (clip_norm / norms).clamp(max=1.0) + 0 * norms  # 0 * inf is NaN, and 0 * NaN too
+    squared = squared_norms.double()
+    return (clip_norm * squared.rsqrt()).clamp(max=1.0) + 0 * squared  # 0 * inf is NaN, and 0 * NaN too
 
 
 def clip_and_sum(per_record: list[torch.Tensor], clip_norm: float) -> list[torch.Tensor]:

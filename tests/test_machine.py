@@ -1,0 +1,52 @@
+"""What a process does to be fast: memory that is kept, imports without the collector."""
+
+import gc
+import platform
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+
+from medx.imports import without_collector
+
+FAULTS = """
+import resource, sys
+import torch
+from medx.machine import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(10 * 2**20)  # 40 MB, which glibc gives back to the system when it is freed
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+print(faults() > 50000)
+print(keep_freed_memory())
+faults()
+print(faults() < 1000)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
+def test_memory_that_tensors_freed_is_not_fetched_anew() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "True"]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_rests_during_imports_and_is_then_as_it_was(enabled: bool) -> None:
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with without_collector():
+            assert not gc.isenabled()
+        assert gc.isenabled() == enabled
+        with suppress(ImportError), without_collector():
+            raise ImportError
+        assert gc.isenabled() == enabled
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+        (gc.enable if was else gc.disable)()
