@@ -28,7 +28,7 @@ from medx.federation.sum_client import Position, words_of
 from medx.federation.sums import with_sums
 from medx.model.network import WholeNetwork
 from medx.partition.iid import Iid
-from medx.runtime.in_process import InProcessGrid
+from medx.runtime.in_process import InProcessGrid, Turns
 
 CONF = Path(__file__).parents[2] / "conf"
 SIZE = 4
@@ -140,8 +140,8 @@ Lost = Callable[[str, int, Position], bool]
 class LossyGrid(InProcessGrid):
     """Loses the requests that ``lost(stage, client, position)`` names, or the replies that ``mute`` names."""
 
-    def __init__(self, job: Job, pool: ThreadPoolExecutor, lost: Lost, mute: Lost) -> None:
-        super().__init__(client_app(job), job.setup.num_clients, pool)
+    def __init__(self, job: Job, turns: Turns, lost: Lost, mute: Lost) -> None:
+        super().__init__(client_app(job), job.setup.num_clients, turns)
         self.lost, self.mute = lost, mute
         self.seen: list[tuple[str, int, Message]] = []
         self.rewrite: Callable[[str, int, Message], Message] = lambda stage, client, message: message
@@ -177,7 +177,7 @@ def grid_of(job: Job, lost: Lost = never, mute: Lost = never) -> Iterator[LossyG
     """A grid of the job's clients, closed and forgotten at the end."""
     with ThreadPoolExecutor(1) as pool:
         try:
-            yield LossyGrid(job, pool, lost, mute)
+            yield LossyGrid(job, Turns(pool, pool), lost, mute)
         finally:
             forget(job)
 
