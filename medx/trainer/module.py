@@ -70,7 +70,8 @@ class ClassificationModule(LightningModule):
 
         Raises NonFiniteGradientError, before any noise or change, where a per-record gradient is not finite.
         """
-        self.optimizer.zero_grad()  # so that the last step's gradients do not take up memory in this one
+        for parameter in self.trained:
+            parameter.grad = None  # the last step's gradients must not take up memory in this one
         sums = self.gradients.clipped_sum(inputs, labels, self.clip_norm)
         refuse_non_finite(sums)
         self._set_gradients(sums)

@@ -83,6 +83,26 @@ def test_released_step_has_the_accounted_noise(name, gradient_mode):
             assert not is_standard_normal(released_noise(name, gradient_mode, wrong))
 
 
+@pytest.mark.parametrize("noise_multiplier", [0.0, 1.5])
+def test_a_release_has_the_bits_that_opacus_gives(noise_multiplier):
+    step = SampledGaussian(1.0, noise_multiplier=noise_multiplier, clip_norm=0.2)
+    sums = [torch.randn(shape, generator=torch_generator(1)) for shape in [(40, 30), (5,), (2, 3, 4)]]
+    sums[0] = sums[0].T  # in no plain order
+    given = []
+    for ours in (True, False):
+        parameters = [nn.Parameter(torch.zeros(total.shape)) for total in sums]
+        release = GaussianRelease(torch.optim.SGD(parameters, lr=1.0), step, 2.5, torch_generator(0))
+        if ours:
+            release.release([total.clone() for total in sums])
+        else:
+            for parameter, total in zip(parameters, sums, strict=True):
+                parameter.summed_grad = total.clone()
+            release.add_noise()
+            release.scale_grad()
+        given.append([parameter.grad for parameter in parameters])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*given, strict=True))
+
+
 def test_opacus_release_and_the_package_noise_agree_in_distribution():
     weight = nn.Parameter(torch.zeros(20_000))
     step = SampledGaussian(1.0, noise_multiplier=3.0, clip_norm=0.2)
