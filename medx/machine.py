@@ -40,7 +40,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no glibc: musl, macOS, Windows
         return False
-    return all([mallopt(setting, value) for setting, value in MALLOC.items()])
+    return all(mallopt(setting, value) for setting, value in MALLOC.items())  # an old glibc may refuse the first
 
 
 def environment(device: str) -> dict[str, str]:

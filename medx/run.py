@@ -34,7 +34,8 @@ def run(cfg: DictConfig) -> float | None:
     folder = Path(settings.runtime.output_dir)
     overrides = list(settings.overrides.task)
     try:
-        courier.warm_up(OmegaConf.to_container(cfg.tracking))  # MLflow on another core, while this one imports torch
+        if OmegaConf.is_dict(tracking := cfg.get("tracking")):
+            courier.warm_up(OmegaConf.to_container(tracking))  # MLflow on another core, while this one imports torch
         with without_collector():
             from medx.job import run_job
 

@@ -1,10 +1,11 @@
 """What a process does to be fast: memory that is kept, imports without the collector."""
 
 import gc
+import importlib
 import platform
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 
 import pytest
 
@@ -40,9 +41,14 @@ def test_the_collector_rests_during_imports_and_is_then_as_it_was(enabled: bool)
     was = gc.isenabled()
     (gc.enable if enabled else gc.disable)()
     try:
+        gc.unfreeze()
         with without_collector():
             assert not gc.isenabled()
         assert gc.isenabled() == enabled
+        assert gc.get_freeze_count() == 0  # nothing was imported
+        sys.modules.pop("this", None)
+        with without_collector(), redirect_stdout(None):
+            importlib.import_module("this")
         with suppress(ImportError), without_collector():
             raise ImportError
         assert gc.isenabled() == enabled

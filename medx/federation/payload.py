@@ -70,11 +70,27 @@ def layout_of(prefix: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> s
 
 @lru_cache
 def shapes_of(layout: str) -> dict[str, tuple[int, ...]]:
-    """The shapes by name that ``layout_of`` wrote; raises ValueError for anything else."""
-    shapes = json.loads(layout.removeprefix(MOMENTUM))
-    if not (isinstance(shapes, dict) and shapes):
+    """The shapes by name that ``layout_of`` wrote; raises ValueError for any other text.
+
+    So no name stands in it twice, and a layout of momentum names no parameter.
+    """
+    prefix = MOMENTUM if layout.startswith(MOMENTUM) else ""
+    shapes = json.loads(layout.removeprefix(prefix))
+    plain = isinstance(shapes, dict) and all(
+        name.startswith(MOMENTUM) == bool(prefix) and isinstance(shape, list) and all(type(n) is int for n in shape)
+        for name, shape in shapes.items()
+    )
+    if not plain or not shapes:
         raise ValueError(f"not a layout of tensors: {layout[:200]}")
-    return {name: tuple(int(size) for size in shape) for name, shape in shapes.items()}
+    found = {name: tuple(shape) for name, shape in shapes.items()}
+    if layout != layout_of(prefix, tuple(found.items())) or any(n < 0 for shape in found.values() for n in shape):
+        raise ValueError(f"not a layout of tensors: {layout[:200]}")
+    return found
+
+
+def signature_of(record: ArrayRecord) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Layouts, types and lengths: what every answer of a round has in common with the question."""
+    return {layout: (array.dtype, tuple(array.shape)) for layout, array in record.items()}
 
 
 def to_array(values: np.ndarray) -> Array:
@@ -141,6 +157,14 @@ def all_finite(state: Mapping[str, torch.Tensor]) -> bool:
     """Whether every value of every tensor is finite."""
     # NumPy, since torch starts a second thread for a tensor of 32768 elements, which costs more than it saves.
     return all(bool(np.isfinite(tensor.detach().cpu().numpy()).all()) for tensor in state.values())
+
+
+def well_formed(record: ArrayRecord) -> bool:
+    """Whether every array's bytes hold the values that it says it holds."""
+    try:
+        return all(values_of(array).shape == tuple(array.shape) for array in record.values())
+    except (ValueError, TypeError, EOFError):
+        return False
 
 
 def finite_record(record: ArrayRecord) -> bool:

@@ -25,14 +25,17 @@ from medx.federation.payload import (
     momentum_of,
     pack,
     parameters_of,
+    signature_of,
     to_record,
     unpack,
     viewed,
+    well_formed,
 )
 from medx.schema import CheckpointError, LedgerError, MedxError
 
 log = logging.getLogger(__name__)
 LEDGER_REFUSAL = "LedgerError: "
+Signature = dict[str, tuple[str, tuple[int, ...]]]
 STRATEGY_BUFFERS = ("m_t", "v_t", "momentum_vector")
 
 
@@ -157,15 +160,16 @@ class PlainRounds:
         """Answers of this round, one a client, in the order of clients; and the reasons of those that failed."""
         answers: dict[int, Answer] = {}
         failed: list[str] = []
+        wanted = signature_of(messages[0].content.array_records["arrays"]) if messages else {}
         for reply in grid.send_and_receive(messages, timeout=self.timeout):
             if reply.has_error():
                 raise_ledger_error(str(reply.error.reason))
                 failed.append(str(reply.error.reason))
                 continue
-            answer = read_answer(reply, clients.get(reply.metadata.src_node_id), number)
+            answer = read_answer(reply, clients.get(reply.metadata.src_node_id), number, wanted)
             if answer is None or answer.client in answers:
                 log.warning(
-                    "round %d: a late, second or foreign answer of node %d was dropped",
+                    "round %d: a late, second, foreign or other-shaped answer of node %d was dropped",
                     number,
                     reply.metadata.src_node_id,
                 )
@@ -208,12 +212,18 @@ def check_enough(
         raise RoundAborted(f"round {number}: {usable} usable answers, {minimum} needed{reason}")
 
 
-def read_answer(reply: Message, client: int | None, number: int) -> Answer | None:
-    """The answer of this node's client, or None where it belongs to another round or speaks for another client."""
+def read_answer(reply: Message, client: int | None, number: int, wanted: Signature) -> Answer | None:
+    """The answer of this node's client, or None where it belongs to another round or speaks for another client.
+
+    Also None where its tensors are not exactly those that were sent: a name too many would be averaged unseen.
+    """
     metrics = reply.content.metric_records["metrics"]
     if client is None or (int(cast(int, metrics["client"])), int(cast(int, metrics["round"]))) != (client, number):
         return None
-    finite = bool(metrics["finite"]) and finite_record(reply.content.array_records["arrays"])
+    arrays = reply.content.array_records["arrays"]
+    if signature_of(arrays) != wanted or not well_formed(arrays):
+        return None
+    finite = bool(metrics["finite"]) and finite_record(arrays)
     return Answer(client, reply.content, int(cast(int, metrics["steps"])), finite, content_bytes(reply.content))
 
 
@@ -272,8 +282,9 @@ def restore_strategy(strategy: Strategy, state: State) -> None:
     for buffer in STRATEGY_BUFFERS:
         named = {name.split("/", 1)[1]: t.numpy() for name, t in state.items() if name.startswith(buffer + "/")}
         if named and buffer == "momentum_vector":
-            if named.keys() != {"0"}:
+            vectors = [named[str(place)] for place in range(len(named))]
+            if len({vector.dtype for vector in vectors}) < len(vectors) or any(v.ndim != 1 for v in vectors):
                 raise CheckpointError("resume: the checkpoint keeps the server's momentum as MedX 0.2 did; run it anew")
-            setattr(strategy, buffer, [named["0"]])
+            setattr(strategy, buffer, vectors)
         elif named:
             setattr(strategy, buffer, pack(named))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,8 @@ def warm_up(tracking: object) -> None:
     """
     if isinstance(tracking, dict) and tracking.get("_target_") == TARGET:
         options = {key: value for key, value in tracking.items() if key != "_target_"}
-        current().tell(do="open", options=options, folder=os.getcwd())
+        with suppress(OSError):  # no process to be had: the run itself will meet it, and say so
+            current().tell(do="open", options=options, folder=os.getcwd())
 
 
 def _after_fork() -> None:

@@ -48,7 +48,8 @@ def test_tensors_of_a_kind_travel_as_one_array_and_come_back_as_they_were() -> N
     for wrong in (np.zeros(5), np.zeros((2, 3))):
         with pytest.raises(ValueError, match="6 values"):
             unpack(layout, wrong)
-    for wrong in ("a", "[]", "{}", "3"):
+    bad = ['momentum/{"w":[6]}', '{"momentum/w":[6]}', '{"a":[2],"a":[6]}', '{"a":"6"}', '{"a":[6.0]}', '{"a":[-1]}']
+    for wrong in ("a", "[]", "{}", "3", '{"a": [6]}', *bad):
         with pytest.raises(ValueError, match=r"not a layout|Expecting value"):
             unpack(wrong, np.zeros(6))
     assert pack({}) == {}

@@ -9,13 +9,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy
 from flwr.supercore.task_identity import TaskIdentity
 
 from medx.federation.checkpoint import ServerState, load_checkpoint, save_checkpoint
 from medx.federation.fedavg import FedAvg
-from medx.federation.payload import MOMENTUM, from_record, to_record
+from medx.federation.payload import MOMENTUM, from_record, to_array, to_record
 from medx.federation.rounds import (
     PlainRounds,
     RoundAborted,
@@ -47,6 +47,20 @@ def answer(client: int, value: float, *, number: int = 1, node: int | None = Non
     content = RecordDict({"arrays": to_record(state), "metrics": MetricRecord(metrics)})
     request = Message(RecordDict(), NODES[client] if node is None else node, "train")
     return Message(content, reply_to=request)
+
+
+def tampered(layout: str, array: Array, *, instead_of: str | None = None) -> Message:
+    """Client 0's answer with an array more, or in the place of one of its own."""
+    reply = answer(0, 1.0)
+    arrays = reply.content.array_records["arrays"]
+    if instead_of is not None:
+        del arrays[next(name for name in arrays if name.startswith(instead_of))]
+    arrays[layout] = array
+    return reply
+
+
+FALSE = to_array(np.full(6, 999, np.float32))
+W, MOMENTUM_W = to_record({"w": torch.zeros(2, 3), MOMENTUM + "w": torch.zeros(2, 3)})
 
 
 def failure(client: int, reason: str) -> Message:
@@ -96,8 +110,14 @@ def test_the_order_of_arrival_does_not_matter_to_the_bit() -> None:
         answer(1, 100.0),  # the second of a client
         answer(1, 100.0, node=10),  # a node that speaks for another client
         answer(1, 100.0, node=99),  # a node that was never asked
+        tampered(MOMENTUM + W, FALSE),  # averaged as momentum, it would overwrite the parameter
+        tampered('{"more":[6]}', FALSE),
+        tampered('{"w":[3,2]}', FALSE, instead_of=W),
+        tampered(W, to_array(np.full(6, 999.0)), instead_of=W),  # float64
+        tampered(W, Array("float32", (6,), FALSE.stype, to_array(np.ones(3, np.float32)).data), instead_of=W),
+        tampered(W, Array("float32", (6,), FALSE.stype, b"none"), instead_of=W),
     ],
-    ids=["late", "second", "for another", "unknown node"],
+    ids=["late", "second", "for another", "unknown node", "momentum", "more", "shape", "type", "length", "no array"],
 )
 def test_what_is_no_answer_of_this_round_is_dropped_and_told(
     intruder: Message, caplog: pytest.LogCaptureFixture
