@@ -36,11 +36,11 @@ class GaussianRelease(DPOptimizer):  # type: ignore[misc]
     def release(self, sums: list[torch.Tensor]) -> None:
         """Set every ``p.grad`` to (sum + noise) / expected batch size, in the order of the optimizer's parameters.
 
-        The bits of Opacus's ``add_noise`` and ``scale_grad``, in one tensor a parameter instead of four.
+        The bits of Opacus's ``add_noise`` and ``scale_grad``, in place: ``sums`` become the gradients.
         """
         stddev = self.noise_multiplier * self.max_grad_norm
         for parameter, total in zip(self.params, sums, strict=True):
-            released = torch.zeros(total.shape, dtype=total.dtype, device=total.device)
-            if stddev:
-                released.normal_(0.0, stddev, generator=self.generator)
-            parameter.grad = released.add_(total).div_(self.expected_batch_size)
+            if stddev != 0:
+                noise = torch.empty(total.shape, dtype=total.dtype, device=total.device)
+                total.add_(noise.normal_(0.0, stddev, generator=self.generator))
+            parameter.grad = total.div_(self.expected_batch_size)

@@ -1,6 +1,7 @@
 """Book-keeping's own ways: how a convolution's norms come about, what the backward pass reaches and keeps."""
 
 import copy
+import gc
 import math
 import weakref
 from functools import partial
@@ -77,6 +78,26 @@ def test_book_keeping_lets_go_of_output_gradients(monkeypatch):
     BookKeeping(loss).clipped_sum(inputs, labels, 0.1)
     assert alive == [0, 0, 0, 0]
     assert all(call() is None for call in calls)
+
+
+def test_nothing_is_left_for_the_collector(monkeypatch):
+    loss = record_loss("cnn")
+    inputs, labels = build_batch("cnn", 4)
+    seen = []
+
+    def watched(call, gradient):
+        parts = convolution.conv2d(call, gradient)
+        seen.extend(weakref.ref(thing) for thing in (gradient, call.inputs, *parts))
+        return parts
+
+    monkeypatch.setitem(layer_rules.RULES, nn.Conv2d, watched)
+    gc.disable()
+    try:
+        BookKeeping(loss).clipped_sum(inputs, labels, 0.1)
+        assert len(seen) == 12
+        assert all(thing() is None for thing in seen)
+    finally:
+        gc.enable()
 
 
 class Overwritten(nn.Module):

@@ -48,8 +48,10 @@ class _Tape:
         self.contributions += rule(Call(call.module, call.inputs.to(kind), call.node), gradient.to(kind))
 
     def clear(self) -> None:
-        """Forget calls whose output took no part in the loss: they and the graph hold each other."""
+        """Forget everything: the tape and the graph hold each other, until the collector comes by."""
         self._waiting.clear()
+        self.lowest.clear()
+        self.contributions = []
 
 
 class BookKeeping:
@@ -75,7 +77,7 @@ class BookKeeping:
         contributions = self._contributions(inputs, labels)
         large = [part for part in contributions if isinstance(part, Contribution)]
         small = [part for part in contributions if isinstance(part, Rows)]
-        del contributions
+        del contributions  # or it would hold what is let go of below
         squared = [part.squared_norms for part in large]
         sums: list[tuple[torch.Tensor, torch.Tensor]] = []
         with torch.no_grad():
