@@ -136,7 +136,7 @@ def test_clients_take_turns_where_threads_do_not_pay_and_are_tried_together_agai
             while time.thread_time() < end:
                 hashlib.sha256(bytes(10**6))  # works outside the interpreter's lock, as operations on tensors do
         else:
-            time.sleep(0.02)  # waits, as threads do for that lock
+            time.sleep(0.05)  # waits, as threads do for that lock
         with lock:
             now[0] -= 1
         return Message(RecordDict(), reply_to=message)
