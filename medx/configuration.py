@@ -25,12 +25,13 @@ CONF = Path(__file__).parent.parent / "conf"
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain dicts and lists."""
+    """The resolved configuration of a run as plain dicts and lists, without what is a sweep's (``jobs``)."""
     try:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
-    return {str(key): value for key, value in container.items()} if isinstance(container, dict) else {}
+    named = container.items() if isinstance(container, dict) else ()
+    return {str(key): value for key, value in named if key != "jobs"}
 
 
 def config_hash(config: dict[str, Any]) -> str:

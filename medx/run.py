@@ -5,6 +5,9 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,26 +36,52 @@ def run(cfg: DictConfig) -> float | None:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     overrides = list(settings.overrides.task)
-    try:
+    with told(folder, overrides, in_sweep=settings.mode == RunMode.MULTIRUN):
         if OmegaConf.is_dict(tracking := cfg.get("tracking")):
             courier.warm_up(OmegaConf.to_container(tracking))  # MLflow on another core, while this one imports torch
         with without_collector():
-            from medx.job import run_job
+            import medx.job  # noqa: F401
 
         (folder / medx.sweep.FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt in this folder
-        value = run_job(OmegaConf.create(cfg), folder, overrides)
-        if medx.sweep.interrupted():
-            raise KeyboardInterrupt  # the run has ended in order; the jobs after it must not start
-        return value
+        crew = medx.sweep.crew(cfg.get("jobs"))
+        if crew is None:
+            return job(cfg, folder, overrides)
+        with without_collector():
+            import medx.trainer.module  # noqa: F401  # here, once, and not in every fork
+
+        crew.start(" ".join(overrides), folder, partial(forked_job, cfg, folder, overrides))
+    return None
+
+
+def job(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
+    """Run it here."""
+    from medx.job import run_job
+
+    value = run_job(OmegaConf.create(cfg), folder, overrides)
+    if medx.sweep.interrupted():
+        raise KeyboardInterrupt  # the run has ended in order; the jobs after it must not start
+    return value
+
+
+def forked_job(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
+    """Run it as one of a sweep's jobs at once: its files tell the parent how it ended."""
+    with told(folder, overrides, in_sweep=True):
+        job(cfg, folder, overrides)
+
+
+@contextmanager
+def told(folder: Path, overrides: list[str], *, in_sweep: bool) -> Iterator[None]:
+    """Keep an error for ``main``, or in a sweep write it down in the job's folder; nothing is raised."""
+    try:
+        yield
     except Exception as error:
-        if settings.mode != RunMode.MULTIRUN:
+        if not in_sweep:
             _RAISED.append(error)  # main() tells of it in one line; Hydra would print two of its own first
-            return None
+            return
         if not isinstance(error, MedxError):
             log.error("job %s failed", overrides, exc_info=True)
             (folder / "error.log").write_text(traceback.format_exc())
         medx.sweep.record_failure(folder, overrides, error)
-        return None
 
 
 def main() -> None:

@@ -126,14 +126,14 @@ class Screen:
         trouble = {"abstained": record.abstained, "failed": record.failed, "saturated": record.saturated}
         told = "".join(f"  {count} {name}" for name, count in trouble.items() if count)
         auc = _number(record.metrics.get("validation/auc"))
-        return f"validation AUC {auc}  {epsilon}{_clock(elapsed)} elapsed, {_clock(left)} left{told}"
+        return f"validation AUC {auc}  {epsilon}{clock(elapsed)} elapsed, {clock(left)} left{told}"
 
     def _console(self) -> Console:
         return Console(file=self._file, width=self._width, highlight=False)
 
     def _plain(self, *lines: str) -> None:
         for line in lines:
-            print(_ascii(line), file=self._file, flush=True)
+            print(plain_text(line), file=self._file, flush=True)
 
 
 def sweep_table(
@@ -152,7 +152,7 @@ def sweep_table(
     closing = [*notes, *([_open_ui(finished)] if finished else [])]
     if not file.isatty():
         for line in [*(_plain_table(headers, rows) if rows else []), *(f"!! {text}" for text in shouts), *closing]:
-            print(_ascii(line), file=file, flush=True)
+            print(plain_text(line), file=file, flush=True)
         return
     console = Console(file=file, width=width, highlight=False)
     if rows:
@@ -201,7 +201,7 @@ def _open_ui(finished: Sequence[tuple[str, ExperimentResult]]) -> str:
     return OPEN_UI if view is None else f"Compare runs: {view}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
@@ -232,12 +232,12 @@ def _shout(text: str) -> Text:
 
 
 def _plain_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [[_ascii(cell) for cell in line] for line in (headers, *rows)]
+    lines = [[plain_text(cell) for cell in line] for line in (headers, *rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(headers))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def _ascii(text: str) -> str:
+def plain_text(text: str) -> str:
     """Printable ASCII: Greek spelled out, control codes and the rest replaced."""
     spelled = text.replace("ε", "epsilon").replace("δ", "delta")
     return "".join(letter if " " <= letter <= "~" else "?" for letter in spelled)

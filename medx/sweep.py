@@ -2,14 +2,18 @@
 
 import json
 import os
+import signal
 import sys
 import uuid
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from medx.crew import Crew
 
 SWEEP_FILE = "sweep.json"
 FAILURE_FILE = "failure.json"
@@ -17,6 +21,8 @@ SELECTION_FILE = "selection.json"
 _FAILED: list[str] = []
 _KILLED: list[str] = []
 _FOLDERS: list[Path] = []
+_LISTED: list[list[str]] = []  # this sweep's jobs, where they are known beforehand and Hydra runs them one by one
+_CREW: "list[Crew]" = []  # at most one
 
 
 class Sweep(Callback):
@@ -24,11 +30,11 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a sweep with a job that cannot be composed; write the sweep's identity where its jobs can read it."""
-        refuse_unknown(config)
-        refuse_overdraft(config)
+        refuse_overdraft(refuse_unknown(config), jobs_of(config))
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         _FOLDERS[:] = [folder]
+        _LISTED[:] = jobs_of(config) if str(config.hydra.launcher._target_).endswith("BasicLauncher") else []
         if not (folder / SWEEP_FILE).exists():
             overrides = [str(override) for override in config.hydra.overrides.task]
             identity = {"id": uuid.uuid4().hex, "overrides": overrides}
@@ -37,14 +43,17 @@ class Sweep(Callback):
             temporary.replace(folder / SWEEP_FILE)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table and remember whether a job failed."""
+        """Wait for the last jobs, print the table and remember whether a job failed."""
+        for crew in _CREW:
+            crew.finish()
         show(Path(config.hydra.sweep.dir))
 
 
-def refuse_unknown(config: DictConfig) -> None:
+def refuse_unknown(config: DictConfig) -> DictConfig | None:
     """End the program with one line, before the first job, where a key or option of any job is unknown.
 
-    Hydra composes each job when its turn comes: a misspelt third option would end the sweep after two runs.
+    Hydra composes each job when its turn comes: a misspelt third option would end the sweep after two runs. Gives the
+    first job's configuration.
     """
     from hydra import compose
     from hydra.errors import HydraException
@@ -52,25 +61,22 @@ def refuse_unknown(config: DictConfig) -> None:
 
     from medx.configuration import explain
 
+    first = None
     for job in distinct(jobs_of(config)):
         try:
-            compose(config.hydra.job.config_name, overrides=job)
+            composed = compose(config.hydra.job.config_name, overrides=job)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             print(f"medx: {explain(error, job)}", file=sys.stderr)
             sys.exit(2)
+        first = first or composed
+    return first
 
 
-def refuse_overdraft(config: DictConfig) -> None:
+def refuse_overdraft(first: DictConfig | None, jobs: list[list[str]]) -> None:
     """End the program with one line where a sweep selects among more runs of one seed than share its epsilon."""
-    from hydra import compose
-
-    jobs = jobs_of(config)
-    if not jobs:
+    if first is None or first.get("select") is None or first.privacy.get("num_runs") is None:
         return
-    first = compose(config.hydra.job.config_name, overrides=jobs[0])
-    allowed = first.privacy.get("num_runs")
-    if first.get("select") is None or allowed is None:
-        return
+    allowed = first.privacy.num_runs
     seeds = Counter(next((part for part in reversed(job) if part.startswith("seed=")), "seed") for job in jobs)
     count = max(seeds.values())
     if count > allowed:
@@ -99,7 +105,37 @@ def distinct(jobs: list[list[str]]) -> list[list[str]]:
     """One job for each choice of options: other values do not change what is known."""
     from medx.configuration import GROUPS
 
-    return list({tuple(part for part in job if part.split("=", 1)[0] in GROUPS): job for job in jobs}.values())
+    found: dict[tuple[str, ...], list[str]] = {}
+    for job in jobs:
+        found.setdefault(tuple(part for part in job if part.split("=", 1)[0] in GROUPS), job)
+    return list(found.values())
+
+
+def crew(asked: object) -> "Crew | None":
+    """Who runs the jobs of this sweep side by side; None where they run here, one after another.
+
+    ``asked`` is the configuration's ``jobs``; raises ConfigError where it is no number of jobs.
+    """
+    from medx.crew import Crew, jobs_at_once
+
+    at_once = jobs_at_once(asked, len(_LISTED))
+    if at_once > 1 and not _CREW:
+        _CREW.append(Crew(at_once, outcome))
+    return _CREW[0] if _CREW else None
+
+
+def outcome(folder: Path, title: str, code: int) -> str:
+    """How a job of the crew ended, in a few words; one that was cut off is written down as failed."""
+    from medx.board import summary
+    from medx.results import ExperimentResult
+
+    if code < 0:
+        record_failure(folder, title.split(), RuntimeError(f"its process ended by {signal.Signals(-code).name}"))
+    if (folder / FAILURE_FILE).exists():
+        return f"FAILED: {json.loads((folder / FAILURE_FILE).read_text())['error']}"
+    if not (folder / "result.json").exists():
+        return "ended without a result"
+    return summary(ExperimentResult.load(folder / "result.json"))
 
 
 def show(folder: Path) -> None:
@@ -175,7 +211,9 @@ def interrupted() -> bool:
 
 
 def show_interrupted() -> None:
-    """The table of a sweep that the user stopped; nothing where there is no sweep."""
+    """Stop the jobs of a sweep that the user stopped, and show its table; nothing where there is no sweep."""
+    for crew in _CREW:
+        crew.interrupt()
     for folder in _FOLDERS:
         show(folder)
 

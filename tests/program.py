@@ -76,7 +76,8 @@ def call_plainly(folder: Path, *arguments: str) -> Ran:
 def fresh_program(arguments: tuple[str, ...]) -> Iterator[None]:
     """The command line of a new process, and nothing remembered from an earlier call."""
     before = sys.argv
-    for memory in (medx.run._RAISED, medx.sweep._FAILED, medx.sweep._KILLED, medx.sweep._FOLDERS):
+    sweep = medx.sweep
+    for memory in (medx.run._RAISED, sweep._FAILED, sweep._KILLED, sweep._FOLDERS, sweep._LISTED, sweep._CREW):
         memory.clear()
     sys.argv = ["medx", *arguments]
     try:

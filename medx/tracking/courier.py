@@ -1,18 +1,21 @@
 """The courier: one child process that delivers this process's runs, so that MLflow is never imported here.
 
-Both sides write lines of JSON; ``deliverer`` is the other end. Only the standard library is imported, so that
-``warm_up`` may come before all other imports, and MLflow's, two seconds, run beside them on another core.
+Both sides write lines of JSON; ``deliverer`` is the other end. Forks of this process, the jobs of a sweep, each have a
+line of their own to the same child. Only the standard library is imported, so that ``warm_up`` may come before all other
+imports, and MLflow's, two seconds, run beside them on another core.
 """
 
-import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
+
+from medx.tracking.lines import heard, say
 
 log = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "medx.tracking.deliverer")
@@ -39,34 +42,47 @@ class Errand:
 
 
 class Courier:
-    """A running child. It needs no farewell: when this process ends, however it does, the pipe ends, and so the child.
+    """A line to a running child. It needs no farewell: when this process ends, however it does, so does the line.
 
-    Pipes are unbuffered, so that no lock of theirs can be held by the listening thread at a fork or at the exit.
+    ``process`` is the child where this process started it, and None where it was adopted at a fork.
     """
 
-    def __init__(self) -> None:
-        # A session of its own: Ctrl-C in the terminal is for the run, whose end still has to be delivered.
-        self._process = subprocess.Popen(
-            COMMAND,
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    def __init__(self, line: socket.socket, process: subprocess.Popen[bytes] | None) -> None:
+        self._line = line
+        self._process = process
         self._lock = threading.Lock()
         self._errands: dict[str, Errand] = {}
         self._problem: str | None = None
         threading.Thread(target=self._listen, name="courier", daemon=True).start()
 
+    @classmethod
+    def start(cls) -> "Courier":
+        """A new child; the line is its standard input."""
+        ours, theirs = socket.socketpair()
+        # A session of its own: Ctrl-C in the terminal is for the run, whose end still has to be delivered.
+        process = subprocess.Popen(
+            COMMAND, stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        theirs.close()
+        return cls(ours, process)
+
     @property
     def pid(self) -> int:
-        """The child's process id."""
+        """The child's process id; raises RuntimeError where another process started it."""
+        if self._process is None:
+            raise RuntimeError("this courier was adopted")
         return self._process.pid
 
     def alive(self) -> bool:
         """Whether it can take another run."""
-        return self._problem is None and self._process.poll() is None
+        return self._problem is None and (self._process is None or self._process.poll() is None)
+
+    def another_line(self) -> socket.socket:
+        """A line to the same child, for a process that is about to be forked."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.tell(end=theirs, do="admit")
+        return ours
 
     def follow(self, job: str, **order: Any) -> Errand:
         """Begin to deliver a run's spool: ``output_dir``, ``destination``, and ``folder``, where a backlog may lie."""
@@ -78,34 +94,24 @@ class Courier:
         self.tell(do="follow", job=job, **order)
         return errand
 
-    def tell(self, **order: Any) -> None:
+    def tell(self, *, end: socket.socket | None = None, **order: Any) -> None:
         """Send one order; a child that died is noticed by the listening thread."""
-        line = json.dumps(order, default=str).encode() + b"\n"
-        assert self._process.stdin is not None
-        try:
-            with self._lock:
-                self._process.stdin.write(line)
-        except BrokenPipeError:
-            pass
+        with suppress(OSError), self._lock:
+            say(self._line, end=end, **order)
 
     def disown(self) -> None:
-        """Close a forked process's copies of the pipes: while one is open, the child does not see its parent end."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
+        """Close a forked process's copy of the line: while one is open, the child does not see its parent end."""
+        self._line.close()
 
     def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            said = json.loads(line)
+        for said in heard(self._line):
             if "warning" in said:
                 log.warning("%s", said["warning"])
             else:
                 self._note(self._errands[said["job"]], said)
-        code = self._process.wait()
+        code = "" if self._process is None else f" with code {self._process.wait()}"
         with self._lock:
-            self._problem = f"the process that delivers it ended with code {code}"
+            self._problem = f"the process that delivers it ended{code}"
             for errand in self._errands.values():
                 self._strand(errand)
 
@@ -129,7 +135,7 @@ def current() -> Courier:
     """The courier of this process; started where there is none yet, or where it died."""
     with _STARTING:
         if not (_COURIERS and _COURIERS[0].alive()):
-            _COURIERS[:] = [Courier()]
+            _COURIERS[:] = [Courier.start()]
         return _COURIERS[0]
 
 
@@ -143,6 +149,16 @@ def warm_up(tracking: object) -> None:
         options = {key: value for key, value in tracking.items() if key != "_target_"}
         with suppress(OSError):  # no process to be had: the run itself will meet it, and say so
             current().tell(do="open", options=options, folder=os.getcwd())
+
+
+def line_for_fork() -> socket.socket | None:
+    """A line of its own to this process's courier for a fork that will ``adopt`` it; None where there is none."""
+    return _COURIERS[0].another_line() if _COURIERS and _COURIERS[0].alive() else None
+
+
+def adopt(line: socket.socket) -> None:
+    """In a fork: deliver by the courier of the process that it came from."""
+    _COURIERS[:] = [Courier(line, None)]
 
 
 def _after_fork() -> None:

@@ -1,22 +1,25 @@
-"""The courier's own process, ``python -m medx.tracking.deliverer``: orders come in by stdin, answers go out by stdout.
+"""The courier's own process, ``python -m medx.tracking.deliverer``: standard input is a socket for orders and answers.
 
-Each run is followed by a thread of its own, so that a server that does not answer keeps no other run waiting.
+Each run is followed by a thread of its own, so that a server that does not answer keeps no other run waiting. More
+sockets may come along the first: those of the parent's forks.
 """
 
-import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from medx.imports import without_collector
 from medx.tracking.backlog import Backlog
 from medx.tracking.delivery import Delivery, one_line
+from medx.tracking.lines import heard, say
 from medx.tracking.mlflow import MlflowTracking
 from medx.tracking.spool import Spool
 from medx.tracking.store import Destination, open_early, quiet_environment
@@ -114,26 +117,43 @@ def warm() -> None:
         log.debug("warming up: %s", one_line(error))
 
 
-def serve(orders: Iterable[bytes], tell: Tell) -> None:
-    """Take orders until the parent has gone; then one last attempt for what is left."""
-    warming = threading.Thread(target=warm, daemon=True)
-    warming.start()
-    following: dict[str, Following] = {}
-    for line in orders:
-        order = json.loads(line)
-        if order["do"] == "open":
-            threading.Thread(target=_open, args=(order, warming), daemon=True).start()
-        elif order["do"] == "follow":
-            following = {job: each for job, each in following.items() if each.is_alive()}
-            following[order["job"]] = Following(order, warming, tell)
-            following[order["job"]].start()
-        else:
-            following[order["job"]].close()
-    last = time.monotonic() + LAST_WAIT
-    for each in following.values():
-        each.close()
-    for each in following.values():
-        each.join(max(0.0, last - time.monotonic()))
+class Line:
+    """One process that gives orders, and the runs that are followed for it."""
+
+    def __init__(self, line: socket.socket, warming: threading.Thread) -> None:
+        self._line = line
+        self._warming = warming
+        self._lock = threading.Lock()
+        self._following: dict[str, Following] = {}
+        self._forks: list[threading.Thread] = []
+
+    def tell(self, **answer: object) -> None:
+        """Send one answer, if anybody is left to be told."""
+        with suppress(OSError), self._lock:
+            say(self._line, **answer)
+
+    def serve(self) -> None:
+        """Take orders until the process has gone; then one last attempt for what is left."""
+        for order in heard(self._line, self._admit):
+            if order["do"] == "open":
+                threading.Thread(target=_open, args=(order, self._warming), daemon=True).start()
+            elif order["do"] == "follow":
+                self._following = {job: each for job, each in self._following.items() if each.is_alive()}
+                self._following[order["job"]] = Following(order, self._warming, self.tell)
+                self._following[order["job"]].start()
+            elif order["do"] == "close":
+                self._following[order["job"]].close()
+        last = time.monotonic() + LAST_WAIT
+        for each in self._following.values():
+            each.close()
+        for each in self._following.values():
+            each.join(max(0.0, last - time.monotonic()))
+        for fork in self._forks:  # they end with their parent, and so do their lines
+            fork.join(max(0.0, last + 1 - time.monotonic()))
+
+    def _admit(self, line: socket.socket) -> None:
+        self._forks.append(threading.Thread(target=Line(line, self._warming).serve, daemon=True))
+        self._forks[-1].start()
 
 
 def _open(order: dict[str, Any], warming: threading.Thread) -> None:
@@ -147,19 +167,11 @@ def _open(order: dict[str, Any], warming: threading.Thread) -> None:
 def main() -> None:
     """Serve the parent, and leave at once: exit handlers of libraries may wait for a server."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
-    lock = threading.Lock()
-
-    def tell(**answer: object) -> None:
-        try:
-            with lock:
-                print(json.dumps(answer), file=answers, flush=True)
-        except BrokenPipeError:
-            pass  # nobody is left to be told
-
-    logging.getLogger("medx").addHandler(Telling(tell))
-    serve(sys.stdin.buffer, tell)
+    warming = threading.Thread(target=warm, daemon=True)
+    warming.start()
+    parent = Line(socket.socket(fileno=os.dup(sys.stdin.fileno())), warming)
+    logging.getLogger("medx").addHandler(Telling(parent.tell))
+    parent.serve()
     os._exit(0)
 
 

@@ -1,0 +1,47 @@
+"""What a person sees of jobs that run at once: a line for each while it runs, and one that stays when it ends."""
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from medx.results import ExperimentResult
+from medx.screen import plain_text
+
+
+class Board:
+    """Lines on standard output; those of running jobs only on a terminal. No thread of its own: forks would miss it."""
+
+    def __init__(self) -> None:
+        self.live = sys.stdout.isatty()
+        self._console = Console(file=sys.stdout, highlight=False)
+        self._lines = Live(
+            console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Replace the lines of running jobs; none of them takes more than the width."""
+        if self.live:
+            self._lines.start()
+            shown = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
+            self._lines.update(Text("\n", no_wrap=True, overflow="ellipsis").join(shown), refresh=True)
+
+    def tell(self, line: str) -> None:
+        """Print a line that stays."""
+        if self.live:
+            self._console.print(Text(line))
+        else:
+            print(plain_text(line), flush=True)
+
+    def close(self) -> None:
+        """Take the lines of running jobs away."""
+        self._lines.stop()
+
+
+def summary(result: ExperimentResult) -> str:
+    """A result in a few words."""
+    auc, epsilon = result.test["auc"].value, result.privacy.epsilon
+    words = [] if auc is None else [f"test AUC {auc:.3f}"]
+    return ", ".join([result.status, *words, *([] if epsilon is None else [f"ε {epsilon:.3f}"])])

@@ -1,0 +1,148 @@
+"""Jobs of a sweep at once, each in a fork of this process: imports are paid once, and every core has a job of its own.
+
+A fork must not inherit threads that compute. So this process imports and composes, and runs no job itself.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection, get_context
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
+
+import torch
+
+from medx.board import Board
+from medx.schema import ConfigError
+from medx.screen import clock
+from medx.tracking import courier
+
+SCREEN_FILE = "screen.txt"
+INTERRUPTED = 130
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+GLANCE = 0.25  # seconds between two looks at what runs, on a terminal
+Work = Callable[[], object]
+Describe = Callable[[Path, str, int], str]
+
+
+def jobs_at_once(asked: object, num_jobs: int) -> int:
+    """``jobs`` of the configuration as a number: null is one for each core, or one alone where they share a GPU.
+
+    Raises ConfigError for anything that is not a number of jobs. Where the system has no safe fork it is one.
+    """
+    if asked is not None and (not isinstance(asked, int) or isinstance(asked, bool) or asked < 1):
+        raise ConfigError(f"jobs={asked}: accepted: null, or how many jobs of a sweep run at once, from 1")
+    if num_jobs <= 1 or sys.platform != "linux":
+        return 1
+    if asked is None:
+        asked = 1 if torch.cuda.device_count() else torch.get_num_threads()
+    return min(asked, num_jobs)
+
+
+@dataclass
+class Member:
+    """A job on its way: its fork, and the file that takes what it writes to its standard error."""
+
+    title: str
+    folder: Path
+    process: ForkProcess
+    errors: IO[bytes]
+    began: float
+
+    def last_line(self) -> str:
+        """What it showed last."""
+        screen = self.folder / SCREEN_FILE
+        lines = screen.read_text(errors="replace").splitlines() if screen.exists() else []
+        return f"job {self.folder.name}  {self.title}  {lines[-1].strip() if lines else 'starts'}"
+
+
+class Crew:
+    """Runs jobs, ``at_once`` of them at a time.
+
+    A job's screen is kept in its folder; its warnings are passed on when it ends, with the line that ``describe``
+    makes of its folder, title and exit code (negative for a signal).
+    """
+
+    def __init__(self, at_once: int, describe: Describe) -> None:
+        self._at_once = at_once
+        self._threads = max(1, torch.get_num_threads() // at_once)
+        self._describe = describe
+        self._members: list[Member] = []
+        self._board = Board()
+
+    def start(self, title: str, folder: Path, work: Work) -> None:
+        """Begin ``work`` in a fork, as soon as there is room; raises KeyboardInterrupt where the user stopped a job."""
+        while len(self._members) >= self._at_once:
+            self._wait()
+        errors = TemporaryFile()  # noqa: SIM115  # closed when the job's end is told
+        line = courier.line_for_fork()
+        arguments = (os.getpid(), folder, errors.fileno(), work, line)
+        process = get_context("fork").Process(target=self._work, args=arguments)
+        process.start()
+        if line is not None:
+            line.close()
+        self._members.append(Member(title, folder, process, errors, time.monotonic()))
+
+    def finish(self) -> None:
+        """Wait for all jobs; raises KeyboardInterrupt where the user stopped one."""
+        while self._members:
+            self._wait()
+        self._board.close()
+
+    def interrupt(self) -> None:
+        """Pass Ctrl-C on, once for each time that the user presses it, and wait for the jobs to end in order."""
+        while self._members:
+            for member in self._members:
+                with suppress(ProcessLookupError):
+                    os.kill(member.process.ident or 0, signal.SIGINT)
+            try:
+                while self._members:
+                    self._wait(stopping=True)
+            except KeyboardInterrupt:
+                continue
+        self._board.close()
+
+    def _work(self, parent: int, folder: Path, errors: int, work: Work, line: socket.socket | None) -> None:
+        """What the fork does."""
+        try:
+            os.setpgid(0, 0)  # Ctrl-C in a terminal is for the parent, which passes it on
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)  # it had gone before it could be said
+            os.dup2(os.open(folder / SCREEN_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 1)
+            os.dup2(errors, 2)
+            torch.set_num_threads(self._threads)
+            if line is not None:
+                courier.adopt(line)
+            work()
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+
+    def _wait(self, stopping: bool = False) -> None:
+        """Until a job has ended, or on a terminal for a glance; tells of those that have."""
+        sentinels = [member.process.sentinel for member in self._members]
+        ended = connection.wait(sentinels, GLANCE if self._board.live else None)
+        codes = [self._end(member) for member in list(self._members) if member.process.sentinel in ended]
+        self._board.show([member.last_line() for member in self._members])
+        if INTERRUPTED in codes and not stopping:
+            raise KeyboardInterrupt
+
+    def _end(self, member: Member) -> int:
+        self._members.remove(member)
+        member.process.join()
+        code = member.process.exitcode or 0
+        with member.errors:
+            member.errors.seek(0)
+            print(member.errors.read().decode(errors="replace"), end="", file=sys.stderr, flush=True)
+        described = self._describe(member.folder, member.title, code)
+        took = clock(time.monotonic() - member.began)
+        self._board.tell(f"job {member.folder.name}  {member.title}  {described}  {took}")
+        return code
