@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,6 +22,7 @@ from typing import IO
 import torch
 
 from medx.board import Board
+from medx.machine import share_threads
 from medx.schema import ConfigError
 from medx.screen import clock
 from medx.tracking import courier
@@ -29,7 +31,7 @@ SCREEN_FILE = "screen.txt"
 INTERRUPTED = 130
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 GLANCE = 0.25  # seconds between two looks at what runs, on a terminal
-Work = Callable[[], object]
+Work = Callable[[Callable[[], None]], object]
 Describe = Callable[[Path, str, int], str]
 
 
@@ -54,8 +56,17 @@ class Member:
     title: str
     folder: Path
     process: ForkProcess
+    measured: Connection  # the fork says here that it has no more to compute
     errors: IO[bytes]
     began: float
+    computes: bool = True
+
+    def listen(self) -> None:
+        """Note what the fork says, or that it is about to end without a word."""
+        with suppress(EOFError):
+            self.measured.recv_bytes()
+            self.computes = False
+        self.measured.close()
 
     def last_line(self) -> str:
         """What it showed last."""
@@ -64,14 +75,23 @@ class Member:
         return f"job {self.folder.name}  {self.title}  {lines[-1].strip() if lines else 'starts'}"
 
 
+def die_with(parent: int) -> None:
+    """End this process, at once and without a word, when its parent does."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # it had gone before this could be said
+
+
 class Crew:
     """Runs jobs, ``at_once`` of them at a time.
 
-    A job's screen is kept in its folder; its warnings are passed on when it ends, with the line that ``describe``
-    makes of its folder, title and exit code (negative for a signal).
+    A job is given a function to call when it has no more to compute: the next may then begin, while this one waits for
+    its records to be delivered. A job's screen is kept in its folder; its warnings are passed on when it ends, with the
+    line that ``describe`` makes of its folder, title and exit code (negative for a signal).
     """
 
     def __init__(self, at_once: int, describe: Describe) -> None:
+        self._process = os.getpid()
         self._at_once = at_once
         self._threads = max(1, torch.get_num_threads() // at_once)
         self._describe = describe
@@ -80,16 +100,22 @@ class Crew:
 
     def start(self, title: str, folder: Path, work: Work) -> None:
         """Begin ``work`` in a fork, as soon as there is room; raises KeyboardInterrupt where the user stopped a job."""
-        while len(self._members) >= self._at_once:
+        while not self._has_room():
             self._wait()
         errors = TemporaryFile()  # noqa: SIM115  # closed when the job's end is told
         line = courier.line_for_fork()
-        arguments = (os.getpid(), folder, errors.fileno(), work, line)
+        measured, measuring = get_context("fork").Pipe(duplex=False)
+        arguments = (folder / SCREEN_FILE, errors.fileno(), work, measuring, line)
         process = get_context("fork").Process(target=self._work, args=arguments)
         process.start()
+        measuring.close()
         if line is not None:
             line.close()
-        self._members.append(Member(title, folder, process, errors, time.monotonic()))
+        self._members.append(Member(title, folder, process, measured, errors, time.monotonic()))
+
+    def _has_room(self) -> bool:
+        computing = sum(member.computes for member in self._members)
+        return computing < self._at_once and len(self._members) < 2 * self._at_once  # where the store is slow
 
     def finish(self) -> None:
         """Wait for all jobs; raises KeyboardInterrupt where the user stopped one."""
@@ -110,26 +136,28 @@ class Crew:
                 continue
         self._board.close()
 
-    def _work(self, parent: int, folder: Path, errors: int, work: Work, line: socket.socket | None) -> None:
+    def _work(self, screen: Path, errors: int, work: Work, measuring: Connection, line: socket.socket | None) -> None:
         """What the fork does."""
         try:
             os.setpgid(0, 0)  # Ctrl-C in a terminal is for the parent, which passes it on
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)  # it had gone before it could be said
-            os.dup2(os.open(folder / SCREEN_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 1)
+            die_with(self._process)
+            sys.stdout = screen.open("w", buffering=1)
+            os.dup2(sys.stdout.fileno(), 1)  # also for what does not go through Python
             os.dup2(errors, 2)
-            torch.set_num_threads(self._threads)
+            share_threads(self._threads)
             if line is not None:
                 courier.adopt(line)
-            work()
+            work(lambda: measuring.send_bytes(b"measured"))
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
 
     def _wait(self, stopping: bool = False) -> None:
-        """Until a job has ended, or on a terminal for a glance; tells of those that have."""
+        """Until a job has ended or made room, or on a terminal for a glance; tells of those that have ended."""
         sentinels = [member.process.sentinel for member in self._members]
-        ended = connection.wait(sentinels, GLANCE if self._board.live else None)
+        listening = {member.measured: member for member in self._members if not member.measured.closed}
+        ended = connection.wait([*sentinels, *listening], GLANCE if self._board.live else None)
+        for said in listening.keys() & set(ended):
+            listening[said].listen()
         codes = [self._end(member) for member in list(self._members) if member.process.sentinel in ended]
         self._board.show([member.last_line() for member in self._members])
         if INTERRUPTED in codes and not stopping:
@@ -137,6 +165,7 @@ class Crew:
 
     def _end(self, member: Member) -> int:
         self._members.remove(member)
+        member.measured.close()
         member.process.join()
         code = member.process.exitcode or 0
         with member.errors:

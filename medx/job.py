@@ -1,5 +1,6 @@
 """One Hydra job: configuration to experiment, with the screen and the tracking store listening."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -14,8 +15,13 @@ from medx.sweep import SWEEP_FILE, mark_failed
 from medx.tracking.base import TrackedRun, Tracker
 
 
-def run_job(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
-    """Run one job in its output folder; gives the validation AUC, which an optimising sweeper maximises."""
+def run_job(
+    cfg: DictConfig, folder: Path, overrides: list[str], measured: Callable[[], None] = lambda: None
+) -> float | None:
+    """Run one job in its output folder; gives the validation AUC, which an optimising sweeper maximises.
+
+    ``measured`` is called when all is computed and written, before the wait for the tracking store.
+    """
     config = plain(cfg)
     resume = config.pop("resume")
     output = folder
@@ -24,7 +30,7 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None
         config = resumed_config(output, config, overrides)
     experiment = make_experiment(config)
     tracking = build(config, "tracking")
-    observers: list[Observer] = [Screen(), Tracked(tracking.tracker(), sweep_folder(folder))]
+    observers: list[Observer] = [Screen(), Tracked(tracking.tracker(), sweep_folder(folder), measured)]
     result = run_experiment(
         experiment,
         config,
@@ -57,11 +63,12 @@ def sweep_folder(folder: Path) -> Path | None:
 
 
 class Tracked:
-    """A tracker as an observer of the run."""
+    """A tracker as an observer of the run; ``before_wait`` is called before it waits for the store."""
 
-    def __init__(self, tracker: Tracker, sweep: Path | None) -> None:
+    def __init__(self, tracker: Tracker, sweep: Path | None, before_wait: Callable[[], None]) -> None:
         self._tracker = tracker
         self._sweep = sweep
+        self._before_wait = before_wait
 
     def on_start(self, context: RunContext) -> None:
         """Tell the tracker which run this is."""
@@ -91,6 +98,8 @@ class Tracked:
     def on_end(self, result: ExperimentResult) -> None:
         """Pass it on with the checkpoint, and note in the result where the run is recorded."""
         files = [Path(result.checkpoint)] if result.checkpoint else []
+        if result.status != "killed":  # after Ctrl-C nothing more may begin
+            self._before_wait()
         result.tracking = self._tracker.finish(result, files)
 
     def on_error(self, error: BaseException) -> None:

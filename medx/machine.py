@@ -3,6 +3,8 @@
 import ctypes
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +15,25 @@ from medx.schema import ConfigError
 
 # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h, in bytes: beyond any tensor's size.
 MALLOC = {-3: 2**30, -1: 2**31 - 1}
+
+_ALL: list[int] = []  # torch's threads in this process, before it was given a share of them
+
+
+def share_threads(share: int) -> None:
+    """Compute with ``share`` threads from here on: other jobs have the rest."""
+    _ALL[:] = [torch.get_num_threads()]
+    torch.set_num_threads(share)
+
+
+@contextmanager
+def all_threads() -> Iterator[None]:
+    """For what is computed once for all jobs, which wait for it: all threads, so the same sums whoever computes it."""
+    share = torch.get_num_threads()
+    torch.set_num_threads(_ALL[0] if _ALL else share)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(share)
 
 
 def resolve_device(device: str) -> str:

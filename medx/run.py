@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -41,33 +41,35 @@ def run(cfg: DictConfig) -> float | None:
         if OmegaConf.is_dict(tracking := cfg.get("tracking")):
             courier.warm_up(OmegaConf.to_container(tracking))  # MLflow on another core, while this one imports torch
         with without_collector():
-            import medx.job  # noqa: F401
+            import medx.job
 
         (folder / medx.sweep.FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt in this folder
         crew = medx.sweep.crew(cfg.get("jobs"))
         if crew is None:
             return job(cfg, folder, overrides)
         with without_collector():
-            import medx.trainer.module  # noqa: F401  # here, once, and not in every fork
+            import medx.trainer.module  # here, once, and not in every fork
 
         crew.start(" ".join(overrides), folder, partial(forked_job, cfg, folder, overrides))
     return None
 
 
-def job(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
-    """Run it here."""
+def job(
+    cfg: DictConfig, folder: Path, overrides: list[str], measured: Callable[[], None] = lambda: None
+) -> float | None:
+    """Run it here; ``measured`` is called when all is computed, and only the records are still on their way."""
     from medx.job import run_job
 
-    value = run_job(OmegaConf.create(cfg), folder, overrides)
+    value = run_job(OmegaConf.create(cfg), folder, overrides, measured)
     if medx.sweep.interrupted():
         raise KeyboardInterrupt  # the run has ended in order; the jobs after it must not start
     return value
 
 
-def forked_job(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
+def forked_job(cfg: DictConfig, folder: Path, overrides: list[str], measured: Callable[[], None]) -> None:
     """Run it as one of a sweep's jobs at once: its files tell the parent how it ended."""
     with told(folder, overrides, in_sweep=True):
-        job(cfg, folder, overrides)
+        job(cfg, folder, overrides, measured)
 
 
 @contextmanager

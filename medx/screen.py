@@ -202,6 +202,7 @@ def _open_ui(finished: Sequence[tuple[str, ExperimentResult]]) -> str:
 
 
 def clock(seconds: float) -> str:
+    """``m:ss`` or ``h:mm:ss``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 

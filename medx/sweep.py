@@ -146,6 +146,8 @@ def show(folder: Path) -> None:
     results: list[tuple[str, ExperimentResult | str]] = []
     for job in sorted((path.parent for path in folder.glob("**/.hydra")), key=_job_order):
         name = str(job.relative_to(folder))
+        if [path.name for path in job.iterdir()] == [".hydra"]:
+            continue  # its folder was made, and the sweep was stopped before its turn came
         if (job / FAILURE_FILE).exists():
             failure = json.loads((job / FAILURE_FILE).read_text())
             results.append((name, f"{' '.join(failure['overrides'])}: {failure['error']}"))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from medx.machine import all_threads
 from medx.model.base import FixedFeatures
 from medx.model.storage import Tensors, read_tensors, tensors_digest, write_tensors
 from medx.schema import CheckpointError
@@ -44,7 +45,8 @@ def cached(folder: Path, kind: str, key: str, compute: Callable[[], Tensors]) ->
                 return read_tensors(path)[0]
             except CheckpointError as error:
                 log.warning("cache is damaged, computing it again: %s", error)
-        tensors = compute()
+        with all_threads():
+            tensors = compute()
         write_tensors(path, tensors, {"key": key})
         return tensors
 

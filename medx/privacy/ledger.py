@@ -160,8 +160,9 @@ class PrivacyLedger:
         return epsilon_pld(self.spent(data), delta)
 
     def close(self) -> None:
-        """Close the file; entries stay."""
-        self._db.close()
+        """Close the file; entries stay. Another thread's use of it ends first, or meets a closed ledger."""
+        with self._lock:
+            self._db.close()
 
     def _check_known(self, reservation: Reservation) -> None:
         known = self._db.execute("SELECT 1 FROM runs WHERE run_id = ?", (reservation.run_id,)).fetchone()
@@ -229,6 +230,8 @@ class PrivacyLedger:
             yield
         except sqlite3.OperationalError as error:
             raise LedgerError(f"ledger {self.path} cannot be used: {error}; is another run holding it?") from error
+        except sqlite3.ProgrammingError as error:
+            raise LedgerError(f"ledger {self.path} cannot be used: {error}") from error
         except sqlite3.Error as error:
             raise LedgerError(f"ledger {self.path} is corrupt ({error}); restore it from a copy") from error
 

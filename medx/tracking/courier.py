@@ -1,8 +1,8 @@
 """The courier: one child process that delivers this process's runs, so that MLflow is never imported here.
 
-Both sides write lines of JSON; ``deliverer`` is the other end. Forks of this process, the jobs of a sweep, each have a
-line of their own to the same child. Only the standard library is imported, so that ``warm_up`` may come before all other
-imports, and MLflow's, two seconds, run beside them on another core.
+Both sides write lines of JSON; ``deliverer`` is the other end. Forks of this process, the jobs of a sweep, have lines of
+their own to the same child. Only the standard library is imported, so that ``warm_up`` may come before all other imports,
+and MLflow's, two seconds, run beside them on another core.
 """
 
 import logging
@@ -60,10 +60,11 @@ class Courier:
         """A new child; the line is its standard input."""
         ours, theirs = socket.socketpair()
         # A session of its own: Ctrl-C in the terminal is for the run, whose end still has to be delivered.
-        process = subprocess.Popen(
-            COMMAND, stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        theirs.close()
+        quiet = subprocess.DEVNULL
+        with theirs:
+            process = subprocess.Popen(
+                COMMAND, stdin=theirs.fileno(), stdout=quiet, stderr=quiet, start_new_session=True
+            )
         return cls(ours, process)
 
     @property
@@ -97,7 +98,7 @@ class Courier:
     def tell(self, *, end: socket.socket | None = None, **order: Any) -> None:
         """Send one order; a child that died is noticed by the listening thread."""
         with suppress(OSError), self._lock:
-            say(self._line, end=end, **order)
+            say(self._line, order, end)
 
     def disown(self) -> None:
         """Close a forked process's copy of the line: while one is open, the child does not see its parent end."""

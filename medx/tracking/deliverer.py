@@ -130,7 +130,7 @@ class Line:
     def tell(self, **answer: object) -> None:
         """Send one answer, if anybody is left to be told."""
         with suppress(OSError), self._lock:
-            say(self._line, **answer)
+            say(self._line, answer)
 
     def serve(self) -> None:
         """Take orders until the process has gone; then one last attempt for what is left."""

@@ -8,7 +8,7 @@ from typing import Any
 PIECE = 65536
 
 
-def say(line: socket.socket, *, end: socket.socket | None = None, **words: Any) -> None:
+def say(line: socket.socket, words: dict[str, Any], end: socket.socket | None = None) -> None:
     """Send one line, with the end of another socket where one is given; raises OSError where nobody listens."""
     data = json.dumps(words, default=str).encode() + b"\n"
     sent = socket.send_fds(line, [data], [] if end is None else [end.fileno()])

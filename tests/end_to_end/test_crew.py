@@ -1,0 +1,177 @@
+"""Jobs of a sweep side by side: what a person and the files see is what one after another would have left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import medx.federation.client
+from medx.crew import jobs_at_once
+from medx.federation.payload import State
+from medx.results import ExperimentResult
+from medx.schema import ConfigError
+from tests.program import TINY, Ran, call
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def program(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+    """``python -m medx.run`` as a process of its own, its working directory ``folder``."""
+    command = [sys.executable, "-m", "medx.run", *overrides, "hydra.sweep.dir=sweep", "-m"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    folder.mkdir(exist_ok=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def children_of(pid: int) -> dict[int, str]:
+    """Process ids of its children and their command lines."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in found}
+
+
+def wait_for_rounds(folder: Path, jobs: list[str], seconds: float = 60) -> None:
+    """Until each of these jobs has finished a round."""
+    end = time.monotonic() + seconds
+    while not all((folder / job / "checkpoints" / "rounds.jsonl").exists() for job in jobs):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def result_of(folder: Path, job: str) -> ExperimentResult:
+    """A job's result."""
+    return ExperimentResult.load(folder / job / "result.json")
+
+
+def test_jobs_side_by_side_end_as_one_after_another_would(tmp_path: Path) -> None:
+    ran = call(tmp_path / "beside", "seed=3,-1,0", "jobs=2", "-m")
+    after = call(tmp_path / "after", "seed=3,-1,0", "jobs=1", "-m")
+    assert (ran.code, after.code) == (1, 1)
+    for job in ("0", "2"):
+        one, other = result_of(tmp_path / "beside", job), result_of(tmp_path / "after", job)
+        assert (one.test, one.validation, one.privacy) == (other.test, other.validation, other.privacy)
+        assert (one.config, one.config_hash) == (other.config, other.config_hash)
+        assert "round 2/2" in (tmp_path / "beside" / job / "screen.txt").read_text()
+    told, table = ran.out[: ran.out.index("job  dataset")], ran.out[ran.out.index("job  dataset") :]
+    assert table.split("seconds")[0] == after.out[after.out.rindex("job  dataset") :].split("seconds")[0]
+    assert "!! job 1: FAILED: " in table
+    assert sorted(line.split()[1] for line in told.splitlines()) == ["0", "1", "2"]
+    assert "seed=-1: input should be greater than or equal to 0" in told
+    assert ran.err == ""
+
+
+def fault_of_seed(monkeypatch: pytest.MonkeyPatch, seed: int, fault: Any) -> None:
+    """Call ``fault`` when client 1 of the run with this seed begins round 2."""
+    train = medx.federation.client.train_locally
+
+    def faulty(job: Any, client: int, arrays: Any, server_round: int, mu: float) -> Any:
+        if (job.setup.seed, client, server_round) == (seed, 1, 2):
+            fault()
+        return train(job, client, arrays, server_round, mu)
+
+    monkeypatch.setattr(medx.federation.client, "train_locally", faulty)
+
+
+def test_a_job_whose_process_is_killed_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault_of_seed(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    ran = call(tmp_path, "seed=0,1,2", "jobs=2", "-m")
+    assert ran.code == 1
+    assert "!! job 1: FAILED: " in ran.out
+    assert "its process ended by SIGKILL" in ran.out
+    assert [result_of(tmp_path, job).status for job in ("0", "2")] == ["finished", "finished"]
+    assert not (tmp_path / "1" / "result.json").exists()
+
+
+def test_an_unforeseen_error_is_kept_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> State:
+        raise ZeroDivisionError("a fault of the program")
+
+    monkeypatch.setattr("medx.federation.server.round_metrics", broken)
+    ran = call(tmp_path, "seed=0,1", "jobs=2", "-m")
+    assert ran.code == 1
+    assert ran.out.count("!! job ") == 2
+    assert all("ZeroDivisionError" in (tmp_path / job / "error.log").read_text() for job in ("0", "1"))
+
+
+def test_a_job_that_the_user_stops_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault_of_seed(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    ran = call(tmp_path, "seed=1,0,2", "jobs=2", "federation.num_rounds=40", "-m")
+    assert ran.code == 130
+    assert result_of(tmp_path, "0").status == "killed"
+    assert result_of(tmp_path, "1").status == "killed"  # the parent told it
+    assert {path.name for path in (tmp_path / "2").glob("*")} <= {".hydra"}
+    assert [line[0] for line in ran.out.splitlines() if line.endswith("KILLED")] == ["0", "1"]
+    assert "job 2" not in ran.out
+
+
+def test_an_interrupt_reaches_every_job_once_and_in_order(tmp_path: Path) -> None:
+    with program(tmp_path, *TINY, "federation.num_rounds=500", "seed=0,1", "jobs=2") as sweep:
+        wait_for_rounds(tmp_path / "sweep", ["0", "1"])
+        sweep.send_signal(signal.SIGINT)
+        _, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130, err
+    assert "Traceback" not in err
+    for job in ("0", "1"):
+        result = result_of(tmp_path / "sweep", job)
+        assert result.status == "killed"
+        assert 0 < len(result.rounds) < 500
+
+
+def test_jobs_end_with_their_parent(tmp_path: Path) -> None:
+    with program(tmp_path, *TINY, "federation.num_rounds=500", "seed=0,1", "jobs=2") as sweep:
+        wait_for_rounds(tmp_path / "sweep", ["0", "1"])
+        forks = children_of(sweep.pid)
+        assert len(forks) == 2
+        sweep.kill()
+        sweep.communicate(timeout=60)
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_text() for pid in forks):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_jobs_share_one_courier_and_one_parent_run(tmp_path: Path) -> None:
+    overrides = [part for part in TINY if part != "tracking=none"]
+    with program(tmp_path, *overrides, "federation.num_rounds=20", "seed=0,1", "jobs=2") as sweep:
+        wait_for_rounds(tmp_path / "sweep", ["0", "1"])
+        named = children_of(sweep.pid)
+        assert sum("deliverer" in line for line in named.values()) == 1
+        assert [children_of(pid) for pid, line in named.items() if "deliverer" not in line] == [{}, {}]
+        _, err = sweep.communicate(timeout=120)
+    assert (sweep.returncode, err) == (0, "")
+    ids = [result_of(tmp_path / "sweep", job).tracking["run_id"] for job in ("0", "1")]
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = [client.get_run(run_id) for run_id in ids]
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    assert len({run.data.tags["mlflow.parentRunId"] for run in runs}) == 1
+    assert all(len(client.get_metric_history(run_id, "test/auc")) == 20 for run_id in ids)
+
+
+def test_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert [jobs_at_once(None, count) for count in (0, 1, 3, 9)] == [1, 1, 3, 4]
+    assert [jobs_at_once(asked, 9) for asked in (1, 2, 20)] == [1, 2, 9]
+    for wrong in (0, -1, 1.5, True, "many"):
+        with pytest.raises(ConfigError, match="accepted: null"):
+            jobs_at_once(wrong, 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert (jobs_at_once(None, 9), jobs_at_once(3, 9)) == (1, 3)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert jobs_at_once(3, 9) == 1
+
+
+def test_no_number_of_jobs_is_refused(tmp_path: Path) -> None:
+    assert call(tmp_path / "one", "jobs=0").refusal.startswith("medx: jobs=0: accepted: null")
+    ran: Ran = call(tmp_path / "sweep", "jobs=none", "seed=0,1", "-m")
+    assert ran.code == 1
+    failure = json.loads((tmp_path / "sweep" / "1" / "failure.json").read_text())
+    assert failure["error"].startswith("jobs=none: accepted: null")
