@@ -1,8 +1,8 @@
 """The courier: one child process that delivers this process's runs, so that MLflow is never imported here.
 
-Both sides write lines of JSON; ``deliverer`` is the other end. Forks of this process, the jobs of a sweep, have lines of
-their own to the same child. Only the standard library is imported, so that ``warm_up`` may come before all other imports,
-and MLflow's, two seconds, run beside them on another core.
+Both sides write lines of JSON; ``deliverer`` is the other end. Forks of this process, the jobs of a sweep, have lines
+of their own to the same child. Only the standard library is imported, so that ``warm_up`` may come before all other
+imports, and MLflow's, two seconds, run beside them on another core.
 """
 
 import logging

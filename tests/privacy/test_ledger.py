@@ -3,6 +3,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -50,6 +51,23 @@ def test_a_reservation_counts_in_full_until_the_run_is_finished(ledger):
     assert ledger.epsilon("hash/0", DELTA) == epsilon_pld([(STEP, 12)], DELTA)
     with pytest.raises(LedgerError, match="finished"):
         ledger.begin_round("run", 3, 6)
+
+
+def test_a_ledger_may_be_closed_while_a_thread_uses_it(path):
+    for attempt in range(20):
+        ledger = PrivacyLedger(path, create=attempt == 0)
+        ledger.reserve(asked(f"run {attempt}", steps=10**6), delta=DELTA, budget=None)
+
+        def use(ledger=ledger, run=f"run {attempt}"):
+            for number in range(10**6):
+                ledger.begin_round(run, number, 1)
+
+        with ThreadPoolExecutor(1) as pool:
+            using = pool.submit(use)
+            time.sleep(0.01)
+            ledger.close()
+            with pytest.raises(LedgerError, match="cannot be used: Cannot operate on a closed database"):
+                using.result(30)
 
 
 def test_runs_on_the_same_data_compose_up_to_the_budget(ledger):
