@@ -72,7 +72,8 @@ class Member:
         """What it showed last."""
         screen = self.folder / SCREEN_FILE
         lines = screen.read_text(errors="replace").splitlines() if screen.exists() else []
-        return f"job {self.folder.name}  {self.title}  {lines[-1].strip() if lines else 'starts'}"
+        said = lines[-1].strip() if lines else "starts"
+        return f"job {self.folder.name}  {self.title}  {said if self.computes else 'measured, being recorded'}"
 
 
 def die_with(parent: int) -> None:

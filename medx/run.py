@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> float | None:
         with without_collector():
             import medx.trainer.module  # here, once, and not in every fork
 
-        crew.start(" ".join(overrides), folder, partial(forked_job, cfg, folder, overrides))
+        crew.start(medx.sweep.title(overrides), folder, partial(forked_job, cfg, folder, overrides))
     return None
 
 

@@ -124,6 +124,12 @@ def crew(asked: object) -> "Crew | None":
     return _CREW[0] if _CREW else None
 
 
+def title(overrides: list[str]) -> str:
+    """What tells this job from the others of the sweep."""
+    shared = set.intersection(*map(set, _LISTED)) if _LISTED else set()
+    return " ".join([part for part in overrides if part not in shared] or overrides)
+
+
 def outcome(folder: Path, title: str, code: int) -> str:
     """How a job of the crew ended, in a few words; one that was cut off is written down as failed."""
     from medx.board import summary

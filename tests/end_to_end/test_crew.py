@@ -62,7 +62,11 @@ def test_jobs_side_by_side_end_as_one_after_another_would(tmp_path: Path) -> Non
     told, table = ran.out[: ran.out.index("job  dataset")], ran.out[ran.out.index("job  dataset") :]
     assert table.split("seconds")[0] == after.out[after.out.rindex("job  dataset") :].split("seconds")[0]
     assert "!! job 1: FAILED: " in table
-    assert sorted(line.split()[1] for line in told.splitlines()) == ["0", "1", "2"]
+    assert sorted(line.split()[1:3] for line in told.splitlines()) == [
+        ["0", "seed=3"],
+        ["1", "seed=-1"],
+        ["2", "seed=0"],
+    ]
     assert "seed=-1: input should be greater than or equal to 0" in told
     assert ran.err == ""
 
