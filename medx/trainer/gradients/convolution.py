@@ -106,13 +106,14 @@ def _pixel_gram(module: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> Tensor:
 
     Moving both pixels of a pair by one place moves the flattened matrix by one row and one column.
     """
-    batch, channels, height, width = inputs.shape
+    batch, _, height, width = inputs.shape
     (top, left), (out_height, out_width) = _pair(module.padding), gradient.shape[2:]
     tall, wide = height + 2 * top, width + 2 * left
-    padded = inputs.new_zeros(batch, channels, tall, wide, dtype=torch.float64)
-    padded[:, :, top : top + height, left : left + width] = inputs
-    pixels = padded.flatten(2)
-    gram, step = (pixels.mT @ pixels).flatten(1), tall * wide + 1
+    pixels = inputs.flatten(2).double()
+    padded = pixels.new_zeros(batch, tall, wide, tall, wide)  # the border is zero, and so are its products
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    padded[:, rows, columns, rows, columns] = (pixels.mT @ pixels).view(batch, height, width, height, width)
+    gram, step = padded.view(batch, -1), tall * wide + 1
     (down, across), (dilation_down, dilation_across) = module.kernel_size, module.dilation
     shifted = _shifted_sum(_shifted_sum(gram, across, dilation_across * step), down, dilation_down * step * wide)
     side = [(size, stride) for size, stride in zip((out_height, out_width), module.stride, strict=True)]
@@ -121,8 +122,8 @@ def _pixel_gram(module: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> Tensor:
         (batch, out_height, out_width, out_height, out_width),
         (shifted.stride(0), *(tall * wide * stride for stride in strides), *strides),
     )
-    rows = gradient.flatten(2).double()
-    return (patches.flatten(3).flatten(1, 2) * (rows.mT @ rows)).sum((1, 2)).clamp_(min=0)
+    gradients = gradient.flatten(2).double()
+    return (patches.flatten(3).flatten(1, 2) * (gradients.mT @ gradients)).sum((1, 2)).clamp_(min=0)
 
 
 def _shifted_sum(rows: Tensor, count: int, step: int) -> Tensor:
