@@ -113,6 +113,7 @@ class Crew:
         if line is not None:
             line.close()
         self._members.append(Member(title, folder, process, measured, errors, time.monotonic()))
+        self._show()
 
     def _has_room(self) -> bool:
         computing = sum(member.computes for member in self._members)
@@ -160,9 +161,12 @@ class Crew:
         for said in listening.keys() & set(ended):
             listening[said].listen()
         codes = [self._end(member) for member in list(self._members) if member.process.sentinel in ended]
-        self._board.show([member.last_line() for member in self._members])
+        self._show()
         if INTERRUPTED in codes and not stopping:
             raise KeyboardInterrupt
+
+    def _show(self) -> None:
+        self._board.show([member.last_line() for member in self._members] if self._board.live else [])
 
     def _end(self, member: Member) -> int:
         self._members.remove(member)
