@@ -44,7 +44,7 @@ def measure_sweep(repeats: int) -> list[Row]:
         found = [(one_round(), *sweep(folder / f"sweep{number}"), bare()) for number in range(repeats)]
     single, whole, rounds, loops = (median(column) for column in zip(*found, strict=True))
     excess = median(after - 1.2 * inside for _, after, _, inside in found)
-    note = f"{whole:.1f} s; rounds {rounds:.1f} s, bare loops {loops:.1f} s"
+    note = f"{whole:.1f} s; rounds of all jobs {rounds:.1f} s, bare loops {loops:.1f} s"
     return [
         Row("one round of scatternet, prompt to table", single, "s", 6.0),
         Row("sweep of three less 1.2 times bare loops", excess, "s", 5.0, note),

@@ -8,7 +8,9 @@ import sys
 from contextlib import redirect_stdout, suppress
 
 import pytest
+import torch
 
+from medx import machine
 from medx.imports import without_collector
 
 FAULTS = """
@@ -56,3 +58,19 @@ def test_the_collector_rests_during_imports_and_is_then_as_it_was(enabled: bool)
     finally:
         gc.unfreeze()
         (gc.enable if was else gc.disable)()
+
+
+def test_a_share_of_the_threads_is_given_back_while_all_jobs_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_ALL", [])
+    before = torch.get_num_threads()
+    with machine.all_threads():
+        assert torch.get_num_threads() == before  # nothing was shared
+    try:
+        torch.set_num_threads(3)
+        machine.share_threads(2)
+        with suppress(ValueError), machine.all_threads():
+            inside = torch.get_num_threads()
+            raise ValueError
+        assert (inside, torch.get_num_threads()) == (3, 2)
+    finally:
+        torch.set_num_threads(before)

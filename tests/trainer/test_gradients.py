@@ -73,6 +73,18 @@ def test_empty_batch_gives_zeros_and_a_bad_record_is_seen(mode):
             refuse_non_finite(MODES[mode](loss).clipped_sum(inputs, labels, 1.0))
 
 
+@pytest.mark.parametrize("places", [[torch.nan], [torch.inf], [-torch.inf], [torch.inf, -torch.inf], [torch.nan, 1.0]])
+@pytest.mark.parametrize("apart", [True, False])
+def test_one_bad_number_among_many_is_refused(places, apart):
+    sums = [torch.randn(3, 700), torch.randn(40000), torch.zeros(())]
+    refuse_non_finite(sums)
+    refuse_non_finite([tensor * 1e30 for tensor in sums])
+    for number, value in enumerate(places):
+        sums[1 - number if apart else 1].view(-1)[500 + number] = value
+    with pytest.raises(NonFiniteGradientError):
+        refuse_non_finite(sums)
+
+
 @pytest.mark.parametrize("mode", MODE_NAMES)
 @pytest.mark.parametrize("strides", [(784, 784, 28, 1), (784, 1, 28, 1)])
 def test_channels_last_images_have_the_same_gradient(strides, mode):
