@@ -1,6 +1,8 @@
 """What a person sees of jobs that run at once: a line for each while it runs, and one that stays when it ends."""
 
+import logging
 import sys
+from collections import deque
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -9,6 +11,7 @@ from rich.text import Text
 
 from medx.results import ExperimentResult
 from medx.screen import plain_text
+from medx.tracking import courier
 
 
 class Board:
@@ -20,13 +23,19 @@ class Board:
         self._lines = Live(
             console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
         )
+        self._later: deque[logging.LogRecord] = deque()
+        if self.live:
+            courier.log.addFilter(self._hold)  # its thread would write into the lines of running jobs
 
     def show(self, lines: Sequence[str]) -> None:
         """Replace the lines of running jobs; none of them takes more than the width."""
-        if self.live:
-            self._lines.start()
-            shown = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
-            self._lines.update(Text("\n", no_wrap=True, overflow="ellipsis").join(shown), refresh=True)
+        if not self.live:
+            return
+        if self._later:
+            self._pause()
+        self._lines.start()
+        shown = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
+        self._lines.update(Text("\n", no_wrap=True, overflow="ellipsis").join(shown), refresh=True)
 
     def tell(self, line: str) -> None:
         """Print a line that stays."""
@@ -35,9 +44,30 @@ class Board:
         else:
             print(plain_text(line), flush=True)
 
+    def warn(self, text: str) -> None:
+        """Print what stays on standard error."""
+        if text:
+            self._pause()
+            print(text, end="" if text.endswith("\n") else "\n", file=sys.stderr, flush=True)
+
     def close(self) -> None:
         """Take the lines of running jobs away."""
+        self._pause()
+        self.disown()
+
+    def disown(self) -> None:
+        """In a fork: log as ever."""
+        courier.log.removeFilter(self._hold)
+
+    def _pause(self) -> None:
+        """Take them away for now, and log what waited for that."""
         self._lines.stop()
+        while self._later:
+            logging.getLogger().callHandlers(self._later.popleft())
+
+    def _hold(self, record: logging.LogRecord) -> bool:
+        self._later.append(record)
+        return False
 
 
 def summary(result: ExperimentResult) -> str:

@@ -9,8 +9,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
@@ -29,23 +29,27 @@ from medx.tracking import courier
 
 SCREEN_FILE = "screen.txt"
 INTERRUPTED = 130
+MOST = 8  # at once unless more are asked for: each holds its data in memory
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 GLANCE = 0.25  # seconds between two looks at what runs, on a terminal
 Work = Callable[[Callable[[], None]], object]
 Describe = Callable[[Path, str, int], str]
 
 
-def jobs_at_once(asked: object, num_jobs: int) -> int:
-    """``jobs`` of the configuration as a number: null is one for each core, or one alone where they share a GPU.
+def jobs_at_once(asked: object, num_jobs: int, queue: str | None = None) -> int:
+    """``jobs`` of the configuration as a number: null is one a core up to ``MOST``, or one where they share a GPU.
 
-    Raises ConfigError for anything that is not a number of jobs. Where the system has no safe fork it is one.
+    ``queue`` names what makes jobs wait for each other. Raises ConfigError where ``asked`` is no number of jobs, or
+    more than one in spite of that. Where the system has no safe fork it is one.
     """
     if asked is not None and (not isinstance(asked, int) or isinstance(asked, bool) or asked < 1):
         raise ConfigError(f"jobs={asked}: accepted: null, or how many jobs of a sweep run at once, from 1")
-    if num_jobs <= 1 or sys.platform != "linux":
+    if queue is not None and asked not in (None, 1):
+        raise ConfigError(f"jobs={asked} with {queue}: its jobs run one after another; accepted: null or 1")
+    if num_jobs <= 1 or queue is not None or sys.platform != "linux":
         return 1
     if asked is None:
-        asked = 1 if torch.cuda.device_count() else torch.get_num_threads()
+        asked = 1 if torch.cuda.device_count() else min(torch.get_num_threads(), MOST)
     return min(asked, num_jobs)
 
 
@@ -83,6 +87,16 @@ def die_with(parent: int) -> None:
         os._exit(1)  # it had gone before this could be said
 
 
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits until the block is over; a fork made in it has to unblock SIGINT itself."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 class Crew:
     """Runs jobs, ``at_once`` of them at a time.
 
@@ -108,11 +122,12 @@ class Crew:
         measured, measuring = get_context("fork").Pipe(duplex=False)
         arguments = (folder / SCREEN_FILE, errors.fileno(), work, measuring, line)
         process = get_context("fork").Process(target=self._work, args=arguments)
-        process.start()
+        with without_interrupts():  # a fork that nobody knows of would not hear of Ctrl-C
+            process.start()
+            self._members.append(Member(title, folder, process, measured, errors, time.monotonic()))
         measuring.close()
         if line is not None:
             line.close()
-        self._members.append(Member(title, folder, process, measured, errors, time.monotonic()))
         self._show()
 
     def _has_room(self) -> bool:
@@ -129,7 +144,7 @@ class Crew:
         """Pass Ctrl-C on, once for each time that the user presses it, and wait for the jobs to end in order."""
         while self._members:
             for member in self._members:
-                with suppress(ProcessLookupError):
+                if member.process.is_alive():
                     os.kill(member.process.ident or 0, signal.SIGINT)
             try:
                 while self._members:
@@ -141,11 +156,13 @@ class Crew:
     def _work(self, screen: Path, errors: int, work: Work, measuring: Connection, line: socket.socket | None) -> None:
         """What the fork does."""
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             os.setpgid(0, 0)  # Ctrl-C in a terminal is for the parent, which passes it on
             die_with(self._process)
             sys.stdout = screen.open("w", buffering=1)
             os.dup2(sys.stdout.fileno(), 1)  # also for what does not go through Python
             os.dup2(errors, 2)
+            self._board.disown()
             share_threads(self._threads)
             if line is not None:
                 courier.adopt(line)
@@ -175,7 +192,7 @@ class Crew:
         code = member.process.exitcode or 0
         with member.errors:
             member.errors.seek(0)
-            print(member.errors.read().decode(errors="replace"), end="", file=sys.stderr, flush=True)
+            self._board.warn(member.errors.read().decode(errors="replace"))
         described = self._describe(member.folder, member.title, code)
         took = clock(time.monotonic() - member.began)
         self._board.tell(f"job {member.folder.name}  {member.title}  {described}  {took}")

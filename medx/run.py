@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -37,6 +37,7 @@ def run(cfg: DictConfig) -> float | None:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     overrides = list(settings.overrides.task)
+    crew = None
     with told(folder, overrides, in_sweep=settings.mode == RunMode.MULTIRUN):
         if OmegaConf.is_dict(tracking := cfg.get("tracking")):
             courier.warm_up(OmegaConf.to_container(tracking))  # MLflow on another core, while this one imports torch
@@ -44,12 +45,12 @@ def run(cfg: DictConfig) -> float | None:
             import medx.job
 
         (folder / medx.sweep.FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt in this folder
-        crew = medx.sweep.crew(cfg.get("jobs"))
+        crew = medx.sweep.crew(cfg)
         if crew is None:
             return job(cfg, folder, overrides)
         with without_collector():
             import medx.trainer.module  # here, once, and not in every fork
-
+    if crew is not None:
         crew.start(medx.sweep.title(overrides), folder, partial(forked_job, cfg, folder, overrides))
     return None
 
@@ -94,6 +95,7 @@ def main() -> None:
         sys.modules.setdefault("hydra_plugins", None)  # type: ignore[arg-type]  # unread launchers cost .6 s
     try:
         run()
+        medx.sweep.conclude()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # composing: a job's own are in _RAISED
         from medx.configuration import explain
 
@@ -103,6 +105,8 @@ def main() -> None:
         sys.exit(130)
     except OSError as error:
         tell(error)
+    finally:
+        medx.sweep.stop()  # there is none left, but where this process itself met an error
     for raised in _RAISED:
         tell(raised)
     sys.exit(medx.sweep.exit_code())
@@ -125,10 +129,13 @@ def refuse(message: str) -> int:
 
 def leave(ended: SystemExit) -> NoReturn:
     """End the process as Python would, but for taking apart what torch has loaded, which takes .3 s."""
+    if ended.code is not None and not isinstance(ended.code, int):
+        raise ended
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+    with suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(ended.code or 0)
 
 
 if __name__ == "__main__":

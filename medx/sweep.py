@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from medx.crew import Crew
@@ -22,11 +22,11 @@ _FAILED: list[str] = []
 _KILLED: list[str] = []
 _FOLDERS: list[Path] = []
 _LISTED: list[list[str]] = []  # this sweep's jobs, where they are known beforehand and Hydra runs them one by one
-_CREW: "list[Crew]" = []  # at most one
+_CREW: "list[Crew | None]" = []  # at most one, from the first job on; None where jobs run in this process
 
 
 class Sweep(Callback):
-    """Hydra's callback: names the sweep before its first job and prints one table after its last."""
+    """Hydra's callback: refuses a sweep that cannot run, and names it before its first job."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a sweep with a job that cannot be composed; write the sweep's identity where its jobs can read it."""
@@ -42,11 +42,13 @@ class Sweep(Callback):
             temporary.write_text(json.dumps(identity))
             temporary.replace(folder / SWEEP_FILE)
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Wait for the last jobs, print the table and remember whether a job failed."""
-        for crew in _CREW:
-            crew.finish()
-        show(Path(config.hydra.sweep.dir))
+
+def conclude() -> None:
+    """Wait for a sweep's last jobs, print its table, and remember which jobs failed; nothing after a single run."""
+    for crew in filter(None, _CREW):
+        crew.finish()
+    for folder in _FOLDERS:
+        show(folder)
 
 
 def refuse_unknown(config: DictConfig) -> DictConfig | None:
@@ -111,17 +113,26 @@ def distinct(jobs: list[list[str]]) -> list[list[str]]:
     return list(found.values())
 
 
-def crew(asked: object) -> "Crew | None":
+def crew(config: DictConfig) -> "Crew | None":
     """Who runs the jobs of this sweep side by side; None where they run here, one after another.
 
-    ``asked`` is the configuration's ``jobs``; raises ConfigError where it is no number of jobs.
+    The first job decides: once this process has computed, it must not fork. Raises ConfigError where ``jobs`` is wrong.
     """
     from medx.crew import Crew, jobs_at_once
 
-    at_once = jobs_at_once(asked, len(_LISTED))
-    if at_once > 1 and not _CREW:
-        _CREW.append(Crew(at_once, outcome))
-    return _CREW[0] if _CREW else None
+    at_once = jobs_at_once(config.get("jobs"), len(_LISTED), reason_to_queue(config))
+    if not _CREW:
+        _CREW.append(Crew(at_once, outcome) if at_once > 1 else None)
+    return _CREW[0]
+
+
+def reason_to_queue(config: DictConfig) -> str | None:
+    """Why this job takes no other beside it, if there is a reason."""
+    if OmegaConf.select(config, "privacy.ledger") is not None:
+        return "privacy.ledger"  # which job the budget still admits must not depend on who was faster
+    if str(OmegaConf.select(config, "runtime._target_")).startswith("medx.runtime.ray."):
+        return "runtime=ray"  # which takes all cores
+    return None
 
 
 def title(overrides: list[str]) -> str:
@@ -131,12 +142,14 @@ def title(overrides: list[str]) -> str:
 
 
 def outcome(folder: Path, title: str, code: int) -> str:
-    """How a job of the crew ended, in a few words; one that was cut off is written down as failed."""
+    """How a job of the crew ended, in a few words; one that ended without a word is written down as failed."""
     from medx.board import summary
+    from medx.crew import INTERRUPTED
     from medx.results import ExperimentResult
 
-    if code < 0:
-        record_failure(folder, title.split(), RuntimeError(f"its process ended by {signal.Signals(-code).name}"))
+    if code not in (0, INTERRUPTED) and not (folder / FAILURE_FILE).exists():
+        name = next((each.name for each in signal.Signals if each == -code), f"code {code}")
+        record_failure(folder, title.split(), RuntimeError(f"its process ended by {name}"))
     if (folder / FAILURE_FILE).exists():
         return f"FAILED: {json.loads((folder / FAILURE_FILE).read_text())['error']}"
     if not (folder / "result.json").exists():
@@ -144,16 +157,22 @@ def outcome(folder: Path, title: str, code: int) -> str:
     return summary(ExperimentResult.load(folder / "result.json"))
 
 
-def show(folder: Path) -> None:
-    """Print the table of a sweep's jobs as far as they are, and remember those that failed."""
+def show(folder: Path, stopped: bool = False) -> None:
+    """Print the table of a sweep's jobs as far as they are, and remember those that failed.
+
+    Of a sweep that was ``stopped`` a job whose turn had not come is left out, though Hydra made its folder.
+    """
+    jobs = sorted((path.parent for path in folder.glob("**/.hydra")), key=_job_order)
+    if stopped:
+        jobs = [job for job in jobs if [path.name for path in job.iterdir()] != [".hydra"]]
+    if not jobs:
+        return
     from medx.results import ExperimentResult
     from medx.screen import sweep_table
 
     results: list[tuple[str, ExperimentResult | str]] = []
-    for job in sorted((path.parent for path in folder.glob("**/.hydra")), key=_job_order):
+    for job in jobs:
         name = str(job.relative_to(folder))
-        if [path.name for path in job.iterdir()] == [".hydra"]:
-            continue  # its folder was made, and the sweep was stopped before its turn came
         if (job / FAILURE_FILE).exists():
             failure = json.loads((job / FAILURE_FILE).read_text())
             results.append((name, f"{' '.join(failure['overrides'])}: {failure['error']}"))
@@ -203,7 +222,9 @@ def record_failure(folder: Path, overrides: list[str], error: Exception) -> None
     """Leave one small file in the job's folder, for the sweep's table and exit code."""
     folder.mkdir(parents=True, exist_ok=True)
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    (folder / FAILURE_FILE).write_text(json.dumps({"overrides": overrides, "error": text}))
+    temporary = folder / f".{FAILURE_FILE}.{os.getpid()}"
+    temporary.write_text(json.dumps({"overrides": overrides, "error": text}))
+    temporary.replace(folder / FAILURE_FILE)
 
 
 def mark_failed(name: str, *, killed: bool) -> None:
@@ -220,10 +241,15 @@ def interrupted() -> bool:
 
 def show_interrupted() -> None:
     """Stop the jobs of a sweep that the user stopped, and show its table; nothing where there is no sweep."""
-    for crew in _CREW:
-        crew.interrupt()
+    stop()
     for folder in _FOLDERS:
-        show(folder)
+        show(folder, stopped=True)
+
+
+def stop() -> None:
+    """Let the jobs that still run end in order, as after Ctrl-C."""
+    for crew in filter(None, _CREW):
+        crew.interrupt()
 
 
 def exit_code() -> int:

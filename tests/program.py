@@ -52,6 +52,8 @@ class Ran:
 
 def call(folder: Path, *overrides: str, base: tuple[str, ...] = TINY) -> Ran:
     """``python -m medx.run`` with these overrides, output in ``folder``; an override replaces one of ``base``."""
+    if "-m" in overrides and not any(part.startswith("jobs=") for part in overrides):
+        overrides = ("jobs=1", *overrides)  # this process may have computed, and must then not fork
     own = {part.lstrip("+~").split("=", 1)[0] for part in overrides}
     kept = {part.split("=", 1)[0]: part for part in base if part.split("=", 1)[0] not in own}.values()
     where = f"hydra.sweep.dir={folder}" if "-m" in overrides else f"hydra.run.dir={folder}"

@@ -93,6 +93,38 @@ def test_a_job_whose_process_is_killed_fails_alone(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "1" / "result.json").exists()
 
 
+def test_a_job_that_ends_without_a_word_fails_also_where_an_older_result_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(tmp_path, "seed=0,1", "-m").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("medx.crew.die_with", lambda parent: os._exit(3))
+        ran = call(tmp_path, "seed=0,1", "jobs=2", "-m")
+    assert ran.code == 1
+    assert ran.out.count("FAILED: seed") + ran.out.count("its process ended by code 3") >= 2
+    assert "finished" not in ran.out
+    assert call(tmp_path, "seed=0,1", "jobs=2", "-m").code == 0
+
+
+def test_jobs_with_one_ledger_run_one_after_another(tmp_path: Path) -> None:
+    ledger = f"privacy.ledger={tmp_path / 'ledger'}"
+    ran = call(tmp_path / "twins", ledger, "runtime.workers=1,2", "jobs=null", "-m")
+    assert ran.code == 0, ran.out
+    assert not (tmp_path / "twins" / "0" / "screen.txt").exists()
+    both = call(tmp_path / "asked", ledger, "seed=0,1", "jobs=2", "-m")
+    assert both.code == 1
+    assert both.out.count("jobs=2 with privacy.ledger: its jobs run one after another") == 2
+
+
+def test_what_the_parent_meets_itself_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> str:
+        raise ZeroDivisionError("a fault of the program")
+
+    monkeypatch.setattr("medx.sweep.outcome", broken)
+    with pytest.raises(ZeroDivisionError):
+        call(tmp_path, "seed=0,1", "jobs=2", "-m")
+
+
 def test_an_unforeseen_error_is_kept_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object) -> State:
         raise ZeroDivisionError("a fault of the program")
@@ -167,6 +199,11 @@ def test_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in (0, -1, 1.5, True, "many"):
         with pytest.raises(ConfigError, match="accepted: null"):
             jobs_at_once(wrong, 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert (jobs_at_once(None, 99), jobs_at_once(20, 99)) == (8, 20)
+    assert (jobs_at_once(None, 9, "runtime=ray"), jobs_at_once(1, 9, "runtime=ray")) == (1, 1)
+    with pytest.raises(ConfigError, match=r"jobs=2 with runtime=ray: .* accepted: null or 1"):
+        jobs_at_once(2, 9, "runtime=ray")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert (jobs_at_once(None, 9), jobs_at_once(3, 9)) == (1, 3)
     monkeypatch.setattr(sys, "platform", "darwin")
