@@ -20,9 +20,7 @@ class Board:
     def __init__(self) -> None:
         self.live = sys.stdout.isatty()
         self._console = Console(file=sys.stdout, highlight=False)
-        self._lines = Live(
-            console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-        )
+        self._lines: Live | None = None
         self._later: deque[logging.LogRecord] = deque()
         if self.live:
             courier.log.addFilter(self._hold)  # its thread would write into the lines of running jobs
@@ -33,13 +31,18 @@ class Board:
             return
         if self._later:
             self._pause()
-        self._lines.start()
+        if self._lines is None:  # a new one each time: one that starts again would go up over what was printed since
+            self._lines = Live(
+                console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+            )
+            self._lines.start()
         shown = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
         self._lines.update(Text("\n", no_wrap=True, overflow="ellipsis").join(shown), refresh=True)
 
     def tell(self, line: str) -> None:
         """Print a line that stays."""
         if self.live:
+            self._pause()
             self._console.print(Text(line))
         else:
             print(plain_text(line), flush=True)
@@ -61,7 +64,9 @@ class Board:
 
     def _pause(self) -> None:
         """Take them away for now, and log what waited for that."""
-        self._lines.stop()
+        if self._lines is not None:
+            self._lines.stop()
+            self._lines = None
         while self._later:
             logging.getLogger().callHandlers(self._later.popleft())
 

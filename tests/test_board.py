@@ -1,0 +1,68 @@
+"""Lines of jobs that run at once: what stays on a terminal is never erased by what does not."""
+
+import io
+import logging
+import sys
+
+import pytest
+
+from medx.board import Board
+from medx.tracking import courier
+
+UP = "\x1b[1A"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Always."""
+        return True
+
+    def since(self, place: int) -> str:
+        """What was written after ``place``."""
+        return self.getvalue()[place:]
+
+
+@pytest.mark.parametrize("how", ["tell", "warn", "log"])
+def test_what_stays_is_not_erased_by_the_next_lines(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(terminal)])
+    board = Board()
+    board.show(["job 0  round 1", "job 1  round 1"])
+    before = len(terminal.getvalue())
+    board.show(["job 0  round 2", "job 1  round 2"])
+    assert UP in terminal.since(before)  # running lines replace each other
+    before = len(terminal.getvalue())
+    if how == "log":
+        courier.log.warning("records are kept")
+        assert terminal.since(before) == ""  # not in the middle of the lines
+        board.show(["job 1  round 3"])
+    else:
+        getattr(board, how)("records are kept")
+        board.show(["job 1  round 3"])
+    erased, kept, after = terminal.since(before).partition("records are kept")
+    assert kept
+    assert UP in erased
+    assert UP not in after
+    assert "job 1  round 3" in after
+    board.close()
+    courier.log.warning("the last word")
+    assert terminal.getvalue().endswith("the last word\n")
+
+
+def test_without_a_terminal_only_what_stays_is_shown(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    board = Board()
+    board.show(["job 0  round 1"])
+    board.tell("job 0  ε 0.998")
+    board.warn("")
+    board.warn("WARNING: said twice\n")
+    courier.log.warning("at once")
+    assert caplog.messages == ["at once"]
+    board.close()
+    assert capsys.readouterr() == ("job 0  epsilon 0.998\n", "WARNING: said twice\n")
