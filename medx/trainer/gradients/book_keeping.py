@@ -1,5 +1,6 @@
 """Clipped sums in one backward pass: norms from activations and output gradients, then one weighted sum a layer."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -45,7 +46,9 @@ class _Tape:
         if call.inputs._version != version:
             raise UnsupportedModuleError(f"gradient_mode=book_keeping: input of {name} changed in place")
         kind = sum_dtype(gradient)
-        self.contributions += rule(Call(call.module, call.inputs.to(kind), call.node), gradient.to(kind))
+        if not call.inputs.dtype == gradient.dtype == kind:
+            call, gradient = replace(call, inputs=call.inputs.to(kind)), gradient.to(kind)
+        self.contributions += rule(call, gradient)
 
     def clear(self) -> None:
         """Forget everything: the tape and the graph hold each other, until the collector comes by."""

@@ -76,7 +76,9 @@ def squared_norms(rows: torch.Tensor, block: int = 1024) -> torch.Tensor:
         return short.double().square()
     whole = rows.shape[1] // block * block
     blocks = rows[:, :whole].reshape(len(rows), -1, block)
-    squared = torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1)
+    squared: torch.Tensor = torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1)
+    if whole == rows.shape[1]:
+        return squared
     rest: torch.Tensor = torch.linalg.vector_norm(rows[:, whole:], dim=1).double().square()
     return squared.add_(rest)
 
