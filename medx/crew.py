@@ -63,6 +63,7 @@ class Member:
     measured: Connection  # the fork says here that it has no more to compute
     errors: IO[bytes]
     began: float
+    alone: bool
     computes: bool = True
 
     def listen(self) -> None:
@@ -113,9 +114,12 @@ class Crew:
         self._members: list[Member] = []
         self._board = Board()
 
-    def start(self, title: str, folder: Path, work: Work) -> None:
-        """Begin ``work`` in a fork, as soon as there is room; raises KeyboardInterrupt where the user stopped a job."""
-        while not self._has_room():
+    def start(self, title: str, folder: Path, work: Work, *, alone: bool = False) -> None:
+        """Begin ``work`` in a fork, as soon as there is room, or none beside it where it must be ``alone``.
+
+        Raises KeyboardInterrupt where the user stopped a job.
+        """
+        while not self._has_room(alone):
             self._wait()
         errors = TemporaryFile()  # noqa: SIM115  # closed when the job's end is told
         line = courier.line_for_fork()
@@ -124,15 +128,17 @@ class Crew:
         process = get_context("fork").Process(target=self._work, args=arguments)
         with without_interrupts():  # a fork that nobody knows of would not hear of Ctrl-C
             process.start()
-            self._members.append(Member(title, folder, process, measured, errors, time.monotonic()))
+            self._members.append(Member(title, folder, process, measured, errors, time.monotonic(), alone))
         measuring.close()
         if line is not None:
             line.close()
         self._show()
 
-    def _has_room(self) -> bool:
-        computing = sum(member.computes for member in self._members)
-        return computing < self._at_once and len(self._members) < 2 * self._at_once  # where the store is slow
+    def _has_room(self, alone: bool) -> bool:
+        computing = [member for member in self._members if member.computes]
+        if computing and (alone or any(member.alone for member in computing)):
+            return False
+        return len(computing) < self._at_once and len(self._members) < 2 * self._at_once  # where the store is slow
 
     def finish(self) -> None:
         """Wait for all jobs; raises KeyboardInterrupt where the user stopped one."""

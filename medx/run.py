@@ -51,7 +51,8 @@ def run(cfg: DictConfig) -> float | None:
         with without_collector():
             import medx.trainer.module  # here, once, and not in every fork
     if crew is not None:
-        crew.start(medx.sweep.title(overrides), folder, partial(forked_job, cfg, folder, overrides))
+        work = partial(forked_job, cfg, folder, overrides)
+        crew.start(medx.sweep.title(overrides), folder, work, alone=medx.sweep.reason_to_queue(cfg) is not None)
     return None
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import medx.federation.client
-from medx.crew import jobs_at_once
+from medx.crew import Crew, jobs_at_once
 from medx.federation.payload import State
 from medx.results import ExperimentResult
 from medx.schema import ConfigError
@@ -190,6 +191,28 @@ def test_jobs_share_one_courier_and_one_parent_run(tmp_path: Path) -> None:
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     assert len({run.data.tags["mlflow.parentRunId"] for run in runs}) == 1
     assert all(len(client.get_metric_history(run_id, "test/auc")) == 20 for run_id in ids)
+
+
+def test_a_job_that_must_be_alone_has_none_beside_it(tmp_path: Path) -> None:
+    crew = Crew(3, lambda folder, title, code: f"code {code}")
+
+    def work(folder: Path, measured: Any) -> None:
+        began = time.monotonic()
+        time.sleep(0.4)
+        (folder / "times").write_text(f"{began} {time.monotonic()}")
+        measured()
+        time.sleep(0.2)
+
+    names = ("first", "second", "alone", "third", "fourth")
+    for name in names:
+        (tmp_path / name).mkdir()
+        crew.start(name, tmp_path / name, partial(work, tmp_path / name), alone=name == "alone")
+    crew.finish()
+    times = {name: [float(part) for part in (tmp_path / name / "times").read_text().split()] for name in names}
+    overlap = {
+        (a, b) for a in names for b in names if a < b and times[a][0] < times[b][1] and times[b][0] < times[a][1]
+    }
+    assert overlap == {("first", "second"), ("fourth", "third")}
 
 
 def test_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
