@@ -24,7 +24,7 @@ from medx.federation.local_client import forget
 from medx.federation.rounds import RoundAborted
 from medx.federation.server import Server
 from medx.federation.sums import aggregation_result, with_sums
-from medx.imports import without_collector
+from medx.imports import quickly
 from medx.machine import environment, keep_freed_memory, resolve_device
 from medx.measurement import count_parameters, describe, measure, measure_clients
 from medx.model.base import Model
@@ -97,7 +97,7 @@ def run_experiment(
     preflight(job, prepared)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    with without_collector():
+    with quickly():
         import_module("medx.trainer.module")  # lightning takes seconds, which are the start's and not the first round's
     loaded = time.perf_counter()
     for observer in observers:

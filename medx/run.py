@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import medx.sweep
-from medx.imports import without_collector
+from medx.imports import quickly
 from medx.schema import MedxError
 from medx.tracking import courier
 
@@ -41,14 +41,14 @@ def run(cfg: DictConfig) -> float | None:
     with told(folder, overrides, in_sweep=settings.mode == RunMode.MULTIRUN):
         if OmegaConf.is_dict(tracking := cfg.get("tracking")):
             courier.warm_up(OmegaConf.to_container(tracking))  # MLflow on another core, while this one imports torch
-        with without_collector():
+        with quickly():
             import medx.job
 
         (folder / medx.sweep.FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt in this folder
         crew = medx.sweep.crew(cfg)
         if crew is None:
             return job(cfg, folder, overrides)
-        with without_collector():
+        with quickly():
             import medx.trainer.module  # here, once, and not in every fork
     if crew is not None:
         work = partial(forked_job, cfg, folder, overrides)
