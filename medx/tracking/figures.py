@@ -44,21 +44,30 @@ def _write(figure: Figure, target: Path | BytesIO) -> None:
     FigureCanvasAgg(figure).print_png(target)
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+def _axes(
+    title: str, x: str, y: str, *, left: float = 0.6, bottom: float = 0.5, right: float = 0.15
+) -> tuple[Figure, Axes]:
+    """A figure and its axes, with margins in inches: to have them found takes as long as all the drawing."""
     # A bare Figure draws with Agg and leaves pyplot's global state alone, so it is safe in a thread.
-    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set(title=title, xlabel=x, ylabel=y)
+    width, height = 5.2, 4.6
+    figure = Figure(figsize=(width, height))
+    box = (left / width, bottom / height, (width - left - right) / width, (height - bottom - 0.4) / height)
+    axes = figure.add_axes(box)
+    figure.suptitle(title, y=1 - 0.1 / height)
+    axes.set(xlabel=x, ylabel=y)
     return figure, axes
 
 
 def _confusion(curves: CurveData, names: list[str], subtitle: str) -> Figure:
     matrix = np.array(curves.confusion_matrix)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    figure, axes = _axes(f"Confusion matrix, {subtitle}", "answered", "true class")
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     short = [name if len(name) <= 16 else name[:15] + "…" for name in names]
-    axes.set_xticks(range(len(names)), short, rotation=0 if len(names) < 4 else 60, fontsize=8)
+    widest = 0.08 * max(map(len, short))  # inches
+    turned = len(names) >= 4
+    margins = {"left": 0.4 + widest, "bottom": 0.4 + (widest if turned else 0.15), "right": 0.4}
+    figure, axes = _axes(f"Confusion matrix, {subtitle}", "answered", "true class", **margins)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), short, rotation=60 if turned else 0, fontsize=8)
     axes.set_yticks(range(len(names)), short, fontsize=8)
     for row, column in np.ndindex(matrix.shape):
         colour = "white" if share[row, column] > 0.55 else "black"
