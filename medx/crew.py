@@ -39,6 +39,7 @@ Describe = Callable[[Path, str, int], str]
 def jobs_at_once(asked: object, num_jobs: int, queue: str | None = None) -> int:
     """``jobs`` of the configuration as a number: null is one a core up to ``MOST``, or one where they share a GPU.
 
+    Where the last jobs would leave cores idle they run beside those before them: three at once on two cores.
     ``queue`` names what makes jobs wait for each other. Raises ConfigError where ``asked`` is no number of jobs, or
     more than one in spite of that. Where the system has no safe fork it is one.
     """
@@ -49,7 +50,8 @@ def jobs_at_once(asked: object, num_jobs: int, queue: str | None = None) -> int:
     if num_jobs <= 1 or queue is not None or sys.platform != "linux":
         return 1
     if asked is None:
-        asked = 1 if torch.cuda.device_count() else min(torch.get_num_threads(), MOST)
+        cores = torch.get_num_threads()
+        asked = 1 if torch.cuda.device_count() else min(cores + num_jobs % cores, MOST)
     return min(asked, num_jobs)
 
 

@@ -217,7 +217,7 @@ def test_a_job_that_must_be_alone_has_none_beside_it(tmp_path: Path) -> None:
 
 def test_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert [jobs_at_once(None, count) for count in (0, 1, 3, 9)] == [1, 1, 3, 4]
+    assert [jobs_at_once(None, count) for count in (0, 1, 3, 7, 8, 9)] == [1, 1, 3, 7, 4, 5]
     assert [jobs_at_once(asked, 9) for asked in (1, 2, 20)] == [1, 2, 9]
     for wrong in (0, -1, 1.5, True, "many"):
         with pytest.raises(ConfigError, match="accepted: null"):
