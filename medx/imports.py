@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from medx.deferral import deferred
+from medx.idle_compiler import let_compiler_idle
 
 
 @contextmanager
@@ -28,6 +29,7 @@ def without_collector() -> Iterator[None]:
 
 @contextmanager
 def quickly() -> Iterator[None]:
-    """Import torch, Flower, Opacus and Lightning: without the collector, and without what they only name."""
+    """Import torch, Flower, Opacus and Lightning: without the collector, and without what no run uses."""
+    let_compiler_idle()
     with without_collector(), deferred():
         yield
