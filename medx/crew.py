@@ -162,8 +162,9 @@ class Crew:
         self._board.close()
 
     def _work(self, screen: Path, errors: int, work: Work, measuring: Connection, line: socket.socket | None) -> None:
-        """What the fork does."""
+        """What the fork does. It yields to the jobs before it, so that not all end, and are recorded, at once."""
         try:
+            os.nice(sum(member.computes for member in self._members))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             os.setpgid(0, 0)  # Ctrl-C in a terminal is for the parent, which passes it on
             die_with(self._process)

@@ -16,6 +16,9 @@ def poisson_batches(
     probability 1 it is all rows. The draw depends on nothing but the count of records.
     """
     for _ in range(steps):
+        if sampling_probability == 1:  # every coin falls the same way
+            yield torch.arange(num_records, device=generator.device)
+            continue
         coins = torch.rand(num_records, dtype=torch.float64, generator=generator, device=generator.device)
         yield (coins < sampling_probability).nonzero().flatten()
 
