@@ -92,6 +92,8 @@ def told(folder: Path, overrides: list[str], *, in_sweep: bool) -> Iterator[None
 def main() -> None:
     """Run Hydra with errors of one line; exit code 2 for a refusal, 1 where a job of a sweep failed."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the lines below say what a person can do
+    # Hydra takes no overrides on both sides of an option.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda part: part not in ("-m", "--multirun"))
     if not any(part.lstrip("+~").startswith("hydra/") for part in sys.argv[1:]):
         sys.modules.setdefault("hydra_plugins", None)  # type: ignore[arg-type]  # unread launchers cost .6 s
     try:

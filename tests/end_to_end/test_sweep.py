@@ -24,8 +24,10 @@ def test_one_bad_job_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_a_sweep_without_a_fault_ends_with_zero_also_in_a_folder_that_had_one(tmp_path: Path) -> None:
     assert call(tmp_path, "seed=-1,1", "-m").code == 1
-    again = call(tmp_path, "seed=0,1", "-m")
+    again = call(tmp_path, "seed=0,1", "-m", "privacy.epsilon=3")  # -m may stand anywhere
     assert again.code == 0
+    results = [ExperimentResult.load(tmp_path / job / "result.json") for job in ("0", "1")]
+    assert [(result.seed, result.privacy.target_epsilon) for result in results] == [(0, 3), (1, 3)]
     assert "FAILED" not in again.out
     assert again.out.count("job  dataset") == 1
 

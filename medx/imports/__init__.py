@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from medx.deferral import deferred
-from medx.idle_compiler import let_compiler_idle
+from medx.imports.deferral import deferred
+from medx.imports.idle_compiler import let_compiler_idle
 
 
 @contextmanager

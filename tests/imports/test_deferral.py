@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from medx.deferral import deferred
+from medx.imports.deferral import deferred
 from medx.privacy.accountants import Release, prv
 
 PACKAGE = """
@@ -130,7 +130,7 @@ def test_an_error_on_the_way_leaves_nothing_behind(package: Path) -> None:
 
 LIBRARIES = """
 import sys
-from medx.deferral import UNUSED
+from medx.imports.deferral import UNUSED
 from medx.imports import quickly
 
 with quickly():

@@ -66,7 +66,7 @@ def test_the_compiler_is_there_when_it_is_needed_and_not_before(wake: str, tmp_p
 def test_a_compiler_that_is_loaded_stays(tmp_path: Path) -> None:
     code = """
 import sys, torch._dynamo
-from medx.idle_compiler import let_compiler_idle
+from medx.imports.idle_compiler import let_compiler_idle
 real, finders = sys.modules["torch._dynamo"], list(sys.meta_path)
 let_compiler_idle()
 assert sys.modules["torch._dynamo"] is real and sys.meta_path == finders
