@@ -30,6 +30,7 @@ from medx.tracking import courier
 SCREEN_FILE = "screen.txt"
 INTERRUPTED = 130
 MOST = 8  # at once unless more are asked for: each holds its data in memory
+MOST_NICE = 4
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 GLANCE = 0.25  # seconds between two looks at what runs, on a terminal
 Work = Callable[[Callable[[], None]], object]
@@ -162,9 +163,10 @@ class Crew:
         self._board.close()
 
     def _work(self, screen: Path, errors: int, work: Work, measuring: Connection, line: socket.socket | None) -> None:
-        """What the fork does. It yields to the jobs before it, so that not all end, and are recorded, at once."""
+        """What the fork does."""
         try:
-            os.nice(sum(member.computes for member in self._members))
+            if self._at_once > torch.get_num_threads():  # it yields to those before it: else all end, and wait, at once
+                os.nice(min(sum(member.computes for member in self._members), MOST_NICE))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             os.setpgid(0, 0)  # Ctrl-C in a terminal is for the parent, which passes it on
             die_with(self._process)

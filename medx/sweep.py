@@ -116,12 +116,19 @@ def jobs_of(config: DictConfig) -> list[list[str]]:
 
 def distinct(jobs: list[list[str]]) -> list[list[str]]:
     """One job for each choice of options: other values do not change what is known."""
-    from medx.configuration import GROUPS
-
     found: dict[tuple[str, ...], list[str]] = {}
     for job in jobs:
-        found.setdefault(tuple(part for part in job if part.split("=", 1)[0] in GROUPS), job)
+        found.setdefault(tuple(part for part in job if chooses(part)), job)
     return list(found.values())
+
+
+def chooses(override: str) -> bool:
+    """Whether it takes an option of a group, or anything else than a value of a key."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    key = override.split("=", 1)[0]
+    group = key.lstrip("+~").split("@", 1)[0]
+    return key != group or bool(GlobalHydra.instance().config_loader().get_group_options(group))
 
 
 def crew(config: DictConfig) -> "Crew | None":

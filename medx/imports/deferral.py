@@ -1,11 +1,11 @@
 """Importing libraries without the packages that they name and a run does not use."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, Union
 
@@ -27,8 +27,9 @@ UNUSED = (
 def deferred(packages: tuple[str, ...] = UNUSED) -> Iterator[None]:
     """Import without these packages: what is imported gets a ``StandIn`` for each name that it takes from them.
 
-    Afterwards they are imported as ever, at their next import or when a stand-in is used. A package that is there
-    already is not deferred.
+    Afterwards they are imported as ever, at their next import or when a stand-in is used, and as attributes of their
+    parents they are there. A package that is loaded already, or is not installed, is not deferred; of one that is
+    deferred every name is taken to exist.
     """
     deferral = _Deferral(package for package in packages if package not in sys.modules)
     sys.meta_path.insert(0, deferral)
@@ -44,16 +45,16 @@ class StandIn:
     """Something of a deferred package; it becomes the real thing when it is used.
 
     While the deferral lasts, its attributes and the results of its calls (decorators, at the import of a module) are
-    stand-ins too; any other use ends it. What is not foreseen here raises TypeError.
+    stand-ins too; any other use ends it.
     """
 
     def __init__(self, deferral: "_Deferral", module: str, find: Callable[[], Any]) -> None:
-        self._deferral, self._module, self._find = deferral, module, find
+        vars(self).update(_deferral=deferral, _module=module, _find=find)
 
     def _found(self) -> Any:
         if "_value" not in vars(self):
             self._deferral.end(self._module)
-            self._value = self._find()
+            vars(self)["_value"] = self._find()
         return self._value
 
     def __getattr__(self, name: str) -> Any:
@@ -69,9 +70,11 @@ class StandIn:
         return (self._found(),)
 
     def __instancecheck__(self, instance: object) -> bool:
-        # Nothing is an instance of a class that was never loaded.
-        loaded = self._module in sys.modules and not self._deferral.covers(self._module)
-        return loaded and isinstance(instance, self._found())
+        # Nothing is an instance of a class that was never loaded, here or in a package that this one takes it from.
+        return self._deferral.has_come(self._module) and isinstance(instance, self._found())
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._found(), name, value)
 
     def __bool__(self) -> bool:
         return bool(self._found())
@@ -86,6 +89,18 @@ class StandIn:
     def __getitem__(self, key: Any) -> Any:
         return self._found()[key]
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._found())
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._found()
+
+    def __len__(self) -> int:
+        return len(self._found())
+
+    def __str__(self) -> str:
+        return str(self._found())
+
     def __or__(self, other: Any) -> Any:
         return Union[self, other]  # noqa: UP007  # of two objects, in an annotation
 
@@ -98,6 +113,7 @@ class _Deferral(MetaPathFinder, Loader):
 
     def __init__(self, packages: Iterator[str]) -> None:
         self.packages = set(packages)
+        self._all = tuple(self.packages)
 
     def covers(self, module: str) -> bool:
         """Whether this module is deferred now."""
@@ -107,6 +123,15 @@ class _Deferral(MetaPathFinder, Loader):
         """A stand-in for something of this module while it is deferred, then the thing itself."""
         return StandIn(self, module, find) if self.covers(module) else find()
 
+    def has_come(self, module: str) -> bool:
+        """Whether a package that was deferred, beside this module in the same library, is loaded by now."""
+        library = module.partition(".")[0]
+        return any(
+            package in sys.modules and not isinstance(sys.modules[package], _Empty)
+            for package in self._all
+            if _within(package, library)
+        )
+
     def end(self, module: str) -> None:
         """Let the package of this module be imported from now on."""
         for package in [package for package in self.packages if _within(module, package)]:
@@ -114,11 +139,14 @@ class _Deferral(MetaPathFinder, Loader):
             for name, there in list(sys.modules.items()):
                 if isinstance(there, _Empty) and _within(name, package):
                     del sys.modules[name]
-                    parent, _, child = name.rpartition(".")
-                    vars(sys.modules.get(parent, there)).pop(child, None)
+            parent, _, child = package.rpartition(".")
+            if parent in sys.modules:  # code may rely on others to have imported it: the import will replace this
+                vars(sys.modules[parent]).setdefault(child, _Empty(self, package))
 
-    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
         """A spec that is loaded here, for a module that is deferred."""
+        if fullname in self.packages and PathFinder.find_spec(fullname, path) is None:
+            self.packages.discard(fullname)  # it is not there, and who asks for it must hear so
         return ModuleSpec(fullname, self, is_package=True) if self.covers(fullname) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -130,6 +158,8 @@ class _Deferral(MetaPathFinder, Loader):
 
 
 class _Empty(ModuleType):
+    __path__: list[str] = []  # noqa: RUF012  # what it holds is found by _Deferral
+
     def __init__(self, deferral: _Deferral, name: str) -> None:
         super().__init__(name)
         self._deferral = deferral

@@ -6,15 +6,17 @@ of it, ``torch.compile`` to begin with, puts the real one in its place.
 """
 
 import sys
+import threading
 from collections.abc import Callable
+from functools import cache, partial, wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from inspect import isfunction
 from types import ModuleType
 from typing import Any
 
 NAME = "torch._dynamo"
-CACHED = "__dynamo_disable"  # where torch keeps what ``disable`` made of a function
 
 
 def let_compiler_idle() -> None:
@@ -22,13 +24,14 @@ def let_compiler_idle() -> None:
     if NAME not in sys.modules:
         idle = _Idle()
         sys.modules[NAME] = idle
-        sys.meta_path.insert(0, _Submodules(idle))
+        sys.meta_path.insert(0, idle.submodules)
 
 
 class _CompiledModule(type):
     def __instancecheck__(cls, instance: object) -> bool:
         loaded = sys.modules.get(NAME)
-        return not isinstance(loaded, _Idle | None) and isinstance(instance, loaded.OptimizedModule)
+        real = None if isinstance(loaded, _Idle) else getattr(loaded, "OptimizedModule", None)
+        return real is not None and isinstance(instance, real)
 
 
 class _Idle(ModuleType):
@@ -39,25 +42,40 @@ class _Idle(ModuleType):
 
     def __init__(self) -> None:
         super().__init__(NAME)
-        self._disabled: list[Callable[..., Any]] = []
+        self.submodules = _Submodules(self)
+        self._lock = threading.Lock()
 
-    def disable(self, fn: Callable[..., Any] | None = None, recursive: bool = True, **options: object) -> Any:
-        """Keep the compiler out of a function: it is not there."""
+    @property
+    def idles(self) -> bool:
+        """Whether it still stands for the real module."""
+        return sys.modules.get(NAME) is self
+
+    def disable(self, fn: Any = None, recursive: bool = True, **options: Any) -> Any:
+        """Keep the compiler out of a function: for nothing while it idles, then as the real one does."""
         if fn is None:
-            return self.disable
-        self._disabled.append(fn)
-        return fn
+            return partial(self.disable, recursive=recursive, **options)
+        if not isfunction(fn) or not self.idles:
+            return self.wake().disable(fn, recursive, **options)
+        kept_out: Callable[[], Any] = cache(lambda: self.wake().disable(fn, recursive, **options))
+
+        @wraps(fn)
+        def disabled(*args: Any, **kwargs: Any) -> Any:
+            return (fn if self.idles else kept_out())(*args, **kwargs)
+
+        return disabled
 
     def graph_break(self, msg: str = "") -> None:
-        """Cut the graph, of which there is none."""
+        """Cut the graph, of which there is none while it idles."""
+        if not self.idles:
+            self.wake().graph_break(msg)
 
     def wake(self) -> ModuleType:
         """The real module, from here on in this one's place."""
-        if sys.modules.get(NAME) is self:
-            del sys.modules[NAME]
-            vars(import_module("torch")).pop("_dynamo", None)
-            for function in self._disabled:
-                vars(function).pop(CACHED, None)  # torch will ask again
+        with self._lock:  # not around the import, which has locks of its own
+            if self.idles:
+                sys.meta_path.remove(self.submodules)
+                vars(sys.modules.get("torch", self)).pop("_dynamo", None)
+                del sys.modules[NAME]
         return import_module(NAME)
 
     def __getattr__(self, name: str) -> Any:
@@ -67,27 +85,24 @@ class _Idle(ModuleType):
 
 
 class _Submodules(MetaPathFinder, Loader):
-    """An import of a part of the compiler wakes all of it."""
+    """An import of a part of the compiler wakes all of it, and gives the part that this has loaded."""
 
     def __init__(self, idle: _Idle) -> None:
         self._idle = idle
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
-        """A spec of what waking has loaded."""
-        if not fullname.startswith(f"{NAME}.") or sys.modules.get(NAME) is not self._idle:
-            return None
-        sys.meta_path.remove(self)
-        self._idle.wake()
-        self._found = import_module(fullname)
-        self._spec = self._found.__spec__
-        # importlib takes the spec of a module that has appeared meanwhile, and would load it a second time.
-        vars(self._found)["__spec__"] = spec = ModuleSpec(fullname, self)
-        return spec
+        """A spec that is loaded here."""
+        return ModuleSpec(fullname, self) if fullname.startswith(f"{NAME}.") and self._idle.idles else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """The module as it is."""
-        return self._found
+        """The part as it is."""
+        self._idle.wake()
+        found = import_module(spec.name)
+        spec.loader_state = found.__spec__
+        return found
 
     def exec_module(self, module: ModuleType) -> None:
-        """Only put its spec back."""
-        vars(module)["__spec__"] = self._spec
+        """Only put back the spec that importing it this way has replaced."""
+        spec = vars(module)["__spec__"]
+        if spec.loader is self:
+            vars(module)["__spec__"] = spec.loader_state

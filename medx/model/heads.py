@@ -55,7 +55,7 @@ def initialise(module: nn.Module, seed: int) -> nn.Module:
     """
     if any(parameter.is_meta for parameter in module.parameters()):
         # What to_empty does, without torch's symbolic shapes, which take it a quarter of a second to import.
-        empty = {name: torch.empty(values.shape, dtype=values.dtype) for name, values in module.state_dict().items()}
+        empty = {name: torch.empty(t.shape, dtype=t.dtype, device="cpu") for name, t in module.state_dict().items()}
         module.load_state_dict(empty, assign=True)
     generator = torch_generator(seed)
     for layer in module.modules():

@@ -37,6 +37,10 @@ def test_unknown_option_of_a_later_job_is_refused_before_the_first(tmp_path: Pat
     assert ran.code == 2
     assert ran.err == "medx: partition=dirichlett is unknown; did you mean dirichlet\n"
     assert not list(tmp_path.iterdir())
+    ran = call(tmp_path, "experiment=demo,dmeo", "-m")
+    assert ran.code == 2
+    assert ran.err.startswith("medx: experiment=dmeo is unknown")
+    assert not list(tmp_path.iterdir())
     ran = call(tmp_path, "privacy=local_dp,none", "privacy.epsilon=1,3", "-m")
     assert ran.code == 2
     assert ran.err == "medx: privacy.epsilon has no meaning with privacy=none; accepted there: no key\n"

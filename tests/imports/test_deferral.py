@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,9 +16,6 @@ import sys
 
 class Base:
     word = "base"
-
-class Error(Exception):
-    pass
 
 def double(number):
     return 2 * number
@@ -50,7 +48,7 @@ def holds(value):
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     inner = tmp_path / "heavy" / "inner"
     inner.mkdir(parents=True)
     (inner.parent / "__init__.py").write_text("")
@@ -58,9 +56,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (inner / "deep.py").write_text("depth = 3\n")
     (tmp_path / "user.py").write_text(USER)
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("heavy", "heavy.inner", "heavy.inner.deep", "user", "derived"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return tmp_path
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
 
 
 def imported_user() -> ModuleType:
@@ -100,12 +99,54 @@ def test_what_was_named_works_when_it_is_used(package: Path) -> None:
 )
 def test_a_use_that_cannot_wait_ends_the_deferral(package: Path, use: str, expected: object) -> None:
     (package / "derived.py").write_text(f"from heavy.inner import Base, table\n{use}\n")
-    with deferred(("heavy", "light")):
+    with deferred(("heavy",)):
         import heavy.inner
         from derived import found  # type: ignore[import-not-found]
 
         assert sys.modules["heavy.inner"].Base is heavy.inner.Base
     assert (found.__mro__[1].__name__ if isinstance(found, type) else found) == expected
+
+
+def test_a_class_is_known_by_the_package_that_it_was_taken_from_and_by_its_own(package: Path) -> None:
+    shell = package / "heavy" / "shell"
+    shell.mkdir()
+    (shell / "__init__.py").write_text("from heavy.inner import Base\n")
+    (package / "heavy_user.py").write_text("from heavy.shell import Base\n")
+    with deferred(("heavy.inner", "heavy.shell")):
+        from heavy_user import Base  # type: ignore[import-not-found]
+    assert not isinstance(3, Base)
+    assert "heavy.inner" not in sys.modules
+
+    import heavy.inner
+
+    assert "heavy.shell" not in sys.modules
+    assert isinstance(heavy.inner.Base(), Base)
+
+
+def test_a_package_that_nobody_imported_by_name_is_there_all_the_same(package: Path) -> None:
+    (package / "light.py").write_text("import heavy\ndef word(): return heavy.inner.Base.word\n")
+    with deferred(("heavy.inner",)):
+        import heavy
+        import light  # type: ignore[import-not-found]
+    assert "heavy.inner" not in sys.modules
+    assert light.word() == "base"
+    assert heavy.inner is sys.modules["heavy.inner"]
+
+
+def test_what_is_not_installed_is_missed_at_its_import(package: Path) -> None:
+    with deferred(("heavy", "heavier")):
+        with pytest.raises(ModuleNotFoundError, match="heavier"):
+            import heavier  # type: ignore[import-not-found]  # noqa: F401
+        import user
+    assert user.double(2) == 4
+
+
+def test_a_stand_in_holds_what_the_real_thing_holds(package: Path) -> None:
+    user = imported_user()
+    assert ("a" in user.table, 1 in user.table, list(user.table), len(user.table)) == (True, False, ["a"], 1)
+    assert f"{user.table}" == "{'a': 1}"
+    user.Base.word = "changed"
+    assert sys.modules["heavy.inner"].Base.word == "changed"
 
 
 def test_what_is_there_already_is_not_deferred(package: Path) -> None:

@@ -24,6 +24,13 @@ def steps(module):
         optimizer.step()
 
 
+@torch.compiler.disable
+def kept_out(inputs):
+    'Its own doc.'
+    return inputs + 1
+
+
+assert kept_out(torch.ones(1)) == 2 and kept_out.__doc__ == "Its own doc."
 steps(layer)
 torch.func.functional_call(layer, dict(layer.named_parameters()), (torch.ones(2, 3),))
 assert not isinstance(layer, OptimizedModule)
@@ -32,6 +39,17 @@ assert not [name for name in sys.modules if name.startswith("torch._dynamo.")]
 
 WAKE = {
     "compile": "",
+    "attribute": "assert torch._dynamo.is_compiling() is False",
+    "threads": """
+from threading import Barrier, Thread
+ready, found = Barrier(4), []
+def wake(number):
+    ready.wait()
+    found.append(torch._dynamo.utils if number % 2 else __import__("torch._dynamo.utils", fromlist=["utils"]))
+threads = [Thread(target=wake, args=(number,)) for number in range(4)]
+[thread.start() for thread in threads], [thread.join(60) for thread in threads]
+assert len(found) == 4 and set(found) == {sys.modules["torch._dynamo.utils"]}
+""",
     "submodule": """
 import torch._dynamo.config as config
 import torch._dynamo
@@ -50,8 +68,10 @@ assert isinstance(compiled, OptimizedModule) and not isinstance(layer, Optimized
 assert torch.equal(compiled(torch.ones(2, 3)), layer(torch.ones(2, 3)))
 assert torch._dynamo is sys.modules["torch._dynamo"] and torch._dynamo.utils.counters["frames"]["ok"]
 steps(compiled)
+explained = torch._dynamo.explain(lambda inputs: kept_out(inputs * 2) * 3)(torch.ones(1))
+assert explained.graph_break_count == 1  # the compiler keeps out of it, though it was marked before there was one
 function = torch.optim.Optimizer.add_param_group.__wrapped__
-assert function.__dynamo_disable is not function  # asked for again, of the real compiler
+assert function.__dynamo_disable(None or torch.optim.SGD([layer.bias], 0.1), {"params": [layer.weight]}) is None
 assert not [finder for finder in sys.meta_path if "idle_compiler" in type(finder).__module__]
 """
 
