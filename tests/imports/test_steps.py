@@ -20,7 +20,6 @@ import torch
 from medx.dataset import InputSpec
 from medx.model.cnn import Cnn
 from medx.model.objectives import BinaryObjective
-from medx.model.resnet18 import ResNet18
 from medx.privacy.accountants import Release, prv
 from medx.privacy.base import SampledGaussian
 from medx.randomness import torch_generator
@@ -62,6 +61,8 @@ found = {
     for standardised in (False, True)
     for views in (1, 2)
 }
+from medx.model.resnet18 import ResNet18  # here, since torchvision loads much of what was put off
+
 found["resnet18"] = stepped(ResNet18(num_groups=4, weights=None, weight_standardisation=False, **PLAIN), "hooks", 1)
 found["prv"] = [torch.tensor(prv((Release(0.01, 1.0, 200),), 1e-5), dtype=torch.float64)]
 torch.save(found, sys.argv[2])
