@@ -30,7 +30,7 @@ from medx.tracking import courier
 SCREEN_FILE = "screen.txt"
 INTERRUPTED = 130
 MOST = 8  # at once unless more are asked for: each holds its data in memory
-MOST_NICE = 4
+MOST_NICE = 4  # levels below its parent's priority
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 GLANCE = 0.25  # seconds between two looks at what runs, on a terminal
 Work = Callable[[Callable[[], None]], object]

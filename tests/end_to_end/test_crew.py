@@ -215,6 +215,25 @@ def test_a_job_that_must_be_alone_has_none_beside_it(tmp_path: Path) -> None:
     assert overlap == {("first", "second"), ("fourth", "third")}
 
 
+@pytest.mark.parametrize(("cores", "levels"), [(2, [0, 1, 2]), (3, [0, 0, 0])])
+def test_where_jobs_outnumber_cores_the_earlier_ones_go_first(
+    cores: int, levels: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    crew, before = Crew(3, lambda folder, title, code: f"code {code}"), os.nice(0)
+
+    def work(folder: Path, measured: Any) -> None:
+        (folder / "level").write_text(str(os.nice(0) - before))
+        time.sleep(0.5)
+
+    for name in "012":
+        (tmp_path / name).mkdir()
+        crew.start(name, tmp_path / name, partial(work, tmp_path / name))
+    crew.finish()
+    assert [int((tmp_path / name / "level").read_text()) for name in "012"] == levels
+    assert os.nice(0) == before
+
+
 def test_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert [jobs_at_once(None, count) for count in (0, 1, 3, 7, 8, 9)] == [1, 1, 3, 7, 4, 5]

@@ -3,6 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig
+
 from medx.results import ExperimentResult
 from tests.program import call
 
@@ -44,6 +48,19 @@ def test_unknown_option_of_a_later_job_is_refused_before_the_first(tmp_path: Pat
     ran = call(tmp_path, "privacy=local_dp,none", "privacy.epsilon=1,3", "-m")
     assert ran.code == 2
     assert ran.err == "medx: privacy.epsilon has no meaning with privacy=none; accepted there: no key\n"
+
+
+def test_hydra_composes_each_job_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[list[str]] = []
+    compose = ConfigLoaderImpl.load_sweep_config
+
+    def noted(self: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        composed.append([part for part in sweep_overrides if part.startswith("seed=")])
+        return compose(self, master_config, sweep_overrides)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", noted)
+    assert call(tmp_path, "seed=0,1,2", "-m").code == 0
+    assert composed == [["seed=0"], ["seed=1"], ["seed=2"]]
 
 
 def test_seeds_of_a_sweep_do_not_leak_into_each_other(tmp_path: Path) -> None:

@@ -70,8 +70,6 @@ assert torch._dynamo is sys.modules["torch._dynamo"] and torch._dynamo.utils.cou
 steps(compiled)
 explained = torch._dynamo.explain(lambda inputs: kept_out(inputs * 2) * 3)(torch.ones(1))
 assert explained.graph_break_count == 1  # the compiler keeps out of it, though it was marked before there was one
-function = torch.optim.Optimizer.add_param_group.__wrapped__
-assert function.__dynamo_disable(None or torch.optim.SGD([layer.bias], 0.1), {"params": [layer.weight]}) is None
 assert not [finder for finder in sys.meta_path if "idle_compiler" in type(finder).__module__]
 """
 
