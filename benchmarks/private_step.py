@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from medx.aggregation.integer_noise import NoiseStream
 from medx.dataset import InputSpec
 from medx.machine import keep_freed_memory
 from medx.model.cnn import Cnn
 from medx.model.objectives import BinaryObjective
 from medx.model.resnet18 import ResNet18
 from medx.privacy.base import SampledGaussian
-from medx.randomness import torch_generator
 from medx.trainer.gradients import MODES, GradientModeName
 from medx.trainer.gradients.record_loss import RecordLoss
 from medx.trainer.module import ClassificationModule
@@ -75,14 +75,14 @@ def build_step(case: str, mode: str, device: torch.device) -> Step:
         return plain_step(network, optimizer(network.parameters()), inputs, labels)
     names: GradientModeName = mode  # type: ignore[assignment]
     step = SampledGaussian(sampling_probability=0.25, noise_multiplier=1.0, clip_norm=1.0)
-    noise = torch_generator(0, device)
     record_loss = RecordLoss(network, BinaryObjective().loss)
     private = ClassificationModule(
         record_loss,
         optimizer,
         step=step,
         expected_batch_size=batch,
-        noise_generator=noise,
+        num_records=4 * batch,
+        noise_stream=NoiseStream.from_system(),
         gradient_mode=names,
         micro_batch_size=micro_batch,
         proximal_mu=0.0,

@@ -41,13 +41,17 @@ def test_option_builds_and_its_keys_are_the_fields(group: str, option: str) -> N
         assert unset, f"{group}.{field.name} has a default outside its yaml"
 
 
-def test_what_scales_a_share_of_the_noise_has_a_stream_of_its_own() -> None:
+def test_what_changes_what_noise_is_added_to_has_a_stream_of_its_own(tmp_path: Path) -> None:
     def key(*overrides: str) -> str:
         return draw_key(composed("privacy=distributed_dp", *overrides))
 
-    assert key() == key("aggregation=plain", "privacy.trusted_aggregator=true")
-    scaled = ("minimum_survivors=5", "threshold=3", "scale=1000")
-    assert len({key(), *(key(f"aggregation.{change}") for change in scaled)}) == 4
+    assert key() == key(f"privacy.ledger={tmp_path}", f"dataset.root={tmp_path}", f"aggregation.roster={tmp_path}")
+    others = (
+        *("aggregation.minimum_survivors=5", "aggregation.threshold=3", "aggregation.scale=1000"),
+        *("aggregation.update_bound=32", "privacy.clip_norm=1", "trainer.learning_rate=2", "dataset=retinamnist"),
+    )
+    keys = {key(), *(key(other) for other in others), key("aggregation=plain", "privacy.trusted_aggregator=true")}
+    assert len(keys) == 2 + len(others)
 
 
 @pytest.mark.parametrize("experiment", options_of("experiment"))

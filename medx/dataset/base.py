@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -19,6 +20,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """BLAKE2b-256 over shape, images and labels in their order."""
+        digest = hashlib.blake2b(repr(self.images.shape).encode(), digest_size=32)
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.digest()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The server's side of ``privacy=central_dp``: who is drawn, the noise on the sum, the clip norm, the ledger."""
 
+import hashlib
 import math
 import weakref
 from dataclasses import replace
@@ -9,14 +10,14 @@ import numpy as np
 import torch
 
 from medx.aggregation.integer_noise import add_discrete_gaussian
-from medx.federation.job import Job, prepare
+from medx.federation.job import Job, prepare, secret_key
 from medx.federation.ledgers import ledger_run, open_server_ledger
-from medx.federation.payload import State
+from medx.federation.payload import State, hash_of
 from medx.federation.rounds import RoundOutcome
 from medx.federation.sum_client import ledger_entry, noise_stream, sum_plan
 from medx.federation.sums import SMALL
 from medx.privacy.ledger import PrivacyLedger
-from medx.randomness import derive_seed, numpy_generator, system_seed
+from medx.randomness import numpy_generator
 
 if TYPE_CHECKING:
     from medx.federation.sum_exchange import Attempt
@@ -64,7 +65,8 @@ class ClippedUpdates:
     def add_noise(self, total: np.ndarray, attempt: "Attempt") -> None:
         """A trusted server's noise on the sum, in place; under secure aggregation the clients have added theirs."""
         if self.plan.server_noise_stddev:
-            stream = noise_stream(self.job, SERVER, attempt.position)
+            # Keyed by the sum itself: other survivors or another clip norm are another sum, and have another noise.
+            stream = noise_stream(self.job, SERVER, attempt.position, hash_of(attempt.arrays), _digest(total))
             add_discrete_gaussian(total, stream, self.plan.server_noise_stddev)
         assert self._ledger is not None
         self._ledger.commit_round(ledger_run(self.job), ledger_entry(self.job, attempt.position))
@@ -94,10 +96,13 @@ class ClippedUpdates:
         )
 
 
+def _digest(total: np.ndarray) -> bytes:
+    return hashlib.sha256(total.tobytes()).digest()
+
+
 def drawn_clients(job: Job, clients: list[int], number: int) -> list[int]:
     """Each client on its own coin (Poisson); the coins are secret where the noise is."""
     assert job.plan.client_release is not None
     q = job.plan.client_release.event.sampling_probability
-    secret = job.plan.noise_source == "system"
-    generator = numpy_generator(system_seed() if secret else derive_seed(job.setup.seed, "clients", number))
+    generator = numpy_generator(int.from_bytes(secret_key(job, "clients", number), "little"))
     return [client for client, coin in zip(clients, generator.random(len(clients)), strict=True) if coin < q]

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import medx
 from medx.aggregation.base import Aggregation
 from medx.dataset import Dataset, DataSplits, InputSpec
 from medx.federation.base import Federation
@@ -18,7 +20,7 @@ from medx.model.base import FixedFeatures, Model, Objective
 from medx.model.cache import cached_features
 from medx.partition.base import Partition
 from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan
-from medx.randomness import Key, derive_seed, numpy_generator
+from medx.randomness import Key, derive_key, derive_seed, numpy_generator, system_key
 from medx.trainer.local_training import Trainer
 
 
@@ -50,14 +52,11 @@ class Setup:
         return 1 if self.pooled or self.only_client is not None else self.federation.num_clients
 
     @property
-    def stream(self) -> tuple[Key, ...]:
-        """Keys that keep this run's draws apart from those of every other configuration, and of its baselines.
-
-        Two runs with one seed and the same noise would not add up: their difference could take the noise off.
-        """
+    def variant(self) -> tuple[Key, ...]:
+        """Tells the baselines' draws from those of the run."""
         if self.pooled:
-            return (self.draw_key, "pooled")
-        return (self.draw_key,) if self.only_client is None else (self.draw_key, "alone", self.only_client)
+            return ("pooled",)
+        return () if self.only_client is None else ("alone", self.only_client)
 
 
 @dataclass(frozen=True)
@@ -144,18 +143,34 @@ def data_key(seed: int, **configs: Any) -> str:
 
 
 def draw_key(config: dict[str, Any]) -> str:
-    """Names what is trained: by it and the seed all draws of a run are keyed.
+    """Names what is trained and how updates are summed: one of the things by which secret draws are keyed.
 
-    Where and how updates are summed is left out, so that a secure run can be compared with a plain one; so is where
-    the ledger lies. What scales a share of the noise is in: two scalings of one stream would give the gradient away.
+    Two runs that add the same noise to different sums do not add up: their difference takes the noise off. So all of
+    the configuration is in it but where things lie.
     """
-    privacy = {k: v for k, v in config["privacy"].items() if k not in ("trusted_aggregator", "ledger", "budget")}
-    groups = ("dataset", "partition", "model", "trainer", "federation")
-    named = {"privacy": privacy, **{group: config[group] for group in groups}}
-    scaled = {key: config["aggregation"].get(key) for key in ("minimum_survivors", "threshold", "scale")}
-    named |= {f"aggregation.{key}": value for key, value in scaled.items() if value is not None}
-    text = json.dumps(named, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    groups = ("dataset", "partition", "model", "trainer", "privacy", "federation", "aggregation")
+    where = ("ledger", "budget", "roster", "root")
+    named = {group: {k: v for k, v in config[group].items() if k not in where} for group in groups}
+    return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def secret_key(job: Job, purpose: str, *keys: Key) -> bytes:
+    """The key of a draw that must stay secret: of sampling, noise or views. From the system, nobody makes it again.
+
+    With ``noise_source=seed`` it follows from everything that changes what is drawn for: seed, configuration, data, the
+    versions and the device that compute, and ``keys``, which say whose it is, when, and for which model.
+    """
+    if job.plan.noise_source == "system":
+        return system_key()
+    setup, data = job.setup, prepare(job.setup).splits.train.digest
+    return derive_key(setup.seed, purpose, setup.draw_key, data, *_computed_by(setup.device), *setup.variant, *keys)
+
+
+@cache
+def _computed_by(device: str) -> tuple[Key, ...]:
+    """Versions and kind of device, which move the last bits of a gradient."""
+    kind = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    return (medx.__version__, torch.__version__, kind)
 
 
 def make_job(setup: Setup, prepared: Prepared, run_id: str, folder: Path, resumed: bool = False) -> Job:

@@ -8,13 +8,14 @@ import torch
 from flwr.app import ArrayRecord, Context
 from torch import nn
 
-from medx.federation.job import Job, Prepared, build_module, prepare
+from medx.aggregation.integer_noise import NoiseStream
+from medx.federation.job import Job, Prepared, build_module, prepare, secret_key
 from medx.federation.ledgers import ledger_run, open_ledger
-from medx.federation.payload import from_record
+from medx.federation.payload import from_record, hash_of
 from medx.machine import keep_freed_memory
 from medx.privacy.base import ClientPlan
 from medx.privacy.ledger import PrivacyLedger
-from medx.randomness import derive_seed, system_generator, torch_generator
+from medx.randomness import keyed_generator
 from medx.trainer.base import ClientUpdate
 
 
@@ -76,7 +77,7 @@ def train_locally(job: Job, client: int, arrays: ArrayRecord, server_round: int,
     local = local_client(job, client)
     if local.ledger is not None:
         local.ledger.begin_round(ledger_run(job), server_round, local.plan.steps_per_round)
-    sample, noise, views = generators(job, client, server_round)
+    sample, noise, views = generators(job, client, server_round, hash_of(arrays))
     prepared = prepare(job.setup)
     update = job.setup.trainer.train(
         module=workspace(job, prepared),
@@ -86,7 +87,7 @@ def train_locally(job: Job, client: int, arrays: ArrayRecord, server_round: int,
         plan=local.plan,
         state=from_record(arrays),
         sample_generator=sample,
-        noise_generator=noise,
+        noise_stream=noise,
         device=torch.device(job.setup.device),
         proximal_mu=proximal_mu,
         view_generator=views,
@@ -97,12 +98,14 @@ def train_locally(job: Job, client: int, arrays: ArrayRecord, server_round: int,
     return update
 
 
-def generators(job: Job, client: int, server_round: int) -> tuple[torch.Generator, torch.Generator, torch.Generator]:
-    """The client's generators of sampling, of noise and of views for one round; streams that share nothing."""
-    seed, device, stream = job.setup.seed, job.setup.device, job.setup.stream
-    if job.plan.noise_source == "system":  # who knows the sampling loses what it amplifies, so it is secret too
-        return system_generator(), system_generator(device), system_generator()
+def generators(
+    job: Job, client: int, server_round: int, model: bytes
+) -> tuple[torch.Generator, NoiseStream, torch.Generator]:
+    """What the client samples by, its noise, and what it draws views by in one round, at this hash of a model.
+
+    Streams that share nothing. Who knows the sampling loses what it amplifies, so it is as secret as the noise.
+    """
     sampling, noise, views = (
-        derive_seed(seed, purpose, *stream, client, server_round) for purpose in ("sampling", "noise", "views")
+        secret_key(job, purpose, client, server_round, model) for purpose in ("sampling", "noise", "views")
     )
-    return torch_generator(sampling), torch_generator(noise, device), torch_generator(views)
+    return keyed_generator(sampling), NoiseStream(noise), keyed_generator(views)

@@ -12,13 +12,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from medx.aggregation.client import SecureClient
 from medx.aggregation.client_state import ClientState
 from medx.aggregation.integer_noise import NoiseStream, add_discrete_gaussian
-from medx.aggregation.messages import model_hash
-from medx.federation.job import Job, prepare
+from medx.federation.job import Job, prepare, secret_key
 from medx.federation.ledgers import ledger_run
 from medx.federation.local_client import index_of, local_client, train_locally, workspace
-from medx.federation.payload import from_record
+from medx.federation.payload import from_record, hash_of
 from medx.federation.sums import SATURATED, SMALL, WEIGHT, SumPlan, flatten, shared_state
-from medx.randomness import Key, derive_seed, system_generator, system_seed, torch_generator
+from medx.randomness import Key, keyed_generator
 from medx.schema import MedxError, PrivacyError
 
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")
@@ -46,7 +45,8 @@ def words_of(job: Job, client: int, arrays: ArrayRecord, position: Position, set
         return _gradient_words(job, client, arrays, position)
     delta = _update(job, client, arrays, position, float(settings.get("proximal-mu", 0.0)))
     if plan.kind == "clipped_update":
-        return _clipped_words(job, client, delta, position, float(settings["clip-norm"]))
+        clip_norm = float(settings["clip-norm"])
+        return _clipped_words(job, client, delta, position, clip_norm=clip_norm, model=hash_of(arrays))
     weight = job.plan.clients[client].num_records / sum(other.num_records for other in job.plan.clients)
     _, saturated = plan.layout.encode(delta * weight, {WEIGHT: weight, SATURATED: 0.0})
     return plan.layout.encode(delta * weight, {WEIGHT: weight, SATURATED: float(saturated)})[0]
@@ -58,6 +58,7 @@ def _gradient_words(job: Job, client: int, arrays: ArrayRecord, position: Positi
     plan, local, prepared = sum_plan(job), local_client(job, client), prepare(job.setup)
     assert local.ledger is not None
     local.ledger.begin_round(ledger_run(job), ledger_entry(job, position), 1)
+    model = hash_of(arrays)
     sums = job.setup.trainer.clipped_gradient(
         module=workspace(job, prepared),
         objective=prepared.objective,
@@ -65,14 +66,14 @@ def _gradient_words(job: Job, client: int, arrays: ArrayRecord, position: Positi
         labels=local.labels,
         plan=local.plan,
         state=from_record(arrays),
-        sample_generator=_generator(job, "sampling", client, position),
+        sample_generator=_generator(job, "sampling", client, position, model),
         device=torch.device(job.setup.device),
-        view_generator=_generator(job, "views", client, position),
+        view_generator=_generator(job, "views", client, position, model),
     )
     words, saturated = plan.layout.encode(flatten(sums), {})
     if saturated:
         raise AbstainedError(f"client {client}: {saturated} coordinates beyond the bound, which clipping excludes")
-    add_discrete_gaussian(words, noise_stream(job, client, position), plan.noise_stddev)
+    add_discrete_gaussian(words, noise_stream(job, client, position, model), plan.noise_stddev)
     return words
 
 
@@ -86,13 +87,15 @@ def _update(job: Job, client: int, arrays: ArrayRecord, position: Position, prox
     return flatten([update.state[name].double() - state[name].double() for name in names])
 
 
-def _clipped_words(job: Job, client: int, delta: np.ndarray, position: Position, clip_norm: float) -> np.ndarray:
+def _clipped_words(
+    job: Job, client: int, delta: np.ndarray, position: Position, *, clip_norm: float, model: bytes
+) -> np.ndarray:
     """The update in units of the clip norm, at most 1 long, under the client's share of the noise where it has one."""
     plan = sum_plan(job)
     unit, small = clipped_to_unit(delta, clip_norm)
     words, _ = plan.layout.encode(unit, {SMALL: small - 0.5} if plan.layout.fields else {})
     if plan.noise_stddev:
-        add_discrete_gaussian(words, noise_stream(job, client, position), plan.noise_stddev)
+        add_discrete_gaussian(words, noise_stream(job, client, position, model, clip_norm.hex()), plan.noise_stddev)
     return words
 
 
@@ -109,24 +112,14 @@ def clipped_to_unit(delta: np.ndarray, clip_norm: float) -> tuple[np.ndarray, bo
     return delta / max(norm, clip_norm), norm <= clip_norm
 
 
-def noise_stream(job: Job, who: Key, position: Position) -> NoiseStream:
-    """The integer noise of one client, or of the server, for one attempt: never the same stream twice."""
-    if job.plan.noise_source == "system":
-        return NoiseStream.from_system()
-    return NoiseStream.from_seed(_seed(job, "noise", who, position))
+def noise_stream(job: Job, who: Key, position: Position, *added_to: Key) -> NoiseStream:
+    """The noise of one client, or of the server, for one attempt and for what it is added to: a stream used once."""
+    return NoiseStream(secret_key(job, "noise", who, *position, *added_to))
 
 
-def _generator(job: Job, purpose: str, who: Key, position: Position) -> torch.Generator:
-    # Who knows the sampling loses what it amplifies, so with noise of the system the sampling is secret too.
-    if job.plan.noise_source == "system":
-        return system_generator()  # not by a seed, of which torch keeps 32 bits on a CPU
-    return torch_generator(_seed(job, purpose, who, position))
-
-
-def _seed(job: Job, purpose: str, who: Key, position: Position) -> int:
-    if job.plan.noise_source == "system":
-        return system_seed()
-    return derive_seed(job.setup.seed, purpose, *job.setup.stream, who, *position)
+def _generator(job: Job, purpose: str, who: Key, position: Position, model: bytes) -> torch.Generator:
+    """Who knows the sampling loses what it amplifies: as secret as the noise, and as much its own."""
+    return keyed_generator(secret_key(job, purpose, who, *position, model))
 
 
 def attempts_of(job: Job) -> int:
@@ -184,11 +177,6 @@ def answer_sum(job: Job, content: RecordDict, context: Context) -> RecordDict:
 def answer(data: bytes, settings: ConfigRecord) -> RecordDict:
     """A reply that says which round and attempt it belongs to, so that a late one is known as such."""
     return RecordDict({"reply": ConfigRecord({"data": data, "position": settings["position"]})})
-
-
-def hash_of(arrays: ArrayRecord) -> bytes:
-    """The hash of a model as it was received."""
-    return model_hash((name, array.numpy()) for name, array in arrays.items())
 
 
 def _restored(job: Job, client: int, context: Context) -> SecureClient:

@@ -21,13 +21,13 @@ from medx.privacy.base import ClientRelease, SampledGaussian, SharedNoise
 from medx.privacy.distributed_dp import DistributedDP
 from medx.results import AggregationResult
 from medx.schema import ConfigError
+from medx.trainer.gradients.record_loss import float32_slack
 from medx.trainer.local_training import Trainer
 
 Kind = Literal["gradient", "update", "clipped_update"]
 WEIGHT, SATURATED, SMALL = "weight", "saturated", "small"
 UPDATE_BOUND = 64.0
 NEGLIGIBLE_GAP = 1e-4
-ROUNDINGS = 16
 
 
 @dataclass(frozen=True)
@@ -127,15 +127,6 @@ def _gradient_plan(
     noise = client_noise_stddev(step.noise_multiplier, sensitivity, scale, dimension, h)
     _check_gap(job, scale, noise, h, dimension)
     return SumPlan("gradient", Layout(dimension, scale, bound), noise)
-
-
-def float32_slack(num_records: int) -> float:
-    """By what part of the clip norm neighbouring sums of clipped gradients may differ more, because of float32.
-
-    A sum of n was off by up to 5.4 n 2^-24 clip norms (book-keeping, gradients that all point one way), and two sums
-    are cut into other micro-batches; hence 16 n 2^-24, which is .09 % of the noise at 942 records.
-    """
-    return ROUNDINGS * num_records * 2.0**-24
 
 
 def _update_plan(job: Job, module: nn.Module, grid: SecureAggregation) -> SumPlan:

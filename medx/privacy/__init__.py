@@ -7,7 +7,6 @@ from medx.privacy.base import (
     PrivacyMechanism,
     PrivacyPlan,
     SampledGaussian,
-    add_noise,
 )
 
 __all__ = [
@@ -17,5 +16,4 @@ __all__ = [
     "PrivacyMechanism",
     "PrivacyPlan",
     "SampledGaussian",
-    "add_noise",
 ]

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import torch
-
 NoiseSource = Literal["seed", "system"]
 
 
@@ -151,10 +149,3 @@ class PrivacyMechanism(Protocol):
     def plan(self, exposure: Exposure) -> PrivacyPlan:
         """Calibrate the noise once for the whole run; raises PrivacyError where no guarantee can be given."""
         ...
-
-
-def add_noise(sums: list[torch.Tensor], step: SampledGaussian, generator: torch.Generator) -> None:
-    """Add independent Gaussian noise of ``step.noise_stddev`` to every coordinate of ``sums``, in place."""
-    for total in sums:
-        noise = torch.empty(total.shape, dtype=torch.float32, device=generator.device)
-        total.add_(noise.normal_(0, step.noise_stddev, generator=generator).to(total.device))

@@ -7,6 +7,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
+from medx.aggregation.integer_noise import NoiseStream
 from medx.model.base import Objective
 from medx.privacy.base import ClientPlan
 from medx.schema import ConfigError, PrivacyError, component
@@ -129,7 +130,7 @@ class Trainer:
         plan: ClientPlan,
         state: State,
         sample_generator: torch.Generator,
-        noise_generator: torch.Generator,
+        noise_stream: NoiseStream,
         device: torch.device,
         proximal_mu: float = 0.0,
         view_generator: torch.Generator | None = None,
@@ -137,9 +138,9 @@ class Trainer:
     ) -> ClientUpdate:
         """Run ``plan.steps_per_round`` steps from ``state`` on inputs ``[n, ...]`` and labels ``[n]``.
 
-        ``module`` is a workspace: its weights are overwritten. ``noise_generator`` is on ``device``;
-        ``view_generator`` is needed for an augmentation. ``first_step`` counts the run's steps before this round.
-        Where a gradient or a weight is not finite the update abstains and ``state`` comes back as it was given.
+        ``module`` is a workspace: its weights are overwritten. ``view_generator`` is needed for an augmentation.
+        ``first_step`` counts the run's steps before this round. Where a gradient or a weight is not finite the update
+        abstains and ``state`` comes back as it was given.
         """
         # Not at the top: lightning takes seconds to import, and a wrong configuration is refused without it.
         from medx.trainer.module import ClassificationModule
@@ -152,7 +153,8 @@ class Trainer:
             lambda parameters: self._optimizer(parameters, module, state, plan),
             step=step,
             expected_batch_size=plan.expected_batch_size,
-            noise_generator=noise_generator,
+            num_records=plan.num_records,
+            noise_stream=noise_stream,
             gradient_mode=self.gradient_mode,
             micro_batch_size=self.micro_batch_size,
             proximal_mu=proximal_mu,

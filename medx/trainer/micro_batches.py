@@ -42,7 +42,7 @@ class MicroBatches:
                 self.size = (stop - start) // 2
                 logger.warning("out of memory: micro_batch_size is now %d", self.size)
                 continue
-            sums = [total.add_(term) for total, term in zip(sums, part, strict=True)] if sums else part
+            sums = added(sums, part) if sums else part
             start = stop
         return sums
 
@@ -58,6 +58,11 @@ class MicroBatches:
             if part.stop - part.start == 1:
                 raise
             return None
+
+
+def added(sums: list[torch.Tensor], part: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Sums in float64 from the second piece on: what they round does not grow with the number of pieces."""
+    return [total.double().add_(term) for total, term in zip(sums, part, strict=True)]
 
 
 def even_piece(left: int, size: int) -> int:

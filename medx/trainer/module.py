@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from medx.aggregation.integer_noise import NoiseStream
 from medx.privacy.base import SampledGaussian
 from medx.trainer.augmentation import RandomViews
 from medx.trainer.gradients import GradientModeName, build_mode
@@ -30,7 +31,8 @@ class ClassificationModule(LightningModule):
         *,
         step: SampledGaussian | None,
         expected_batch_size: float,
-        noise_generator: torch.Generator,
+        num_records: int,
+        noise_stream: NoiseStream,
         gradient_mode: GradientModeName,
         micro_batch_size: int,
         proximal_mu: float,
@@ -47,7 +49,7 @@ class ClassificationModule(LightningModule):
         self.gradients = MicroBatches(mode, micro_batch_size, views)
         self.release = None
         if step is not None:
-            self.release = GaussianRelease(self.optimizer, step, expected_batch_size, noise_generator)
+            self.release = GaussianRelease(self.optimizer, step, expected_batch_size, num_records, noise_stream)
         self.proximal_mu = proximal_mu
         self.anchor = [p.detach().clone() for p in self.trained]
 
@@ -80,7 +82,7 @@ class ClassificationModule(LightningModule):
     def _set_gradients(self, sums: list[torch.Tensor]) -> None:
         if self.release is None:
             for parameter, total in zip(self.trained, sums, strict=True):
-                parameter.grad = total / self.expected_batch_size
+                parameter.grad = (total / self.expected_batch_size).to(parameter.dtype)
         else:
             self.release.release(sums)
         if self.proximal_mu:

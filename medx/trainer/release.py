@@ -1,16 +1,60 @@
-"""The release of one step: noise on a clipped sum, through Opacus's optimizer."""
+"""The released step: clipped sums on a public grid, and exact discrete Gaussian noise on them.
 
+Noise that is drawn in floating point is recognisable: it lies on a lattice of its own, and who knows the other records
+sees whether what is left of a release lies on it (Mironov 2012; Holohan and Braghin 2021). Integers under integer noise
+have no such lattice: every integer is possible whatever the records, with the probabilities that are accounted.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from opacus.optimizers import DPOptimizer
 
+from medx.aggregation.integer_noise import CHUNK, MAX_STDDEV, NoiseStream, client_noise_stddev, discrete_gaussian
 from medx.privacy.base import SampledGaussian
+from medx.trainer.gradients.record_loss import float32_slack
+
+FEW = 1 << 13  # fewer draws at once cost as much
+EXACT = 2**52  # integers up to here are exact in float64, and so are sums of two
 
 
-class GaussianRelease(DPOptimizer):  # type: ignore[misc]
-    """Opacus's DPOptimizer for a sum that is already clipped: it adds the noise and divides, and clips nothing.
+@dataclass(frozen=True)
+class ReleaseGrid:
+    """Multiples of ``1 / scale``, and the noise on them: ``stddev`` grid units, 0 for none."""
 
-    Noise and clip norm come from ``step``, the object that is accounted (Abadi et al. 2016, algorithm 1).
-    ``expected_batch_size`` is public and does not follow the drawn batch; ``generator`` is on the parameters' device.
+    scale: float
+    stddev: int
+
+
+def release_grid(step: SampledGaussian, dimension: int, num_records: int) -> ReleaseGrid:
+    """The finest grid of a power of two on which the noise is at most 2^28 and a sum of ``num_records`` is exact.
+
+    On it the sensitivity of the sum is ``scale * clip_norm``, larger by ``float32_slack``, plus a unit of rounding in
+    every coordinate, ``sqrt(dimension)``; the noise is that times the accounted multiplier. With more than 2^27 units
+    of noise epsilon exceeds the continuous Gaussian's by less than ``releases * dimension * 2^-55``
+    (``accounting_gap``).
+    """
+    clip_norm = step.clip_norm * (1 + float32_slack(num_records))
+    if step.noise_multiplier == 0:
+        return ReleaseGrid(1.0, 0)
+    scale = 2.0 ** math.floor(math.log2(MAX_STDDEV / (step.noise_multiplier * clip_norm)))
+    while max(num_records, 1) * clip_norm * scale > EXACT or _stddev(step, clip_norm, scale, dimension) > MAX_STDDEV:
+        scale /= 2
+    return ReleaseGrid(scale, _stddev(step, clip_norm, scale, dimension))
+
+
+def _stddev(step: SampledGaussian, clip_norm: float, scale: float, dimension: int) -> int:
+    return client_noise_stddev(step.noise_multiplier, clip_norm, scale, dimension, 1)
+
+
+class GaussianRelease(DPOptimizer):
+    """Opacus's DP optimizer for sums that are clipped already: it noises and divides, and clips nothing.
+
+    Noise and clip norm come from ``step``, the object that is accounted (Abadi et al. 2016, algorithm 1), in place of
+    Opacus's floating-point noise that of ``release_grid``. ``expected_batch_size`` is public and does not follow the
+    drawn batch; ``num_records``, of which a batch is drawn, is public too.
     """
 
     def __init__(
@@ -18,15 +62,18 @@ class GaussianRelease(DPOptimizer):  # type: ignore[misc]
         optimizer: torch.optim.Optimizer,
         step: SampledGaussian,
         expected_batch_size: float,
-        generator: torch.Generator,
+        num_records: int,
+        stream: NoiseStream,
     ) -> None:
         super().__init__(
             optimizer,
             noise_multiplier=step.noise_multiplier,
             max_grad_norm=step.clip_norm,
             expected_batch_size=expected_batch_size,
-            generator=generator,
         )
+        self.grid = release_grid(step, sum(parameter.numel() for parameter in self.params), num_records)
+        self._stream = stream
+        self._drawn = np.empty(0, np.int64)
 
     @property
     def accumulated_iterations(self) -> int:
@@ -34,13 +81,29 @@ class GaussianRelease(DPOptimizer):  # type: ignore[misc]
         return 1
 
     def release(self, sums: list[torch.Tensor]) -> None:
-        """Set every ``p.grad`` to (sum + noise) / expected batch size, in the order of the optimizer's parameters.
-
-        The bits of Opacus's ``add_noise`` and ``scale_grad``, in place: ``sums`` become the gradients.
-        """
-        stddev = self.noise_multiplier * self.max_grad_norm
+        """Set every ``p.grad`` to (sum + noise) / expected batch size, in the order of the optimizer's parameters."""
         for parameter, total in zip(self.params, sums, strict=True):
-            if stddev != 0:
-                noise = torch.empty(total.shape, dtype=total.dtype, device=total.device)
-                total.add_(noise.normal_(0.0, stddev, generator=self.generator))
-            parameter.grad = total.div_(self.expected_batch_size)
+            if self.grid.stddev == 0:
+                parameter.grad = (total / self.expected_batch_size).to(parameter.dtype)
+                continue
+            noised = self._noised(total.detach().cpu().reshape(-1).numpy())
+            parameter.grad = torch.from_numpy(noised).view(total.shape).to(parameter)
+
+    def _noised(self, total: np.ndarray) -> np.ndarray:
+        """``float32 [n]``: the noised integers in units of a gradient. What is rounded here is released already."""
+        noised = np.empty(total.size, np.float32)
+        unit = 1 / (self.grid.scale * self.expected_batch_size)
+        for start in range(0, total.size, CHUNK):
+            block = np.multiply(total[start : start + CHUNK], self.grid.scale, dtype=np.float64)
+            np.rint(block, out=block)
+            block += self._draw(block.size)
+            np.multiply(block, unit, out=noised[start : start + CHUNK], casting="same_kind")
+        return noised
+
+    def _draw(self, count: int) -> np.ndarray:
+        """``int64 [count]`` of the noise; drawn for several small parameters, or steps, at once."""
+        if self._drawn.size < count:
+            more = discrete_gaussian(self._stream, self.grid.stddev, max(count - self._drawn.size, FEW))
+            self._drawn = np.concatenate([self._drawn, more]) if self._drawn.size else more
+        drawn, self._drawn = self._drawn[:count], self._drawn[count:]
+        return drawn

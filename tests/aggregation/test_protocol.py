@@ -136,7 +136,7 @@ def test_noised_weighted_sum_with_metrics(make_parties) -> None:
     parties = make_parties(3, dimension=layout.size, scale=layout.scale)
     generator = np.random.default_rng(0)
     updates = generator.normal(size=(3, 15))
-    streams = [NoiseStream.from_seed(i) for i in range(3)]
+    streams = [NoiseStream(bytes([i]) * 32) for i in range(3)]
     exact = np.zeros(15)
     for i, update in enumerate(updates):
         words, saturated = layout.encode(update * (i + 1), {"weight": i + 1, "correct": 10 * i})

@@ -17,6 +17,7 @@ with quickly() if sys.argv[1] == "quickly" else nullcontext():
     import medx.trainer.module
 
 import torch
+from medx.aggregation.integer_noise import NoiseStream
 from medx.dataset import InputSpec
 from medx.model.cnn import Cnn
 from medx.model.objectives import BinaryObjective
@@ -40,7 +41,8 @@ def stepped(model, mode, views):
         lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
         step=SampledGaussian(sampling_probability=0.5, noise_multiplier=1.0, clip_norm=1.0),
         expected_batch_size=5,
-        noise_generator=torch_generator(1),
+        num_records=5,
+        noise_stream=NoiseStream(bytes(32)),
         gradient_mode=mode,
         micro_batch_size=2,
         proximal_mu=0.0,

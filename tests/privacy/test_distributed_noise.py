@@ -12,10 +12,11 @@ from scipy import stats
 
 from medx.aggregation.integer_noise import grid_sensitivity
 from medx.federation.job import prepare
-from medx.federation.sums import flatten, float32_slack
+from medx.federation.sums import flatten
 from medx.privacy.spending import planned_observers, privacy_result
 from medx.privacy.statement import statement
 from medx.trainer import local_training
+from medx.trainer.gradients.record_loss import float32_slack
 from medx.trainer.sampling import poisson_batches
 from tests.federation.sum_examples import DIMENSION, RECORDS, make, server_of, words
 

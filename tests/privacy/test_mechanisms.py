@@ -2,18 +2,15 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from hydra.utils import instantiate
 from pydantic import ValidationError
-from scipy import stats
 
-from medx.privacy import Exposure, SampledGaussian, add_noise
+from medx.privacy import Exposure
 from medx.privacy.accounting import epsilon_pld, epsilon_spent
 from medx.privacy.local_dp import LocalDP
 from medx.privacy.none import NoPrivacy
 from medx.privacy.statement import statement, summarise
-from medx.randomness import derive_seed, torch_generator
 from medx.schema import ConfigError, PrivacyError
 
 CONF = Path(__file__).parents[2] / "conf" / "privacy"
@@ -95,42 +92,6 @@ def test_delta_of_one_over_n_is_refused(delta):
 def test_sampling_probabilities_out_of_range_are_refused(option, q):
     with pytest.raises(PrivacyError, match="client 1: sampling_probability"):
         configured(option).plan(exposure(q=(0.5, q, 0.25)))
-
-
-def variance_accepted(noise, stddev, level=1e-6):
-    """Two-sided chi-square test on the variance of ``noise``."""
-    statistic = float((noise.double() ** 2).sum()) / stddev**2
-    tail = stats.chi2.cdf(statistic, noise.numel())
-    return level / 2 < tail < 1 - level / 2
-
-
-def drawn(step, generator, size=(40, 50)):
-    sums = [torch.zeros(size), torch.zeros(7)]
-    add_noise(sums, step, generator)
-    return sums[0].flatten()
-
-
-def test_noise_has_the_accounted_stddev_and_no_other():
-    step = SampledGaussian(0.1, 3.0, 0.1)
-    noise = drawn(step, torch_generator(derive_seed(0, "noise", 0, 1)))
-    assert variance_accepted(noise, step.noise_stddev)
-    assert abs(float(noise.mean())) < 5 * step.noise_stddev / math.sqrt(len(noise))
-    assert stats.kstest((noise / step.noise_stddev).numpy(), "norm").pvalue > 1e-6
-    for wrong in (2 / 3, 3 / 2):
-        planted = drawn(SampledGaussian(0.1, 3.0 * wrong, 0.1), torch_generator(derive_seed(0, "noise", 0, 1)))
-        assert not variance_accepted(planted, step.noise_stddev)
-
-
-def independent(first, second):
-    return abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 5 / math.sqrt(len(first))
-
-
-def test_noise_of_two_clients_is_independent():
-    step = SampledGaussian(0.1, 1.0, 1.0)
-    first, second = (drawn(step, torch_generator(derive_seed(0, "noise", client, 1))) for client in (0, 1))
-    assert independent(first, second)
-    shared = torch_generator(derive_seed(0, "noise", 0, 1))
-    assert not independent(first, drawn(step, shared))  # the planted fault: one seed for two clients
 
 
 def test_statement_says_what_holds_and_what_does_not():

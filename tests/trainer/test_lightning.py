@@ -7,6 +7,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.pytorch import Trainer as LightningTrainer
 
+from medx.aggregation.integer_noise import NoiseStream
 from medx.privacy.base import SampledGaussian
 from medx.randomness import torch_generator
 from medx.trainer.module import ClassificationModule
@@ -24,7 +25,8 @@ def make_module(step: SampledGaussian | None = STEP) -> ClassificationModule:
         optimizer,
         step=step,
         expected_batch_size=2.1,
-        noise_generator=torch_generator(9),
+        num_records=RECORDS,
+        noise_stream=NoiseStream(bytes(32)),
         gradient_mode="auto",
         micro_batch_size=2,
         proximal_mu=0.01,

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,14 +13,15 @@ from pydantic import ValidationError
 from scipy import stats
 from torch import nn
 
+from medx.aggregation.integer_noise import NoiseStream, accounting_gap, discrete_gaussian, grid_sensitivity
 from medx.model.heads import LinearHead
-from medx.privacy.base import ClientPlan, SampledGaussian, add_noise
-from medx.randomness import derive_seed, torch_generator
+from medx.privacy.base import ClientPlan, SampledGaussian
+from medx.randomness import derive_key, derive_seed, torch_generator
 from medx.schema import ConfigError, PrivacyError
 from medx.trainer.averaging import average
-from medx.trainer.gradients.record_loss import NonFiniteGradientError, RecordLoss
+from medx.trainer.gradients.record_loss import NonFiniteGradientError, RecordLoss, float32_slack
 from medx.trainer.local_training import Trainer, refuse_batch_statistics
-from medx.trainer.release import GaussianRelease
+from medx.trainer.release import GaussianRelease, release_grid
 from tests.trainer.examples import BINARY, SPEC, build_batch, build_network, objective, reference, relative_error
 
 CPU = torch.device("cpu")
@@ -48,7 +50,7 @@ def run(trainer: Trainer, plan: ClientPlan, name: str = "cnn", client: int = 0, 
         "plan": plan,
         "state": state,
         "sample_generator": torch_generator(derive_seed(1, "sample", client)),
-        "noise_generator": torch_generator(derive_seed(1, "noise", client)),
+        "noise_stream": NoiseStream(derive_key(1, "noise", client)),
         "device": CPU,
         "proximal_mu": mu,
     }
@@ -83,36 +85,63 @@ def test_released_step_has_the_accounted_noise(name, gradient_mode):
             assert not is_standard_normal(released_noise(name, gradient_mode, wrong))
 
 
-@pytest.mark.parametrize("noise_multiplier", [0.0, 1.5])
-def test_a_release_has_the_bits_that_opacus_gives(noise_multiplier):
-    step = SampledGaussian(1.0, noise_multiplier=noise_multiplier, clip_norm=0.2)
+def released_from(sums: list[torch.Tensor], step: SampledGaussian, key: bytes = bytes(32), records: int = 100):
+    """The gradients that one release makes of these sums, for an expected batch of 2.5, and the release."""
+    parameters = [nn.Parameter(torch.zeros(total.shape)) for total in sums]
+    release = GaussianRelease(torch.optim.SGD(parameters, lr=1.0), step, 2.5, records, NoiseStream(key))
+    release.release([total.clone() for total in sums])
+    gradients = [parameter.grad for parameter in parameters]
+    return [gradient for gradient in gradients if gradient is not None], release
+
+
+def test_a_release_is_a_naive_loop_over_integers():
+    step = SampledGaussian(1.0, noise_multiplier=1.5, clip_norm=0.2)
     sums = [torch.randn(shape, generator=torch_generator(1)) for shape in [(40, 30), (5,), (2, 3, 4)]]
     sums[0] = sums[0].T  # in no plain order
-    given = []
-    for ours in (True, False):
-        parameters = [nn.Parameter(torch.zeros(total.shape)) for total in sums]
-        release = GaussianRelease(torch.optim.SGD(parameters, lr=1.0), step, 2.5, torch_generator(0))
-        if ours:
-            release.release([total.clone() for total in sums])
-        else:
-            for parameter, total in zip(parameters, sums, strict=True):
-                parameter.summed_grad = total.clone()
-            release.add_noise()
-            release.scale_grad()
-        given.append([parameter.grad for parameter in parameters])
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*given, strict=True))
+    gradients, release = released_from(sums, step)
+    scale, stddev = release.grid.scale, release.grid.stddev
+    noise = iter(discrete_gaussian(NoiseStream(bytes(32)), stddev, 2**13).tolist())
+    for total, gradient in zip(sums, gradients, strict=True):
+        expected = [(round(float(value) * scale) + next(noise)) / scale / 2.5 for value in total.flatten()]
+        assert torch.equal(gradient, torch.tensor(expected).view(total.shape))
+    without, _ = released_from(sums, replace(step, noise_multiplier=0.0))
+    assert all(torch.equal(gradient, total / 2.5) for gradient, total in zip(without, sums, strict=True))
 
 
-def test_opacus_release_and_the_package_noise_agree_in_distribution():
-    weight = nn.Parameter(torch.zeros(20_000))
+@pytest.mark.parametrize(("multiplier", "clip", "dimension", "records"), [
+    (0.4, 0.1, 10, 60), (8.66, 0.1, 1001, 942), (65.0, 1.0, 11_000_000, 942), (0.3, 3.0, 10, 10**9)
+])  # fmt: skip
+def test_the_grid_is_fine_and_its_noise_covers_the_sensitivity(multiplier, clip, dimension, records):
+    grid = release_grid(SampledGaussian(1.0, multiplier, clip), dimension, records)
+    sensitivity = grid_sensitivity(grid.scale, clip * (1 + float32_slack(records)), dimension)
+    assert multiplier * sensitivity <= grid.stddev < multiplier * sensitivity + 1
+    assert math.log2(grid.scale) % 1 == 0  # so that scaling rounds nothing
+    assert records * clip * grid.scale <= 2**52
+    fine = 2**27 < grid.stddev <= 2**28
+    assert fine == (records < 10**9)
+    assert accounting_gap(grid.stddev, 1, dimension, 10_000) < 1e-4
+
+
+def test_released_noise_is_the_accounted_one_to_the_last_tail():
+    """Variance, distribution, independence, and no end at 5.77 standard deviations; two thirds and 3/2 are refused."""
     step = SampledGaussian(1.0, noise_multiplier=3.0, clip_norm=0.2)
-    optimizer = torch.optim.SGD([weight], lr=1.0)
-    GaussianRelease(optimizer, step, 2.5, torch_generator(0)).release([torch.full_like(weight, 5.0)])
-    assert weight.grad is not None
-    sums = [torch.full((20_000,), 5.0)]
-    add_noise(sums, step, torch_generator(1))
-    assert stats.ks_2samp(weight.grad.numpy(), sums[0].numpy() / 2.5).pvalue > 1e-3
-    assert is_standard_normal((2.5 * weight.grad - 5.0) / step.noise_stddev)
+    sums = [torch.full((400_000,), 5.0)]
+
+    def noise(key: bytes, of: SampledGaussian = step) -> torch.Tensor:
+        ((gradient,), _) = released_from(sums, of, key)
+        return (2.5 * gradient.double() - 5.0) / step.noise_stddev
+
+    first, second = noise(bytes(32)), noise(b"k" * 32)
+    assert is_standard_normal(first)
+    assert is_standard_normal(second)
+    assert abs(float(torch.corrcoef(torch.stack((first, second)))[0, 1])) < 5 / 400_000**0.5
+    assert abs(float(torch.corrcoef(torch.stack((first[:-8], first[8:])))[0, 1])) < 5 / 400_000**0.5
+    for wrong in (2 / 3, 3 / 2):
+        assert not is_standard_normal(noise(bytes(32), replace(step, noise_multiplier=3.0 * wrong)))
+    drawn = discrete_gaussian(NoiseStream(b"t" * 32), 2**28, 20_000_000)
+    beyond = [int((np.abs(drawn) > c * 2**28).sum()) for c in (4.5, 5.0)]
+    expected = [20_000_000 * 2 * stats.norm.sf(c) for c in (4.5, 5.0)]
+    assert all(abs(count - mean) < 5 * mean**0.5 for count, mean in zip(beyond, expected, strict=True))
 
 
 def test_clients_have_independent_noise():

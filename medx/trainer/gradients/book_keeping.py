@@ -15,6 +15,7 @@ from medx.trainer.gradients.record_loss import (
     clip_factors,
     squared_norms,
     sum_dtype,
+    sum_of_rows,
 )
 
 
@@ -92,7 +93,7 @@ class BookKeeping:
                 part = large.pop()
                 sums.append((part.parameter, part.weighted_sum(factors.to(sum_dtype(part.parameter)))))
             if joined is not None:
-                sums += _apart(factors.to(joined.dtype) @ joined, [part.parameter for part in small])
+                sums += _apart(sum_of_rows(factors, joined), [part.parameter for part in small])
         return self._in_order(sums)
 
     def _in_order(self, sums: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import Node
 
-from medx.trainer.gradients.record_loss import squared_norms
+from medx.trainer.gradients.record_loss import squared_norms, sum_of_rows
 
 Tensor = torch.Tensor
 
@@ -50,7 +50,7 @@ def materialised(parameter: Tensor, per_record: Tensor) -> Contribution | Rows:
     flat = per_record.flatten(1)
     if flat.shape[1] <= FEW:
         return Rows(parameter, flat)
-    return Contribution(parameter, squared_norms(flat), lambda factors: (factors @ flat).view_as(parameter))
+    return Contribution(parameter, squared_norms(flat), lambda factors: sum_of_rows(factors, flat).view_as(parameter))
 
 
 def gram_is_cheaper(multiply_adds: int, weights: int) -> bool:

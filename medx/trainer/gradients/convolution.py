@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from medx.trainer.gradients.contributions import Call, Contribution, Rows, gram_is_cheaper, materialised
-from medx.trainer.gradients.record_loss import squared_norms
+from medx.trainer.gradients.record_loss import squared_norms, sum_of_rows
 
 Tensor = torch.Tensor
 convolution_backward = torch.ops.aten.convolution_backward.default
@@ -31,7 +31,7 @@ def _weight(module: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> Contribution
     by_patches, by_pixels = _gram_costs(module, inputs, gradient)
     if not gram_is_cheaper(min(by_patches, by_pixels), weight.numel()):
         flat, arrange = _per_record(module, inputs, gradient)
-        return Contribution(weight, squared_norms(flat), lambda factors: arrange(factors @ flat))
+        return Contribution(weight, squared_norms(flat), lambda factors: arrange(sum_of_rows(factors, flat)))
 
     def weighted_sum(factors: Tensor) -> Tensor:
         return _weight_gradient(module, inputs, gradient * factors.view(-1, 1, 1, 1))

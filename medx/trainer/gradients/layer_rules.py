@@ -12,7 +12,7 @@ from torch.nn import functional
 from medx.model.heads import CutPoints
 from medx.trainer.gradients.contributions import Call, Contribution, Rows, Rule, gram_is_cheaper, materialised
 from medx.trainer.gradients.convolution import conv2d
-from medx.trainer.gradients.record_loss import squared_norms
+from medx.trainer.gradients.record_loss import squared_norms, sum_of_products
 
 Tensor = torch.Tensor
 group_norm_backward = torch.ops.aten.native_group_norm_backward.default
@@ -36,6 +36,8 @@ def linear(call: Call, gradient: Tensor) -> list[Contribution | Rows]:
 def _linear_weight(weight: Tensor, inputs: Tensor, gradient: Tensor) -> Contribution | Rows:
     def weighted_sum(factors: Tensor) -> Tensor:
         scaled = gradient * factors.view(-1, *[1] * (gradient.dim() - 1))
+        if inputs.dim() == 2:
+            return sum_of_products(scaled, inputs)
         return scaled.flatten(0, -2).mT @ inputs.flatten(0, -2)
 
     if inputs.dim() == 2:

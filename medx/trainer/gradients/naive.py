@@ -13,14 +13,14 @@ class Naive:
 
     def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
         """Sum of clipped per-record gradients; see GradientMode."""
-        sums = self.record_loss.zeros()
+        sums = [zero.double() for zero in self.record_loss.zeros()]
         for row in range(len(labels)):
             gradients = self._gradient(inputs[row : row + 1], labels[row : row + 1])
             squared = torch.stack([g.double().square().sum() for g in gradients]).sum()
             factor = clip_factors(squared, clip_norm)
             for total, gradient in zip(sums, gradients, strict=True):
-                total.add_(factor.to(total.dtype) * gradient)
-        return sums
+                total.add_(factor * gradient)
+        return [total.to(zero.dtype) for total, zero in zip(sums, self.record_loss.zeros(), strict=True)]
 
     def _gradient(self, inputs: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
         parameters = self.record_loss.parameters()
