@@ -63,7 +63,7 @@ def test_versions_device_data_and_their_order_key_the_noise(tmp_path: Path, monk
 
 
 def test_a_second_run_that_a_hospital_leaves_does_not_share_noise(tmp_path: Path) -> None:
-    """Round 2 of two runs of one seed, in one of which a hospital was missing in round 1: another model, other noise."""
+    """Round 2 of two runs of one seed, in one of which a hospital missed round 1: another model, and other noise."""
     job = make(tmp_path, mechanism={"noise_source": "seed"})
     models = [hash_of(to_record({"weight": torch.full((3,), value)})) for value in (0.0, 1e-7)]
     summed = [noise_stream(job, 0, Position(2, 0), model).words(8, "<u8") for model in models]
