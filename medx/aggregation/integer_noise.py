@@ -65,8 +65,8 @@ class _Blocks:
     """The blocks of one standard deviation. ``starts`` is the first integer of each, in rising order.
 
     ``exact`` are their cumulative probabilities, ``cumulative`` the same times 2^64, rounded down. By cell, which is
-    the first bits of a word: ``cell_start``, and ``cell_sure``, below which the rest of the word surely keeps the draw;
-    0 where a boundary lies in the cell.
+    the first bits of a word: ``cell_start``, and ``cell_sure``, below which a word surely keeps the draw; the first
+    word of the cell where a boundary lies in it.
     """
 
     width_bits: int
@@ -118,9 +118,8 @@ def _draw(stream: NoiseStream, blocks: _Blocks, out: np.ndarray, offset: int) ->
     """
     words = stream.words(out.size, "<u8")
     cells = (words >> np.uint64(64 - _CELL_BITS)).view(np.int64)
-    words &= np.uint64(2 ** (64 - _CELL_BITS) - 1)
     places = np.flatnonzero(words >= blocks.cell_sure.take(cells, mode="clip"))
-    unsettled = places + offset, cells[places], words[places]
+    unsettled = places + offset, cells[places], words[places] & np.uint64(2 ** (64 - _CELL_BITS) - 1)
     words &= np.uint64(2**blocks.width_bits - 1)
     np.add(blocks.cell_start.take(cells, mode="clip"), words.view(np.int64), out=out)
     return unsettled
@@ -190,8 +189,9 @@ def _blocks(stddev: int) -> _Blocks:
     block = np.searchsorted(cumulative, low, side="left")
     settled = block == np.searchsorted(cumulative, high, side="right")
     block = np.minimum(block, len(starts) - 1)
-    sure = _surely_kept(stddev, starts, width)[block] << np.uint64(width_bits)
-    return _Blocks(width_bits, starts, exact, cumulative, starts[block], np.where(settled, sure, np.uint64(0)))
+    heads = np.where(settled, _surely_kept(stddev, starts, width)[block], np.uint64(0))
+    # The last cell holds the boundaries of the tail, so that this never reaches 2^64.
+    return _Blocks(width_bits, starts, exact, cumulative, starts[block], low + (heads << np.uint64(width_bits)))
 
 
 def _cumulative(stddev: int, width: int, count: int) -> tuple[Decimal, ...]:

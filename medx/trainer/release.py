@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from opacus.optimizers import DPOptimizer
 
-from medx.aggregation.integer_noise import CHUNK, MAX_STDDEV, NoiseStream, client_noise_stddev, discrete_gaussian
+from medx.aggregation.integer_noise import MAX_STDDEV, NoiseStream, client_noise_stddev, discrete_gaussian
 from medx.privacy.base import SampledGaussian
 from medx.trainer.gradients.record_loss import float32_slack
 
-FEW = 1 << 13  # fewer draws at once cost as much
+FEW, PIECE = 1 << 13, 1 << 17  # draws at once: fewer cost as much, more leave the cache
 EXACT = 2**52  # integers up to here are exact in float64, and so are sums of two
 
 
@@ -93,11 +93,11 @@ class GaussianRelease(DPOptimizer):
         """``float32 [n]``: the noised integers in units of a gradient. What is rounded here is released already."""
         noised = np.empty(total.size, np.float32)
         unit = 1 / (self.grid.scale * self.expected_batch_size)
-        for start in range(0, total.size, CHUNK):
-            block = np.multiply(total[start : start + CHUNK], self.grid.scale, dtype=np.float64)
-            np.rint(block, out=block)
-            block += self._draw(block.size)
-            np.multiply(block, unit, out=noised[start : start + CHUNK], casting="same_kind")
+        for start in range(0, total.size, PIECE):
+            piece = np.multiply(total[start : start + PIECE], self.grid.scale, dtype=np.float64)
+            np.rint(piece, out=piece)
+            piece += self._draw(piece.size)
+            np.multiply(piece, unit, out=noised[start : start + PIECE], casting="same_kind")
         return noised
 
     def _draw(self, count: int) -> np.ndarray:
