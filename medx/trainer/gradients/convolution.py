@@ -34,7 +34,9 @@ def _weight(module: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> Contribution
         return Contribution(weight, squared_norms(flat), lambda factors: arrange(sum_of_rows(factors, flat)))
 
     def weighted_sum(factors: Tensor) -> Tensor:
-        return _weight_gradient(module, inputs, gradient * factors.view(-1, 1, 1, 1))
+        # In float64: what cancels within a record is not bounded by the norm that it is clipped by.
+        scaled = gradient.double() * factors.view(-1, 1, 1, 1)
+        return _weight_gradient(module, inputs.double(), scaled, weight.double()).to(weight.dtype)
 
     gram = _patch_gram if by_patches <= by_pixels else _pixel_gram
     return Contribution(weight, gram(module, inputs, gradient), weighted_sum)

@@ -35,10 +35,11 @@ def linear(call: Call, gradient: Tensor) -> list[Contribution | Rows]:
 
 def _linear_weight(weight: Tensor, inputs: Tensor, gradient: Tensor) -> Contribution | Rows:
     def weighted_sum(factors: Tensor) -> Tensor:
-        scaled = gradient * factors.view(-1, *[1] * (gradient.dim() - 1))
         if inputs.dim() == 2:
-            return sum_of_products(scaled, inputs)
-        return scaled.flatten(0, -2).mT @ inputs.flatten(0, -2)
+            return sum_of_products(gradient * factors[:, None], inputs)
+        # In float64: what cancels within a record is not bounded by the norm that it is clipped by.
+        scaled = (gradient.double() * factors[:, None, None]).flatten(0, -2)
+        return (scaled.mT @ inputs.double().flatten(0, -2)).to(weight.dtype)
 
     if inputs.dim() == 2:
         return Contribution(weight, squared_norms(inputs) * squared_norms(gradient), weighted_sum)

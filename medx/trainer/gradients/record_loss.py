@@ -117,9 +117,9 @@ def float32_slack(num_records: int) -> float:
     Taking out what a record says leaves the shapes of all tensors, and so the bits of the other records' gradients. A
     sum of b products in float32 is off by at most ``b 2^-24`` of the sum of their sizes, in any order (Higham 2002,
     section 3.1); blocks of 16 are added up in float64 and rounded once more. So each of the two sums is off by ``17 n
-    2^-24`` clip norms at the most, and 36 leave room for the factors' own rounding. That is a proof for sums over
-    records. Where a layer's rule sums over positions too (convolutions by book-keeping), what cancels within a record
-    is not bounded by its norm, and 36 is a measurement (5.4, gradients that all point one way) with a margin.
+    2^-24`` clip norms at the most, and 36 leave room for the factors' own rounding. A layer's rule that sums over
+    positions too does so in float64, where ``2^-53`` of what cancels within a record fits into that room as long as it
+    is less than 10^5 times the record's own gradient.
     """
     return ROUNDINGS * num_records * 2.0**-24
 
