@@ -11,13 +11,15 @@ from torch.nn import functional
 from medx.schema import PrivacyError
 from medx.trainer.gradients import MODES, Auto, BookKeeping, Hooks
 from medx.trainer.gradients.plain import Plain
-from medx.trainer.gradients.record_loss import float32_slack, sum_of_rows, (
+from medx.trainer.gradients.record_loss import (
     NonFiniteGradientError,
     RecordLoss,
     UnsupportedModuleError,
+    float32_slack,
     refuse_coupling,
     refuse_non_finite,
     squared_norms,
+    sum_of_rows,
 )
 from medx.trainer.micro_batches import MicroBatches
 from tests.trainer.examples import MODE_NAMES, build_batch, norm, record_loss, reference, relative_error
