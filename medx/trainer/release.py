@@ -6,6 +6,7 @@ have no such lattice: every integer is possible whatever the records, with the p
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from medx.aggregation.integer_noise import MAX_STDDEV, NoiseStream, client_noise
 from medx.privacy.base import SampledGaussian
 from medx.trainer.gradients.record_loss import float32_slack
 
+Pair = tuple[torch.nn.Parameter, torch.Tensor]
 FEW, PIECE = 1 << 13, 1 << 17  # draws at once: fewer cost as much, more leave the cache
 EXACT = 2**52  # integers up to here are exact in float64, and so are sums of two
 
@@ -82,12 +84,15 @@ class GaussianRelease(DPOptimizer):
 
     def release(self, sums: list[torch.Tensor]) -> None:
         """Set every ``p.grad`` to (sum + noise) / expected batch size, in the order of the optimizer's parameters."""
-        for parameter, total in zip(self.params, sums, strict=True):
-            if self.grid.stddev == 0:
+        if self.grid.stddev == 0:
+            for parameter, total in zip(self.params, sums, strict=True):
                 parameter.grad = (total / self.expected_batch_size).to(parameter.dtype)
-                continue
-            noised = self._noised(total.detach().cpu().reshape(-1).numpy())
-            parameter.grad = torch.from_numpy(noised).view(total.shape).to(parameter)
+            return
+        for group in _groups(list(zip(self.params, sums, strict=True))):
+            joined = torch.cat([total.detach().reshape(-1) for _, total in group]).cpu().numpy()
+            noised = torch.from_numpy(self._noised(joined)).split([total.numel() for _, total in group])
+            for (parameter, total), gradient in zip(group, noised, strict=True):
+                parameter.grad = gradient.view(total.shape).to(parameter)
 
     def _noised(self, total: np.ndarray) -> np.ndarray:
         """``float32 [n]``: the noised integers in units of a gradient. What is rounded here is released already."""
@@ -107,3 +112,15 @@ class GaussianRelease(DPOptimizer):
             self._drawn = np.concatenate([self._drawn, more]) if self._drawn.size else more
         drawn, self._drawn = self._drawn[:count], self._drawn[count:]
         return drawn
+
+
+def _groups(pairs: list[Pair]) -> Iterator[list[Pair]]:
+    """Parameters and their sums in groups of ``PIECE`` numbers or one parameter: small ones cost less together."""
+    group: list[Pair] = []
+    for pair in pairs:
+        if group and sum(total.numel() for _, total in group) + pair[1].numel() > PIECE:
+            yield group
+            group = []
+        group.append(pair)
+    if group:
+        yield group
