@@ -11,7 +11,7 @@ import torch
 from medx.aggregation.integer_noise import add_discrete_gaussian
 from medx.federation.job import Job, prepare
 from medx.federation.ledgers import ledger_run, open_server_ledger
-from medx.federation.payload import State
+from medx.federation.payload import State, hash_of
 from medx.federation.rounds import RoundOutcome
 from medx.federation.sum_client import ledger_entry, noise_stream, sum_plan
 from medx.federation.sums import SMALL
@@ -59,7 +59,8 @@ class ClippedUpdates:
         self._attempts = 1 if attempt.position.attempt == 0 else self._attempts + 1
         self._bytes_down = sum(len(array.data) for array in attempt.arrays.values())
         assert self._ledger is not None
-        self._ledger.begin_round(ledger_run(self.job), ledger_entry(self.job, attempt.position), 1)
+        entry = ledger_entry(self.job, attempt.position)
+        self._ledger.begin_round(ledger_run(self.job), entry, 1, model=hash_of(attempt.arrays))
 
     def add_noise(self, total: np.ndarray, attempt: "Attempt") -> None:
         """A trusted server's noise on the sum, in place; under secure aggregation the clients have added theirs."""

@@ -1,14 +1,17 @@
 """The hospitals' ledgers of one run: where they lie, how a run reserves, and what was executed in the end."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from medx.federation.job import Job, Prepared
 from medx.privacy.ledger import PrivacyLedger, Reservation
+from medx.privacy.records import RecordSet, record_set
 from medx.schema import LedgerError
 
 
@@ -16,6 +19,18 @@ def ledger_path(job: Job, client: int) -> Path:
     """``privacy.ledger`` where it is set, so that runs add up; else the run's own folder."""
     folder = getattr(job.setup.privacy, "ledger", None)
     return (Path(folder) if folder else job.folder / "ledger") / f"client_{client:04d}.sqlite"
+
+
+def records_of(job: Job, prepared: Prepared, clients: Iterable[int]) -> RecordSet | None:
+    """The training records of these clients, for a ledger that runs share; None where the ledger is the run's own.
+
+    There nothing can be added up, and a folder of results is no place for what recognises an image.
+    """
+    folder = getattr(job.setup.privacy, "ledger", None)
+    if folder is None:
+        return None
+    rows = np.concatenate([prepared.parts[client] for client in clients])
+    return record_set(prepared.splits.train.images[rows.astype(np.int64)], Path(folder))
 
 
 def ledger_run(job: Job) -> str:
@@ -44,10 +59,10 @@ def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:
     ledger = PrivacyLedger(path, create=not job.resumed)
     reservation = Reservation(
         run_id=ledger_run(job),
-        data=f"{prepared.splits.content_hash}/{client}",
         step=plan.step,
         steps=plan.total_steps,
         noise_source=job.plan.noise_source,
+        records=records_of(job, prepared, [client]),
     )
     ledger.reserve(reservation, delta=job.plan.delta, budget=getattr(job.setup.privacy, "budget", None))
     return ledger
@@ -66,10 +81,11 @@ def open_server_ledger(job: Job, prepared: Prepared) -> PrivacyLedger:
     ledger = server_ledger(job)
     reservation = Reservation(
         run_id=ledger_run(job),
-        data=f"{prepared.splits.content_hash}/{job.setup.num_clients} clients",
         step=job.plan.client_release.event,
         steps=job.setup.federation.num_rounds,
         noise_source=job.plan.noise_source,
+        unit="client",
+        records=records_of(job, prepared, range(job.setup.num_clients)),
     )
     ledger.reserve(reservation, delta=job.plan.delta, budget=getattr(job.setup.privacy, "budget", None))
     return ledger
@@ -88,7 +104,7 @@ def recorded_steps(job: Job, answered: dict[int, int]) -> dict[int, int]:
     known = {client: sum(count for _, count in ledger.executed(run)) for client, ledger in _ledgers(job)}
     for client in answered:
         if client not in known:
-            raise LedgerError(f"ledger {ledger_path(job, client)} lost this run's entries; restore it from a copy")
+            raise LedgerError(f"ledger {ledger_path(job, client)} has no entry of run {run}, which it was charged to")
     return {plan.client: known.get(plan.client, 0) for plan in job.plan.clients}
 
 

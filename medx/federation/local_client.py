@@ -10,7 +10,7 @@ from torch import nn
 
 from medx.federation.job import Job, Prepared, build_module, prepare
 from medx.federation.ledgers import ledger_run, open_ledger
-from medx.federation.payload import from_record
+from medx.federation.payload import from_record, hash_of
 from medx.machine import keep_freed_memory
 from medx.privacy.base import ClientPlan
 from medx.privacy.ledger import PrivacyLedger
@@ -75,7 +75,8 @@ def train_locally(job: Job, client: int, arrays: ArrayRecord, server_round: int,
     """The client's steps of one round from the given state; its ledger is charged before any data is read."""
     local = local_client(job, client)
     if local.ledger is not None:
-        local.ledger.begin_round(ledger_run(job), server_round, local.plan.steps_per_round)
+        steps = local.plan.steps_per_round
+        local.ledger.begin_round(ledger_run(job), server_round, steps, model=hash_of(arrays))
     sample, noise, views = generators(job, client, server_round)
     prepared = prepare(job.setup)
     update = job.setup.trainer.train(

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 
+from medx.aggregation.messages import model_hash
+
 State = dict[str, torch.Tensor]
 
 MOMENTUM = "momentum/"
@@ -97,6 +99,11 @@ def to_array(values: np.ndarray) -> Array:
     """The Array of these values: byte for byte what Flower makes of them in C order."""
     kind = values.dtype
     return Array(name_of(kind), values.shape, NUMPY, npy_header(kind, values.shape) + values.tobytes())
+
+
+def hash_of(record: ArrayRecord) -> bytes:
+    """The hash of a model as it was received."""
+    return model_hash((layout, values_of(array)) for layout, array in record.items())
 
 
 def from_record(record: ArrayRecord) -> State:

@@ -12,11 +12,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from medx.aggregation.client import SecureClient
 from medx.aggregation.client_state import ClientState
 from medx.aggregation.integer_noise import NoiseStream, add_discrete_gaussian
-from medx.aggregation.messages import model_hash
 from medx.federation.job import Job, prepare
 from medx.federation.ledgers import ledger_run
 from medx.federation.local_client import index_of, local_client, train_locally, workspace
-from medx.federation.payload import from_record
+from medx.federation.payload import from_record, hash_of
 from medx.federation.sums import SATURATED, SMALL, WEIGHT, SumPlan, flatten, shared_state
 from medx.randomness import Key, derive_seed, system_generator, system_seed, torch_generator
 from medx.schema import MedxError, PrivacyError
@@ -57,7 +56,7 @@ def _gradient_words(job: Job, client: int, arrays: ArrayRecord, position: Positi
     # entered before the words leave, because others can unmask the sum whether or not this client is still there.
     plan, local, prepared = sum_plan(job), local_client(job, client), prepare(job.setup)
     assert local.ledger is not None
-    local.ledger.begin_round(ledger_run(job), ledger_entry(job, position), 1)
+    local.ledger.begin_round(ledger_run(job), ledger_entry(job, position), 1, model=hash_of(arrays))
     sums = job.setup.trainer.clipped_gradient(
         module=workspace(job, prepared),
         objective=prepared.objective,
@@ -184,11 +183,6 @@ def answer_sum(job: Job, content: RecordDict, context: Context) -> RecordDict:
 def answer(data: bytes, settings: ConfigRecord) -> RecordDict:
     """A reply that says which round and attempt it belongs to, so that a late one is known as such."""
     return RecordDict({"reply": ConfigRecord({"data": data, "position": settings["position"]})})
-
-
-def hash_of(arrays: ArrayRecord) -> bytes:
-    """The hash of a model as it was received."""
-    return model_hash((name, array.numpy()) for name, array in arrays.items())
 
 
 def _restored(job: Job, client: int, context: Context) -> SecureClient:

@@ -14,8 +14,9 @@ from flwr.serverapp import Grid
 from medx.aggregation.errors import ProtocolError
 from medx.aggregation.errors import RoundAborted as SumAborted
 from medx.aggregation.server import SecureServer
+from medx.federation.payload import hash_of
 from medx.federation.rounds import raise_ledger_error
-from medx.federation.sum_client import STAGES, Position, hash_of
+from medx.federation.sum_client import STAGES, Position
 from medx.federation.sums import SumPlan
 
 log = logging.getLogger(__name__)
