@@ -48,6 +48,12 @@ def local_client(job: Job, client: int) -> LocalClient:
     return _CLIENTS[key]
 
 
+def open_ledgers(job: Job) -> dict[int, PrivacyLedger]:
+    """The ledgers of the job's clients that are open in this process."""
+    found = {client: local.ledger for (run, client), local in list(_CLIENTS.items()) if run == job.run_id}
+    return {client: ledger for client, ledger in found.items() if ledger is not None}
+
+
 def workspace(job: Job, prepared: Prepared) -> nn.Module:
     """A module for this thread: clients load their state into it, so it holds nothing between rounds."""
     key = (job.run_id, threading.get_ident())
