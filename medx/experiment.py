@@ -176,6 +176,15 @@ def preflight(job: Job, prepared: Prepared) -> None:
     check_module(module, job.plan.private)
     if job.plan.private:
         check_independence(module, prepared.objective, prepared.inputs["validation"][:4])
+    steps = [plan.step for plan in job.plan.clients if plan.step is not None]
+    if steps:
+        job.setup.trainer.check_gradients(
+            module,
+            prepared.objective,
+            shape=prepared.inputs["validation"].shape[1:],
+            num_classes=prepared.spec.num_classes,
+            clip_norm=steps[0].clip_norm,
+        )
 
 
 def make_context(

@@ -60,7 +60,8 @@ class ClippedUpdates:
         self._attempts = 1 if attempt.position.attempt == 0 else self._attempts + 1
         self._bytes_down = sum(len(array.data) for array in attempt.arrays.values())
         assert self._ledger is not None
-        self._ledger.begin_round(ledger_run(self.job), ledger_entry(self.job, attempt.position), 1)
+        entry = ledger_entry(self.job, attempt.position)
+        self._ledger.begin_round(ledger_run(self.job), entry, 1, model=hash_of(attempt.arrays))
 
     def add_noise(self, total: np.ndarray, attempt: "Attempt") -> None:
         """A trusted server's noise on the sum, in place; under secure aggregation the clients have added theirs."""

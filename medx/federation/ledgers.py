@@ -1,14 +1,17 @@
 """The hospitals' ledgers of one run: where they lie, how a run reserves, and what was executed in the end."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from medx.federation.job import Job, Prepared
 from medx.privacy.ledger import PrivacyLedger, Reservation
+from medx.privacy.records import RecordSet, record_set
 from medx.schema import LedgerError
 
 
@@ -16,6 +19,18 @@ def ledger_path(job: Job, client: int) -> Path:
     """``privacy.ledger`` where it is set, so that runs add up; else the run's own folder."""
     folder = getattr(job.setup.privacy, "ledger", None)
     return (Path(folder) if folder else job.folder / "ledger") / f"client_{client:04d}.sqlite"
+
+
+def records_of(job: Job, prepared: Prepared, clients: Iterable[int]) -> RecordSet | None:
+    """The training records of these clients, for a ledger that runs share; None where the ledger is the run's own.
+
+    There nothing can be added up, and a folder of results is no place for what recognises an image.
+    """
+    folder = getattr(job.setup.privacy, "ledger", None)
+    if folder is None:
+        return None
+    rows = np.concatenate([prepared.parts[client] for client in clients])
+    return record_set(prepared.splits.train.images[rows.astype(np.int64)], Path(folder))
 
 
 def ledger_run(job: Job) -> str:
@@ -44,10 +59,10 @@ def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:
     ledger = PrivacyLedger(path, create=not job.resumed)
     reservation = Reservation(
         run_id=ledger_run(job),
-        data=f"{prepared.splits.content_hash}/{client}",
         step=plan.step,
-        steps=plan.total_steps,
+        steps=plan.reserved_steps,
         noise_source=job.plan.noise_source,
+        records=records_of(job, prepared, [client]),
     )
     ledger.reserve(reservation, delta=job.plan.delta, budget=getattr(job.setup.privacy, "budget", None))
     return ledger
@@ -66,30 +81,41 @@ def open_server_ledger(job: Job, prepared: Prepared) -> PrivacyLedger:
     ledger = server_ledger(job)
     reservation = Reservation(
         run_id=ledger_run(job),
-        data=f"{prepared.splits.content_hash}/{job.setup.num_clients} clients",
         step=job.plan.client_release.event,
-        steps=job.setup.federation.num_rounds,
+        steps=job.plan.reserved_events(job.plan.clients[0]),
         noise_source=job.plan.noise_source,
+        unit="client",
+        records=records_of(job, prepared, range(job.setup.num_clients)),
     )
     ledger.reserve(reservation, delta=job.plan.delta, budget=getattr(job.setup.privacy, "budget", None))
     return ledger
 
 
-def recorded_steps(job: Job, answered: dict[int, int]) -> dict[int, int]:
+def recorded_steps(
+    job: Job, answered: dict[int, int], opened: Mapping[int, PrivacyLedger] | None = None
+) -> dict[int, int]:
     """Steps that every client's ledger shows as begun: never fewer than were executed.
 
-    A client that never started has no entry and took no step; one that ``answered`` must have one.
+    A client that never started has no entry and took no step; one that ``answered`` must have one. ``opened`` are
+    ledgers of clients that are open in this process, which need not be opened once more.
     """
     if job.plan.client_release is not None:
         with closing(server_ledger(job)) as ledger:
-            begun = sum(count for _, count in ledger.executed(ledger_run(job)))
+            begun = _begun(ledger, ledger_run(job))
         return {plan.client: begun for plan in job.plan.clients}
     run = ledger_run(job)
-    known = {client: sum(count for _, count in ledger.executed(run)) for client, ledger in _ledgers(job)}
+    opened = opened or {}
+    known = {client: _begun(ledger, run) for client, ledger in opened.items()}
+    others = [plan.client for plan in job.plan.clients if plan.client not in opened]
+    known |= {client: _begun(ledger, run) for client, ledger in _ledgers(job, others)}
     for client in answered:
         if client not in known:
-            raise LedgerError(f"ledger {ledger_path(job, client)} lost this run's entries; restore it from a copy")
+            raise LedgerError(f"ledger {ledger_path(job, client)} has no entry of run {run}, which it was charged to")
     return {plan.client: known.get(plan.client, 0) for plan in job.plan.clients}
+
+
+def _begun(ledger: PrivacyLedger, run: str) -> int:
+    return sum(count for _, count in ledger.executed(run))
 
 
 def finish_ledgers(job: Job) -> None:
@@ -99,7 +125,7 @@ def finish_ledgers(job: Job) -> None:
             if ledger.knows(ledger_run(job)):
                 ledger.finish(ledger_run(job))
         return
-    for _, ledger in _ledgers(job):
+    for _, ledger in _ledgers(job, [plan.client for plan in job.plan.clients]):
         ledger.finish(ledger_run(job))
 
 
@@ -107,19 +133,19 @@ def withdraw(job: Job) -> None:
     """Give back what hospitals reserved for a run that one of them refused before it began."""
     for plan in job.plan.clients:
         with suppress(LedgerError):  # the refusal is being told already, and may be this very ledger's
-            for _, ledger in _ledgers(job, plan.client):
+            for _, ledger in _ledgers(job, [plan.client]):
                 ledger.finish(ledger_run(job))
 
 
-def _ledgers(job: Job, only: int | None = None) -> Iterator[tuple[int, PrivacyLedger]]:
-    """The clients whose ledgers know this run; a client that never started has none."""
-    for plan in job.plan.clients:
-        path = ledger_path(job, plan.client)
-        if not path.exists() or only not in (None, plan.client):
+def _ledgers(job: Job, clients: Iterable[int]) -> Iterator[tuple[int, PrivacyLedger]]:
+    """Those of the clients whose ledgers know this run; a client that never started has none."""
+    for client in clients:
+        path = ledger_path(job, client)
+        if not path.exists():
             continue
         ledger = PrivacyLedger(path, create=False)
         try:
             if ledger.knows(ledger_run(job)):
-                yield plan.client, ledger
+                yield client, ledger
         finally:
             ledger.close()

@@ -49,6 +49,12 @@ def local_client(job: Job, client: int) -> LocalClient:
     return _CLIENTS[key]
 
 
+def open_ledgers(job: Job) -> dict[int, PrivacyLedger]:
+    """The ledgers of the job's clients that are open in this process."""
+    found = {client: local.ledger for (run, client), local in list(_CLIENTS.items()) if run == job.run_id}
+    return {client: ledger for client, ledger in found.items() if ledger is not None}
+
+
 def workspace(job: Job, prepared: Prepared) -> nn.Module:
     """A module for this thread: clients load their state into it, so it holds nothing between rounds."""
     key = (job.run_id, threading.get_ident())
@@ -76,7 +82,8 @@ def train_locally(job: Job, client: int, arrays: ArrayRecord, server_round: int,
     """The client's steps of one round from the given state; its ledger is charged before any data is read."""
     local = local_client(job, client)
     if local.ledger is not None:
-        local.ledger.begin_round(ledger_run(job), server_round, local.plan.steps_per_round)
+        steps = local.plan.steps_per_round
+        local.ledger.begin_round(ledger_run(job), server_round, steps, model=hash_of(arrays))
     sample, noise, views = generators(job, client, server_round, hash_of(arrays))
     prepared = prepare(job.setup)
     update = job.setup.trainer.train(

@@ -14,6 +14,8 @@ from medx.federation.checkpoint import ServerState, append_record, save_checkpoi
 from medx.federation.clipped_updates import drawn_clients
 from medx.federation.evaluation import round_metrics
 from medx.federation.job import Job, Prepared, build_module
+from medx.federation.ledgers import recorded_steps
+from medx.federation.local_client import open_ledgers
 from medx.federation.payload import MOMENTUM, State, parameters_of
 from medx.federation.rounds import PlainRounds, RoundAborted, Rounds, raise_ledger_error
 from medx.federation.sum_rounds import SumRounds
@@ -98,6 +100,8 @@ class Server:
         steps = dict(server.steps)
         for client, executed in outcome.steps.items():
             steps[client] = steps.get(client, 0) + executed
+        if self.job.plan.private:  # what is spent stands in the ledgers: answers know of no round that was cut off
+            steps = recorded_steps(self.job, steps, open_ledgers(self.job))
         metrics = self.evaluate(average, number)
         ended = time.perf_counter()
         seconds = outcome.seconds | {"evaluate": ended - aggregated, "total": ended - started}

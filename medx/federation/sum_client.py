@@ -57,8 +57,8 @@ def _gradient_words(job: Job, client: int, arrays: ArrayRecord, position: Positi
     # entered before the words leave, because others can unmask the sum whether or not this client is still there.
     plan, local, prepared = sum_plan(job), local_client(job, client), prepare(job.setup)
     assert local.ledger is not None
-    local.ledger.begin_round(ledger_run(job), ledger_entry(job, position), 1)
     model = hash_of(arrays)
+    local.ledger.begin_round(ledger_run(job), ledger_entry(job, position), 1, model=model)
     sums = job.setup.trainer.clipped_gradient(
         module=workspace(job, prepared),
         objective=prepared.objective,

@@ -30,7 +30,8 @@ class ClientPlan:
 
     ``expected_batch_size`` is the public denominator of a step, sampling probability times *declared* records;
     it never follows the batch that was drawn. ``step`` is None where training is not private.
-    ``federation_batch_size`` is the sum of the expected batches of all clients of the run.
+    ``federation_batch_size`` is the sum of the expected batches of all clients of the run. The noise covers
+    ``spare_rounds`` more, for rounds that are begun again.
     """
 
     client: int
@@ -41,11 +42,17 @@ class ClientPlan:
     num_rounds: int
     step: SampledGaussian | None
     federation_batch_size: float
+    spare_rounds: int = 0
 
     @property
     def total_steps(self) -> int:
         """Steps over the whole run."""
         return self.steps_per_round * self.num_rounds
+
+    @property
+    def reserved_steps(self) -> int:
+        """The same with the spare rounds: what the noise covers and a ledger reserves."""
+        return self.steps_per_round * (self.num_rounds + self.spare_rounds)
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,10 @@ class PrivacyPlan:
     def events_per_round(self, client: ClientPlan) -> int:
         """How many of these events one round is."""
         return 1 if self.client_release else client.steps_per_round
+
+    def reserved_events(self, client: ClientPlan) -> int:
+        """How many of them the noise covers, spare rounds included."""
+        return self.events_per_round(client) * (client.num_rounds + client.spare_rounds)
 
     @property
     def private(self) -> bool:

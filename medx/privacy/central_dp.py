@@ -43,7 +43,7 @@ class CentralDP(GaussianMechanism):
                 f"privacy.delta={self.delta:g}: must be below 1/num_clients = {1 / clients:.3g}, the unit is a client"
             )
         q = exposure.fraction_clients
-        noise_multiplier = self.noise_multiplier(q, exposure.num_rounds)
+        noise_multiplier = self.noise_multiplier(q, exposure)
         quantile = self._quantile(noise_multiplier, q * clients)
         return PrivacyPlan(
             mechanism="central_dp",
@@ -53,7 +53,7 @@ class CentralDP(GaussianMechanism):
             target_epsilon=self.epsilon,
             noise_source=self.noise_source,
             num_runs=self.num_runs,
-            clients=client_plans(exposure, [None] * clients),
+            clients=client_plans(exposure, [None] * clients, self.spare(exposure.num_rounds)),
             shared_noise=self._shared(exposure) if exposure.secure_aggregation else None,
             client_release=ClientRelease(
                 event=SampledGaussian(q, noise_multiplier, self.clip_norm),

@@ -30,7 +30,7 @@ class DistributedDP(GaussianMechanism):
         check_delta_of_clients(self.delta, exposure.num_records)
         self._check_sum(exposure)
         q = exposure.sampling_probability[0]
-        noise_multiplier = self.noise_multiplier(q, exposure.num_rounds)
+        noise_multiplier = self.noise_multiplier(q, exposure)
         step = SampledGaussian(q, noise_multiplier, self.clip_norm)
         return PrivacyPlan(
             mechanism="distributed_dp",
@@ -40,7 +40,7 @@ class DistributedDP(GaussianMechanism):
             target_epsilon=self.epsilon,
             noise_source=self.noise_source,
             num_runs=self.num_runs,
-            clients=client_plans(exposure, [step] * len(exposure.num_records)),
+            clients=client_plans(exposure, [step] * len(exposure.num_records), self.spare(exposure.num_rounds)),
             shared_noise=SharedNoise(
                 exposure.minimum_survivors,
                 self.assumed_colluders,

@@ -1,5 +1,6 @@
 """What all Gaussian mechanisms are asked for: the budget, whom it is shared among, and where it is kept."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ from annotated_types import Ge, Gt, Lt
 from pydantic import model_validator
 
 from medx.privacy.accounting import calibrate_noise_multiplier
-from medx.privacy.base import NoiseSource
+from medx.privacy.base import Exposure, NoiseSource
 from medx.schema import component
 
 
@@ -17,14 +18,19 @@ class GaussianMechanism:
 
     More than one run shares the budget where a setting is chosen among several: the choice is then covered too, for
     training records; validation records, by which it is made, have no guarantee. ``budget`` is the most epsilon that
-    the ``ledger`` (a folder) may reach over all runs on the same data. ``max_abstentions`` counts updates that are
+    the ``ledger`` (a folder) may reach over all runs on the same records. ``max_abstentions`` counts updates that are
     left out as not finite, over a run.
+
+    The noise covers ``spare_rounds`` beside the planned ones, for rounds that are begun again: after a kill with noise
+    of the system, or in a sum whose attempt failed. None is a fiftieth of the rounds, upwards, where the noise is the
+    system's, and 0 where it is the seed's, which repeats a round for nothing.
     """
 
     epsilon: Annotated[float, Gt(0)]
     delta: Annotated[float, Gt(0), Lt(1)]
     clip_norm: Annotated[float, Gt(0)]
     num_runs: Annotated[int, Ge(1)]
+    spare_rounds: Annotated[int, Ge(0)] | None
     noise_source: NoiseSource
     ledger: Path | None
     budget: Annotated[float, Gt(0)] | None
@@ -38,6 +44,13 @@ class GaussianMechanism:
             raise ValueError(f"epsilon={self.epsilon:g} is above budget={self.budget:g}")
         return self
 
-    def noise_multiplier(self, sampling_probability: float, steps: int) -> float:
-        """The noise of each of one run's ``steps`` releases; one calibration for all runs."""
-        return calibrate_noise_multiplier(self.epsilon, self.delta, sampling_probability, steps * self.num_runs)
+    def spare(self, num_rounds: int) -> int:
+        """How many rounds more than ``num_rounds`` the noise covers."""
+        if self.spare_rounds is not None:
+            return self.spare_rounds
+        return math.ceil(num_rounds / 50) if self.noise_source == "system" else 0
+
+    def noise_multiplier(self, sampling_probability: float, exposure: Exposure, releases_per_round: int = 1) -> float:
+        """The noise of each of one run's releases, spare ones included; one calibration for all runs."""
+        releases = releases_per_round * (exposure.num_rounds + self.spare(exposure.num_rounds))
+        return calibrate_noise_multiplier(self.epsilon, self.delta, sampling_probability, releases * self.num_runs)

@@ -5,50 +5,43 @@ so that runs at once are serialised and together stay within the budget. Only th
 is entered before its data is touched. An open reservation counts in full, so the round entries need no fsync: in
 write-ahead mode they survive kill -9, and what a power failure may take back is still covered by the reservation.
 With system noise a lost entry would hide an attempt, so there the round entries are synced too.
+
+A budget holds for the records that a run touches, over all ledgers of the folder: in a simulation another partition
+deals a record to another hospital. Runs with a budget are reserved one at a time in a folder.
 """
 
 import json
-import os
-import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from medx.privacy.accounting import Event, epsilon_pld
 from medx.privacy.base import NoiseSource, SampledGaussian
+from medx.privacy.ledger_file import APPLICATION_ID, FROM_VERSION_1, NO_COPY, VERSION, check_header, refuse_or_create
+from medx.privacy.records import Entry, RecordSet, histories, worst
 from medx.schema import LedgerError
 
-APPLICATION_ID = 0x4D656458
-VERSION = 1
-SCHEMA = f"""
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {VERSION};
-CREATE TABLE runs (
-    run_id TEXT PRIMARY KEY, data TEXT NOT NULL, step TEXT NOT NULL, steps INTEGER NOT NULL CHECK (steps >= 0),
-    noise_source TEXT NOT NULL CHECK (noise_source IN ('seed', 'system')), open INTEGER NOT NULL
-) STRICT;
-CREATE TABLE rounds (
-    run_id TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
-    steps INTEGER NOT NULL CHECK (steps >= 0), committed INTEGER NOT NULL, PRIMARY KEY (run_id, round, attempt)
-) STRICT, WITHOUT ROWID;
-"""
+LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """What a run asks for: all its steps on ``data``, a key for content and client; ``run_id`` names run and client.
+    """What a run asks for: all its steps on these records; without ``records`` they may be any.
 
     ``run_id`` must stand for one configuration and seed: with seeded noise its rounds are repeated bit by bit.
+    ``unit`` is whom a step protects: a record, or a client with all its records.
     """
 
     run_id: str
-    data: str
     step: SampledGaussian
     steps: int
     noise_source: NoiseSource
+    unit: Literal["record", "client"] = "record"
+    records: RecordSet | None = None
 
 
 class PrivacyLedger:
@@ -60,10 +53,11 @@ class PrivacyLedger:
 
     def __init__(self, path: Path, *, create: bool, timeout: float = 30.0) -> None:
         self.path = Path(path)
+        self._timeout = timeout
         self._lock = threading.RLock()
         if not self.path.exists():
-            _refuse_or_create(self.path, create)
-        self._check_header()
+            refuse_or_create(self.path, create)
+        check_header(self.path)
         with self._errors():
             self._db = sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
         try:
@@ -74,28 +68,25 @@ class PrivacyLedger:
             raise
 
     def reserve(self, reservation: Reservation, *, delta: float, budget: float | None) -> None:
-        """Reserve the whole run durably, if everything on this data then stays within ``budget`` (None: no limit).
+        """Reserve the whole run durably, if all that was spent on any of its records then stays within ``budget``.
 
-        Raises LedgerError, with the ledger unchanged, where it would not, or where ``run_id`` is known with other
-        parameters. Reserving the same again (a resume) changes nothing; a finished run is re-opened.
+        None is no limit. Raises LedgerError, with the ledger unchanged, where it would not, or where ``run_id`` is
+        known with other parameters. Reserving the same again (a resume) changes nothing; a finished run is re-opened.
         """
-        if budget is not None:  # fills the accountant's cache, so that the lock is held for milliseconds
+        if budget is None:
+            self._enter(reservation)
+            return
+        self._check_budget(reservation, delta, budget)  # fills the accountant's cache: the lock is held for less time
+        with self._folder_lock():
             self._check_budget(reservation, delta, budget)
-        with self._transaction(durable=True):
-            self._check_known(reservation)
-            if budget is not None:
-                self._check_budget(reservation, delta, budget)
-            step = json.dumps(asdict(reservation.step), sort_keys=True)
-            self._db.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, 1) ON CONFLICT (run_id) DO UPDATE SET open = 1",
-                (reservation.run_id, reservation.data, step, reservation.steps, reservation.noise_source),
-            )
+            self._enter(reservation)
 
-    def begin_round(self, run_id: str, round: int, steps: int) -> int:
+    def begin_round(self, run_id: str, round: int, steps: int, *, model: bytes) -> int:
         """Enter a round *before* its data is touched; returns its attempt, 0 the first time.
 
-        A round begun before is charged again with system noise and not with seeded noise, which repeats it bit by bit.
-        Raises LedgerError where the run is not open or the round would exceed its reservation.
+        ``model`` is the hash of the model as it was received. A round begun before with the same model repeats it bit
+        by bit where the noise is seeded, and is free; with another model, or with system noise, it is a release of
+        its own. Raises LedgerError where the run is not open or the round would exceed its reservation.
         """
         reservation, is_open = self._run(run_id)
         system = reservation.noise_source == "system"
@@ -104,21 +95,25 @@ class PrivacyLedger:
             if not is_open:
                 raise LedgerError(f"{self.path}: run {run_id} is finished; reserve it again before round {round}")
             attempts = self._db.execute(
-                "SELECT steps FROM rounds WHERE run_id = ? AND round = ? ORDER BY attempt", (run_id, round)
+                "SELECT attempt, steps, model FROM rounds WHERE run_id = ? AND round = ?", (run_id, round)
             ).fetchall()
-            if attempts and not system:
-                if attempts[0][0] != steps:
-                    raise LedgerError(
-                        f"{self.path}: run {run_id} began round {round} with {attempts[0][0]} steps, now {steps}"
-                    )
-                return 0
+            for attempt, before, known in attempts:
+                if not system and known == model:
+                    if before != steps:
+                        raise LedgerError(
+                            f"{self.path}: run {run_id} began round {round} with {before} steps, now {steps}"
+                        )
+                    return int(attempt)
             spent = self._charged(run_id)
             if spent + steps > reservation.steps:
                 raise LedgerError(
                     f"{self.path}: round {round} of run {run_id} needs {steps} steps, but {spent} of the "
-                    f"{reservation.steps} reserved are spent; it does not start"
+                    f"{reservation.steps} reserved are spent; it does not start (privacy.spare_rounds reserves more)"
                 )
-            self._db.execute("INSERT INTO rounds VALUES (?, ?, ?, ?, 0)", (run_id, round, len(attempts), steps))
+            self._db.execute(
+                "INSERT INTO rounds (run_id, round, attempt, steps, committed, model) VALUES (?, ?, ?, ?, 0, ?)",
+                (run_id, round, len(attempts), steps, model),
+            )
             return len(attempts)
 
     def commit_round(self, run_id: str, round: int) -> None:
@@ -144,72 +139,119 @@ class PrivacyLedger:
         with self._lock, self._errors():
             return [(self._run(run_id)[0].step, self._charged(run_id))]
 
-    def spent(self, data: str, *, without: str | None = None) -> list[Event]:
-        """Every run on ``data``: in full while its reservation is open, else what it began."""
+    def entries(self) -> list[Entry]:
+        """Every run of this ledger: in full while its reservation is open, else what it began."""
         with self._lock, self._errors():
-            runs = self._db.execute("SELECT run_id FROM runs WHERE data = ? ORDER BY run_id", (data,)).fetchall()
-            events = []
-            for (run_id,) in runs:
-                if run_id != without:
-                    reservation, is_open = self._run(run_id)
-                    events.append((reservation.step, reservation.steps if is_open else self._charged(run_id)))
-            return events
+            runs = [self._run(run_id) for (run_id,) in self._db.execute("SELECT run_id FROM runs ORDER BY run_id")]
+            return [
+                Entry(
+                    run.run_id, run.unit, run.records, (run.step, run.steps if is_open else self._charged(run.run_id))
+                )
+                for run, is_open in runs
+            ]
 
-    def epsilon(self, data: str, delta: float) -> float:
-        """Composed epsilon of everything spent or reserved on ``data``, by PLD: an upper bound, fast on many runs."""
-        return epsilon_pld(self.spent(data), delta)
+    def spent(self, reservation: Reservation) -> list[list[Entry]]:
+        """What all other runs in the folder's ledgers spent on each kind of the records of this one."""
+        entries = self.entries()
+        for path in sorted(self.path.parent.glob("*.sqlite")):
+            if path.name != self.path.name:
+                with closing(PrivacyLedger(path, create=False)) as other:
+                    entries += other.entries()
+        others = [entry for entry in entries if entry.run_id != reservation.run_id]
+        return worst(histories(reservation.records, reservation.unit, others))
 
     def close(self) -> None:
         """Close the file; entries stay. Another thread's use of it ends first, or meets a closed ledger."""
         with self._lock:
             self._db.close()
 
+    def _enter(self, reservation: Reservation) -> None:
+        with self._transaction(durable=True):
+            self._check_known(reservation)
+            step = json.dumps(asdict(reservation.step), sort_keys=True)
+            records = reservation.records
+            self._db.execute(
+                "INSERT INTO runs (run_id, step, steps, noise_source, unit, records_key, records, open)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, 1) ON CONFLICT (run_id) DO UPDATE SET open = 1",
+                (
+                    reservation.run_id,
+                    step,
+                    reservation.steps,
+                    reservation.noise_source,
+                    reservation.unit,
+                    records.key if records else None,
+                    records.digests if records else None,
+                ),
+            )
+
     def _check_known(self, reservation: Reservation) -> None:
         known = self._db.execute("SELECT 1 FROM runs WHERE run_id = ?", (reservation.run_id,)).fetchone()
-        if known and (before := self._run(reservation.run_id)[0]) != reservation:
-            raise LedgerError(f"{self.path}: run {reservation.run_id} was reserved as {before}, not {reservation}")
+        if not known:
+            return
+        before = self._run(reservation.run_id)[0]
+        for name in (each.name for each in fields(Reservation)):
+            if (old := getattr(before, name)) != (new := getattr(reservation, name)):
+                raise LedgerError(
+                    f"{self.path}: run {reservation.run_id} was reserved as {name}={old}, now {name}={new}; accepted "
+                    "is the same run on the same records"
+                )
 
     def _check_budget(self, reservation: Reservation, delta: float, budget: float) -> None:
-        others = self.spent(reservation.data, without=reservation.run_id)
-        epsilon = epsilon_pld([*others, (reservation.step, reservation.steps)], delta)
-        if epsilon > budget:
-            before = epsilon_pld(others, delta)
-            raise LedgerError(
-                f"{self.path}: budget={budget:g} at delta={delta:g} would be exceeded: {before:.4g} is spent or "
-                f"reserved by {len(others)} run(s) on this data, and with this run it would be {epsilon:.4g}"
-            )
+        own = (reservation.step, reservation.steps)
+        for others in self.spent(reservation):
+            events = [entry.event for entry in others]
+            epsilon = epsilon_pld([*events, own], delta)
+            if epsilon > budget:
+                raise LedgerError(
+                    f"{self.path}: budget={budget:g} at delta={delta:g} would be exceeded: "
+                    f"{epsilon_pld(events, delta):.4g} is spent or reserved by {len(others)} run(s) on a "
+                    f"{reservation.unit} of this run, and with this run it would be {epsilon:.4g}"
+                )
+
+    @contextmanager
+    def _folder_lock(self) -> Iterator[None]:
+        """One reservation at a time in this folder, by a lock that ends with the process that holds it."""
+        with self._errors():
+            lock = sqlite3.connect(self.path.with_name(LOCK_FILE), timeout=self._timeout, isolation_level=None)
+        with closing(lock):
+            with self._errors():
+                lock.execute("BEGIN EXCLUSIVE")
+            yield
 
     def _run(self, run_id: str) -> tuple[Reservation, bool]:
         with self._lock, self._errors():
-            row = self._db.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+            row = self._db.execute(
+                "SELECT run_id, step, steps, noise_source, unit, records_key, records, open FROM runs WHERE run_id = ?",
+                (run_id,),
+            ).fetchone()
         if row is None:
             raise LedgerError(f"{self.path}: run {run_id} has no reservation in this ledger")
         try:
-            step = SampledGaussian(**json.loads(row[2]))
+            step = SampledGaussian(**json.loads(row[1]))
         except (ValueError, TypeError) as error:
-            raise LedgerError(f"ledger {self.path}: run {run_id} is unreadable ({error}); restore a copy") from error
-        return Reservation(row[0], row[1], step, row[3], row[4]), bool(row[5])
+            raise LedgerError(f"ledger {self.path}: run {run_id} is unreadable ({error}); {NO_COPY}") from error
+        records = None if row[6] is None else RecordSet(row[5], row[6])
+        return Reservation(row[0], step, row[2], row[3], row[4], records), bool(row[7])
 
     def _charged(self, run_id: str) -> int:
         return int(self._db.execute("SELECT total(steps) FROM rounds WHERE run_id = ?", (run_id,)).fetchone()[0])
 
-    def _check_header(self) -> None:
-        try:
-            with self.path.open("rb") as file:
-                header = file.read(16)
-        except OSError as error:
-            raise LedgerError(f"ledger {self.path} cannot be read: {error.strerror}") from error
-        if header != b"SQLite format 3\x00":
-            raise LedgerError(f"ledger {self.path} is not a privacy ledger; restore it from a copy")
-
     def _open(self) -> None:
         found = tuple(self._db.execute(f"PRAGMA {key}").fetchone()[0] for key in ("application_id", "user_version"))
-        if found != (APPLICATION_ID, VERSION):
+        if found not in ((APPLICATION_ID, 1), (APPLICATION_ID, VERSION)):
             raise LedgerError(f"ledger {self.path} is not a MedX ledger of version {VERSION}: {found}")
         if (state := self._db.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
-            raise LedgerError(f"ledger {self.path} is corrupt ({state.splitlines()[0]}); restore it from a copy")
+            raise LedgerError(f"ledger {self.path} is corrupt ({state.splitlines()[0]}); {NO_COPY}")
+        if found[1] == 1:
+            self._migrate()
         self._db.execute("PRAGMA journal_mode = WAL").fetchone()
         self._db.execute("PRAGMA foreign_keys = ON")
+
+    def _migrate(self) -> None:
+        with self._transaction(durable=True):
+            if self._db.execute("PRAGMA user_version").fetchone()[0] == 1:  # another process may have been faster
+                for statement in FROM_VERSION_1:
+                    self._db.execute(statement)
 
     @contextmanager
     def _transaction(self, *, durable: bool) -> Iterator[None]:
@@ -233,29 +275,4 @@ class PrivacyLedger:
         except sqlite3.ProgrammingError as error:
             raise LedgerError(f"ledger {self.path} cannot be used: {error}") from error
         except sqlite3.Error as error:
-            raise LedgerError(f"ledger {self.path} is corrupt ({error}); restore it from a copy") from error
-
-
-def _refuse_or_create(path: Path, create: bool) -> None:
-    if not create:
-        raise LedgerError(f"ledger {path} is missing, and this run had one; restore it before resuming")
-    if (wal := path.with_name(path.name + "-wal")).exists():
-        raise LedgerError(f"ledger {path} is missing, but its journal {wal.name} is there; restore the ledger")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Built aside and linked into place: a half-made ledger is never seen, and one that appears meanwhile is kept.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        database = sqlite3.connect(temporary, isolation_level=None)
-        database.executescript(SCHEMA)
-        database.close()
-        with suppress(FileExistsError):
-            os.link(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, sqlite3.Error) as error:
-        raise LedgerError(f"ledger {path} cannot be created: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+            raise LedgerError(f"ledger {self.path} is corrupt ({error}); {NO_COPY}") from error

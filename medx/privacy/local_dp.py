@@ -19,11 +19,10 @@ class LocalDP(GaussianMechanism):
         """One calibration for every distinct sampling probability; raises PrivacyError if delta >= 1/N."""
         check_exposure(exposure)
         check_delta_of_clients(self.delta, exposure.num_records)
-        total = exposure.steps_per_round * exposure.num_rounds
         steps = [
             SampledGaussian(
                 sampling_probability=q,
-                noise_multiplier=self.noise_multiplier(q, total),
+                noise_multiplier=self.noise_multiplier(q, exposure, exposure.steps_per_round),
                 clip_norm=self.clip_norm,
             )
             if records
@@ -38,5 +37,5 @@ class LocalDP(GaussianMechanism):
             target_epsilon=self.epsilon,
             noise_source=self.noise_source,
             num_runs=self.num_runs,
-            clients=client_plans(exposure, steps),
+            clients=client_plans(exposure, steps, self.spare(exposure.num_rounds)),
         )

@@ -35,7 +35,9 @@ def check_delta_of_clients(delta: float, num_records: Sequence[int]) -> None:
             )
 
 
-def client_plans(exposure: Exposure, steps: Sequence[SampledGaussian | None]) -> tuple[ClientPlan, ...]:
+def client_plans(
+    exposure: Exposure, steps: Sequence[SampledGaussian | None], spare_rounds: int = 0
+) -> tuple[ClientPlan, ...]:
     """One plan a client; ``steps`` has one release a client, anything for an empty one.
 
     An empty client has nothing to protect; it behaves as the average of the others, so that it adds noise of
@@ -59,6 +61,7 @@ def client_plans(exposure: Exposure, steps: Sequence[SampledGaussian | None]) ->
                 num_rounds=exposure.num_rounds,
                 step=steps[like],
                 federation_batch_size=sum(batches),
+                spare_rounds=spare_rounds,
             )
         )
     return tuple(plans)

@@ -183,5 +183,5 @@ def check_gradients(
         if not error <= 1e-3 * len(inputs):
             raise PrivacyError(
                 f"{name}: no right gradient per record: the clipped sum is {error:.2g} clip norms off; "
-                "choose trainer.gradients=naive or another layer"
+                "accepted: trainer.gradient_mode=naive, or another layer"
             )

@@ -32,9 +32,10 @@ def client_epsilon(plan: PrivacyPlan, client: ClientPlan, steps: int) -> float:
         return 0.0
     per_round = plan.events_per_round(client)
     rounds, rest = divmod(steps, per_round)
-    if rest or rounds > client.num_rounds:
+    covered = client.num_rounds + client.spare_rounds
+    if rest or rounds > covered:
         return epsilon_spent([(event, steps)], plan.delta).value
-    return _curve(event, per_round, client.num_rounds, plan.delta)[rounds - 1]
+    return _curve(event, per_round, covered, plan.delta)[rounds - 1]
 
 
 def privacy_result(

@@ -1,5 +1,6 @@
 """The privacy statement: what a run promises, to whom, and what it does not, in plain language."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,6 +114,7 @@ def _guarantee(
         f"Guarantee{' as planned' if executed is None else ' as executed'}: {_epsilons(events, plan.delta)}, "
         f"delta {plan.delta:g}; target epsilon {plan.target_epsilon:g}{_shared_target(plan.num_runs)}.",
         COMPOSITION[plan.client_release is not None],
+        *_spare(plan),
         *(f"Towards {who}: epsilon {value:.3f}." for who, value in (observers or {}).items()),
         f"Noise: {NOISE[plan.noise_source]}.",
         sees,
@@ -133,6 +135,19 @@ def _epsilons(events: Sequence[Sequence[Event]], delta: float) -> str:
     rdp = max(epsilon_rdp(history, delta) for history in histories)
     text = f"epsilon {spent.value:.3f} ({spent.accountant.upper()}, upper bound; PLD {pld:.3f}, RDP {rdp:.3f})"
     return text if spent.reason is None else f"{text} [{spent.reason}]"
+
+
+def _spare(plan: PrivacyPlan) -> list[str]:
+    """What is kept for rounds that are begun again, and how much more noise it costs."""
+    first = plan.clients[0]
+    if not first.spare_rounds:
+        return []
+    covered = first.num_rounds + first.spare_rounds
+    more = math.sqrt(covered / first.num_rounds) - 1  # noise grows with the root of the releases
+    return [
+        f"Reserve: the noise covers {covered} rounds, {first.spare_rounds} more than planned, for rounds that are "
+        f"begun again (about {100 * more:.1f} % more noise); what is not begun is not spent."
+    ]
 
 
 def _steps(plan: PrivacyPlan, executed: Sequence[Sequence[Event]] | None) -> str:

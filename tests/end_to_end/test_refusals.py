@@ -3,12 +3,16 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import medx.model.cnn
+from medx.trainer.gradients import MODES
+from medx.trainer.gradients.naive import Naive
 from tests.program import MODEL, TINY, WORK, call, call_plainly
 
 CONFIGURATIONS = [
@@ -186,3 +190,16 @@ def test_argument_that_is_no_override() -> None:
     ran = call_plainly(Path("."), "privacy.epsilon")
     assert ran.code == 2
     assert len(ran.err.splitlines()) == 1
+
+
+def test_a_wrong_gradient_is_refused_before_anything_is_charged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Doubled(Naive):
+        def clipped_sum(self, *given: Any) -> list[torch.Tensor]:
+            return [2 * total for total in super().clipped_sum(*given)]
+
+    monkeypatch.setitem(MODES, "naive", Doubled)
+    ran = call(tmp_path / "run", "trainer.gradient_mode=naive", f"privacy.ledger={tmp_path / 'ledger'}")
+    assert "no right gradient per record" in ran.refusal
+    assert not (tmp_path / "ledger").exists()

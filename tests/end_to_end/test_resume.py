@@ -158,7 +158,7 @@ def test_ledger_that_is_missing_or_corrupt_is_refused(copied: Path, damage: str)
 
 def test_noise_of_the_system_is_charged_again_and_stops_before_it_overspends(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    first = call(folder, "privacy.noise_source=system")
+    first = call(folder, "privacy.noise_source=system", "privacy.spare_rounds=0")
     assert first.code == 0, first.err
     shutil.rmtree(folder / "checkpoints" / "round_00002")
     again = call(folder, f"resume={folder}", base=())
@@ -168,6 +168,26 @@ def test_noise_of_the_system_is_charged_again_and_stops_before_it_overspends(tmp
     assert ledger_steps(folder / "ledger") == [4, 4, 4]
     assert again.result.privacy.epsilon is not None
     assert again.result.privacy.epsilon <= 10
+
+
+def test_a_reserve_lets_a_run_finish_and_rounds_show_what_ledgers_hold(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = call(folder, "privacy.noise_source=system", "federation.num_rounds=3")
+    assert first.code == 0, first.err
+    assert first.result.privacy.epsilon is not None
+    assert first.result.privacy.epsilon < 9.2  # of 10: three rounds of the four that the noise covers
+    assert "covers 4 rounds, 1 more than planned" in first.result.privacy.statement
+    shutil.rmtree(folder / "checkpoints" / "round_00003")
+    again = call(folder, f"resume={folder}", base=())
+    assert again.code == 0, again.err
+    assert ledger_steps(folder / "ledger") == [8, 8, 8]
+    assert again.result.rounds[-1].epsilon == pytest.approx(again.result.privacy.epsilon)
+    assert 9.85 < again.result.privacy.epsilon <= 10  # type: ignore[operator]
+    shutil.rmtree(folder / "checkpoints" / "round_00003")
+    stopped = call(folder, f"resume={folder}", base=())
+    assert stopped.result.status == "budget_exhausted"
+    assert "privacy.spare_rounds" in str(stopped.result.error)
+    assert stopped.result.privacy.epsilon == again.result.privacy.epsilon
 
 
 def test_ctrl_c_marks_the_run_as_killed(tmp_path: Path, reference: Ran) -> None:

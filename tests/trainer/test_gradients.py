@@ -16,7 +16,6 @@ from medx.trainer.gradients.record_loss import (
     RecordLoss,
     UnsupportedModuleError,
     float32_slack,
-    refuse_coupling,
     refuse_non_finite,
     squared_norms,
     sum_of_rows,
@@ -227,14 +226,6 @@ def test_losses_that_couple_records_are_refused():
     inputs, labels = build_batch("cnn", 4)
     weights = torch.tensor([1.0, 9.0])
     reduced = nn.CrossEntropyLoss(weight=weights, reduction="mean")
-
-    def normalised(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return functional_cross_entropy(outputs, labels) * weights[labels] / weights[labels].sum()
-
-    for coupled in (reduced, normalised):
-        with pytest.raises(PrivacyError, match="couples"):
-            refuse_coupling(coupled, num_outputs=2, num_classes=2)
-    refuse_coupling(functional_cross_entropy, num_outputs=2, num_classes=2)
     with pytest.raises(PrivacyError, match="reduced loss couples"):
         Auto(RecordLoss(Residual(), reduced)).clipped_sum(inputs, labels, 0.1)
 

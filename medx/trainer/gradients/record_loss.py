@@ -141,19 +141,3 @@ def refuse_non_finite(sums: Sequence[torch.Tensor]) -> None:
     totals = torch.stack([total.detach().sum() for total in sums])
     if not math.isfinite(totals.sum().item()):
         raise NonFiniteGradientError("a per-record gradient is not finite: the client abstains from this round")
-
-
-def refuse_coupling(loss: Loss, num_outputs: int, num_classes: int) -> None:
-    """Raise PrivacyError where a record's loss depends on the other records of its batch.
-
-    Compares losses of random outputs in one batch with each record's loss alone; touches no data.
-    """
-    generator = torch.Generator().manual_seed(0)
-    outputs = torch.randn(2 * num_classes + 1, num_outputs, generator=generator)
-    labels = torch.arange(len(outputs)) % num_classes
-    together = loss(outputs, labels)
-    if together.shape == labels.shape:
-        alone = torch.cat([loss(outputs[i : i + 1], labels[i : i + 1]) for i in range(len(labels))])
-        if torch.allclose(together, alone, rtol=1e-4, atol=1e-6):
-            return
-    raise PrivacyError("the loss couples the records of a batch: use a sum over records with public weights")
