@@ -62,7 +62,7 @@ def _public_keys(options: argparse.Namespace) -> list[bytes]:
     for path in options.public_key:
         if not path.is_file():
             raise ConfigError(f"--public-key {path}: no such file; accepted: a .pub of `medx.aggregation identity`")
-    return [public_key_of(path.read_text()) for path in options.public_key]
+    return [public_key_of(path.read_text(errors="replace")) for path in options.public_key]
 
 
 def _parameters(options: argparse.Namespace) -> Parameters:

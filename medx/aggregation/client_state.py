@@ -1,6 +1,6 @@
 """What a client remembers between two messages of an attempt."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import ClassVar
 
@@ -24,7 +24,7 @@ class ClientState(Message):
     """All that a client remembers between messages, secrets included; ``to_bytes`` for a node that restarts.
 
     Never restore a state older than the last message sent: it would allow a second unmask. Wiping drops the only
-    references to the secrets; Python cannot overwrite the memory itself.
+    references to the secrets; Python cannot overwrite the memory itself. Its ``repr`` shows none of them.
     """
 
     KIND: ClassVar[bytes] = b"CLST"
@@ -33,12 +33,12 @@ class ClientState(Message):
     attempt: int
     model_hash: bytes
     keys_message: bytes
-    cipher_private: bytes
-    mask_private: bytes
-    seed: bytes
-    mask_keys: ByClient
-    receive_keys: ByClient
-    shares: ByClient
+    cipher_private: bytes = field(repr=False)
+    mask_private: bytes = field(repr=False)
+    seed: bytes = field(repr=False)
+    mask_keys: ByClient = field(repr=False)
+    receive_keys: ByClient = field(repr=False)
+    shares: ByClient = field(repr=False)
     survivors: Ids
     dropped: Ids
 

@@ -3,7 +3,7 @@
 import dataclasses
 import struct
 from functools import cache
-from typing import Any, ClassVar, Self, cast, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, cast, get_type_hints
 
 import numpy as np
 
@@ -11,6 +11,13 @@ from medx.aggregation.errors import ProtocolError, Reason
 
 Ids = tuple[int, ...]
 ByClient = dict[int, bytes]
+Hash = Annotated[bytes, 32]  # bytes of exactly this length, and so with each below
+PublicKey = Annotated[bytes, 32]
+Signature = Annotated[bytes, 64]
+Signatures = Annotated[ByClient, 64]
+Shared = Annotated[ByClient, 33]
+Sealed = Annotated[ByClient, 94]  # a nonce, two shares, AES-GCM's tag
+Natural = Annotated[int, 0]  # not negative
 
 _INTEGER = struct.Struct("<q")
 _SIZE = struct.Struct("<I")
@@ -51,6 +58,20 @@ def _unpack(kind: Any, data: memoryview, at: int) -> tuple[Any, int]:
     return struct.unpack(f"<{count}I", content), end
 
 
+def _checked(name: str, value: Any, limit: int | None) -> Any:
+    """The value, if it is as long as its field says; a number, if it is at least that."""
+    if limit is None:
+        return value
+    if isinstance(value, int):
+        if value < limit:
+            raise ValueError(f"{name} = {value}")
+        return value
+    for part in value.values() if isinstance(value, dict) else (value,):
+        if len(part) != limit:
+            raise ValueError(f"{len(part)} bytes of {name}, not {limit}")
+    return value
+
+
 def _unpack_by_client(count: int, data: memoryview, at: int) -> tuple[ByClient, int]:
     items: ByClient = {}
     last = -1
@@ -64,35 +85,56 @@ def _unpack_by_client(count: int, data: memoryview, at: int) -> tuple[ByClient, 
 
 
 @cache
-def _fields(cls: Any) -> tuple[tuple[str, Any], ...]:
-    hints = get_type_hints(cls)
-    return tuple((field.name, hints[field.name]) for field in dataclasses.fields(cls))
+def _fields(cls: Any) -> tuple[tuple[str, Any, int | None], ...]:
+    """Name, type, and the exact length (of a number the least value) of each field."""
+    hints, full = get_type_hints(cls), get_type_hints(cls, include_extras=True)
+    limits = {name: getattr(hint, "__metadata__", (None,))[0] for name, hint in full.items()}
+    return tuple((field.name, hints[field.name], limits[field.name]) for field in dataclasses.fields(cls))
 
 
 class Message:
-    """Base of the messages. Fields are int, bytes, Ids, ByClient or a uint32 array; ``KIND`` tells types apart."""
+    """Base of the messages. Fields are int, bytes, Ids, ByClient or a uint32 array; ``KIND`` tells types apart.
+
+    A type with a length, such as ``Hash``, is refused at any other.
+    """
 
     KIND: ClassVar[bytes]
 
     def to_bytes(self) -> bytes:
         """Four bytes of kind, then the fields in order; equal messages give equal bytes."""
         parts: list[bytes | memoryview] = [self.KIND]
-        for name, _ in _fields(cast(Any, type(self))):
+        for name, *_ in _fields(cast(Any, type(self))):
             parts += _pack(getattr(self, name))
         return b"".join(parts)
 
     @classmethod
-    def from_bytes(cls, data: bytes | memoryview, sender: int | str) -> Self:
-        """Read it back; anything but the exact form is a ProtocolError (malformed) that names ``sender``."""
+    def from_bytes(cls, data: bytes | memoryview, sender: int | str, most: int | None = None) -> Self:
+        """Read it back; anything but the exact form is a ProtocolError (malformed) that names ``sender``.
+
+        More than ``most`` bytes, see ``largest``, are not looked at.
+        """
+        if most is not None and len(data) > most:
+            raise ProtocolError(Reason.LENGTH, sender, f"{len(data)} bytes, at most {most} are a {cls.__name__}")
         view, at = memoryview(data), 4
         values: dict[str, Any] = {}
         try:
             if view[:4] != cls.KIND:
                 raise ValueError("another kind of message")
-            for name, kind in _fields(cast(Any, cls)):
-                values[name], at = _unpack(kind, view, at)
+            for name, kind, limit in _fields(cast(Any, cls)):
+                value, at = _unpack(kind, view, at)
+                values[name] = _checked(name, value, limit)
             if at != len(view):
                 raise ValueError("bytes left over")
         except (ValueError, struct.error) as error:
             raise ProtocolError(Reason.MALFORMED, sender, f"{cls.__name__}: {error}") from None
         return cls(**values)
+
+    @classmethod
+    def largest(cls, num_clients: int, dimension: int, content: int = 0) -> int:
+        """Bytes of the largest message of this kind among so many clients; ``content`` where a field has no length."""
+        total = 4
+        for _, kind, limit in _fields(cast(Any, cls)):
+            one = content if limit is None else limit
+            sizes = {int: 8, bytes: 4 + one, np.ndarray: 4 + 4 * dimension, Ids: 4 + 4 * num_clients}
+            total += 4 + num_clients * (8 + one) if kind == ByClient else sizes[kind]
+        return total

@@ -6,13 +6,24 @@ that a lying server can only leave messages out.
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 
-from medx.aggregation.codec import ByClient, Ids, Message
+from medx.aggregation.codec import (
+    ByClient,
+    Hash,
+    Ids,
+    Message,
+    Natural,
+    PublicKey,
+    Sealed,
+    Shared,
+    Signature,
+    Signatures,
+)
 
 
 @dataclass(frozen=True)
@@ -39,10 +50,10 @@ class Begin(Message):
     """Server to clients: a new attempt."""
 
     KIND: ClassVar[bytes] = b"BEGN"
-    round: int
-    attempt: int
-    roster_hash: bytes
-    model_hash: bytes
+    round: Natural
+    attempt: Natural
+    roster_hash: Hash
+    model_hash: Hash
 
 
 @dataclass(frozen=True)
@@ -50,15 +61,15 @@ class Keys(Message):
     """Stage 1, client to server: fresh X25519 keys and SHA-256 of the self-mask seed, signed."""
 
     KIND: ClassVar[bytes] = b"KEYS"
-    sender: int
-    round: int
-    attempt: int
-    roster_hash: bytes
-    model_hash: bytes
-    cipher_key: bytes
-    mask_key: bytes
-    seed_commitment: bytes
-    signature: bytes
+    sender: Natural
+    round: Natural
+    attempt: Natural
+    roster_hash: Hash
+    model_hash: Hash
+    cipher_key: PublicKey
+    mask_key: PublicKey
+    seed_commitment: Hash
+    signature: Signature
 
     def signed_part(self, run_id: str) -> bytes:
         """The bytes under the signature."""
@@ -83,9 +94,9 @@ class Shares(Message):
     """Stage 2, client to server: one AES-256-GCM ciphertext (nonce first) for each peer."""
 
     KIND: ClassVar[bytes] = b"SHAR"
-    sender: int
-    context: bytes
-    ciphertexts: ByClient
+    sender: Natural
+    context: Hash
+    ciphertexts: Sealed
 
 
 @dataclass(frozen=True)
@@ -93,8 +104,8 @@ class Inbox(Message):
     """Server to one client: the ciphertexts for it, by sender."""
 
     KIND: ClassVar[bytes] = b"INBX"
-    context: bytes
-    ciphertexts: ByClient
+    context: Hash
+    ciphertexts: Sealed
 
 
 @dataclass(frozen=True)
@@ -102,8 +113,8 @@ class Masked(Message):
     """Stage 3, client to server: ``uint32 [d]`` masked words, four bytes each."""
 
     KIND: ClassVar[bytes] = b"MASK"
-    sender: int
-    context: bytes
+    sender: Natural
+    context: Hash
     words: np.ndarray
 
 
@@ -112,7 +123,7 @@ class Survivors(Message):
     """Server to the survivors: who sent a masked vector and who dropped out after sharing."""
 
     KIND: ClassVar[bytes] = b"SURV"
-    context: bytes
+    context: Hash
     survivors: Ids
     dropped: Ids
 
@@ -126,9 +137,9 @@ class Confirm(Message):
     """Stage 4, client to server: a signature over the survivor set."""
 
     KIND: ClassVar[bytes] = b"CONF"
-    sender: int
-    context: bytes
-    signature: bytes
+    sender: Natural
+    context: Hash
+    signature: Signature
 
 
 @dataclass(frozen=True)
@@ -136,10 +147,10 @@ class UnmaskRequest(Message):
     """Server to the survivors: the same set again, with the signatures on it."""
 
     KIND: ClassVar[bytes] = b"UREQ"
-    context: bytes
+    context: Hash
     survivors: Ids
     dropped: Ids
-    signatures: ByClient
+    signatures: Signatures
 
 
 @dataclass(frozen=True)
@@ -147,10 +158,10 @@ class Unmask(Message):
     """Stage 5, client to server: one share for every peer, of its seed or of its mask key, never of both."""
 
     KIND: ClassVar[bytes] = b"UNMK"
-    sender: int
-    context: bytes
-    seed_shares: ByClient
-    key_shares: ByClient
+    sender: Natural
+    context: Hash
+    seed_shares: Shared = field(repr=False)
+    key_shares: Shared = field(repr=False)
 
 
 def model_hash(arrays: Iterable[tuple[str, np.ndarray]]) -> bytes:

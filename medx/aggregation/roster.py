@@ -3,19 +3,22 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from medx.aggregation.encoding import check_ring_bound
+from medx.aggregation.curve import is_identity
+from medx.aggregation.encoding import HALF_RING, check_ring_bound
 from medx.schema import ConfigError
 
 TrustDomain = Literal["one", "separate"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MAX_CLIENTS = 1 << 16
+SHOWN = 200  # characters of a value in an error
 
 
 def default_threshold(num_clients: int) -> int:
@@ -38,15 +41,19 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    run_id: Annotated[str, Field(min_length=1)]
+    run_id: Annotated[str, Field(min_length=1, max_length=1024)]
     dimension: Annotated[int, Field(ge=1, lt=2**31)]
     scale: Positive
     bound: Positive
-    num_rounds: Annotated[int, Field(ge=1)]
-    noise_stddev: Annotated[int, Field(ge=0)]
+    num_rounds: Annotated[int, Field(ge=1, lt=2**31)]
+    noise_stddev: Annotated[int, Field(ge=0, lt=HALF_RING)]
     noise_multiplier: Positive | None
     clip_norm: Positive | None
     sampling_probability: Annotated[float, Field(gt=0, le=1)] | None
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields changed, checked like any other: pydantic's own would check nothing."""
+        return type(self)(**(self.model_dump() | dict(update or {})))
 
 
 class Roster(Parameters):
@@ -65,8 +72,16 @@ class Roster(Parameters):
         n, smallest = self.num_clients, self.num_clients // 2 + 1  # below a majority, two sets could both be confirmed
         if n < 3:
             raise ValueError(f"public_keys: {n} clients; accepted: at least 3")
+        if n > MAX_CLIENTS:
+            raise ValueError(f"public_keys: {n} clients; accepted: at most {MAX_CLIENTS}")
         if len(set(self.public_keys)) != n:
             raise ValueError("public_keys: two clients with one key; accepted: distinct keys")
+        weak = [number for number, key in enumerate(self.identities) if not is_identity(key)]
+        if weak:
+            raise ValueError(
+                f"public_keys.{weak[0]} = {self.public_keys[weak[0]]}: no Ed25519 public key, or one of small order; "
+                "accepted: a key of `medx.aggregation identity`"
+            )
         if not smallest <= self.threshold <= n:
             raise ValueError(f"threshold = {self.threshold}; accepted: {smallest} to {n} for {n} clients")
         least = max(self.threshold, 3)
@@ -117,11 +132,13 @@ class Roster(Parameters):
     def load(cls, path: Path) -> "Roster":
         """Read and check a roster; raises ConfigError that names the file and the field."""
         try:
-            roster = cls.model_validate_json(path.read_text())
+            roster = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(
                 f"roster {path}: {error.strerror}; accepted: a file of `medx.aggregation roster`"
             ) from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"roster {path}: no text; accepted: a file of `medx.aggregation roster`") from None
         except ValidationError as error:
             raise ConfigError(f"roster {path}: {_first(error)}") from None
         roster.check()
@@ -161,15 +178,19 @@ def simulated_roster(
 
 
 def public_key_of(text: str) -> bytes:
-    """32 bytes from hex; raises ConfigError unless they are an Ed25519 public key."""
+    """32 bytes from hex; raises ConfigError unless they are an Ed25519 public key, and not one of small order."""
     try:
-        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text.strip())).public_bytes_raw()
+        key = bytes.fromhex(text.strip())
     except ValueError:
-        raise ConfigError(f"public key {text.strip()[:70]!r}; accepted: 64 hex digits") from None
+        key = b""
+    if not is_identity(key):
+        raise ConfigError(f"public key {text.strip()[:70]!r}; accepted: 64 hex digits of an Ed25519 key")
+    return key
 
 
 def _first(error: ValidationError) -> str:
     fault = error.errors()[0]
     place = ".".join(str(part) for part in fault["loc"])
     text = fault["msg"].removeprefix("Value error, ")
-    return f"{place}: {text}, got {fault['input']!r}" if place else text
+    value = repr(fault["input"])
+    return f"{place}: {text}, got {value[:SHOWN]}" if place else text

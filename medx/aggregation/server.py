@@ -1,7 +1,7 @@
 """The server's side of secure aggregation: one object for one attempt, which ends with a sum or without one."""
 
 import hashlib
-from collections.abc import Container
+from collections.abc import Callable, Container
 from enum import IntEnum
 from typing import TypeVar
 
@@ -29,6 +29,7 @@ from medx.aggregation.roster import Roster
 from medx.aggregation.verification import checked_keys, verified
 
 AnyMessage = TypeVar("AnyMessage", Shares, Masked, Confirm, Unmask)
+UNKNOWN = "a client that is not known"
 
 
 class Collecting(IntEnum):
@@ -61,6 +62,8 @@ class SecureServer:
         self._masked: set[int] = set()
         self._signatures: ByClient = {}
         self._unmasked: dict[int, Unmask] = {}
+        self._public: set[bytes] = set()
+        self.false_shares: dict[int, list[int]] = {}  # who handed out a wrong share of whose secrets
 
     def begin(self) -> bytes:
         """The message that starts the attempt, for every client."""
@@ -71,8 +74,12 @@ class SecureServer:
         """Stage 1. ``client`` is who delivered the message, as the transport knows it."""
         self._check_stage(Collecting.KEYS, client)
         self._check_new(client, self._keys)
-        self._keys[client] = checked_keys(data, client, self.context, self.roster)
-        self._keys_messages[client] = data
+        keys = checked_keys(data, client, self.context, self.roster)
+        public = {keys.cipher_key, keys.mask_key}
+        if len(public) < 2 or public & self._public:  # every client would refuse the whole list
+            raise ProtocolError(Reason.REUSED_KEY, client, "one public key twice")
+        self._public |= public
+        self._keys[client], self._keys_messages[client] = keys, data
 
     def close_keys(self) -> bytes:
         """End stage 1: the key list, the same for every client in ``participants``."""
@@ -133,22 +140,19 @@ class SecureServer:
         self._check_new(client, self._unmasked)
         if tuple(message.seed_shares) != self.survivors or tuple(message.key_shares) != self.dropped:
             raise ProtocolError(Reason.LENGTH, client, "its shares are not one for every other client")
-        for share in (*message.seed_shares.values(), *message.key_shares.values()):
-            if len(share) != shamir.SHARE_BYTES:
-                raise ProtocolError(Reason.LENGTH, client, f"a share of {len(share)} bytes")
         self._unmasked[client] = message
 
     def finish(self) -> np.ndarray:
         """End stage 5: the exact sum of the survivors' words, ``uint32 [dimension]``.
 
-        Every opened secret is checked against what its owner published; a wrong one raises ProtocolError (share).
+        Every opened secret is checked against what its owner published. Wrong shares are left out while enough right
+        ones are there, and ``false_shares`` says whose they were; else ProtocolError (share).
         """
         self._close(Collecting.UNMASK, len(self._unmasked), self.roster.threshold)
-        helpers = sorted(self._unmasked)[: self.roster.threshold]
-        subtracted = [self._seed(owner, helpers) for owner in self.survivors]
+        subtracted = [self._seed(owner) for owner in self.survivors]
         added: list[bytes] = []
         for gone in self.dropped:
-            private = self._mask_private(gone, helpers)
+            private = self._mask_private(gone)
             for client in self.survivors:
                 key = pair_key(private, self._keys[client].mask_key, self._digest, gone, client)
                 (subtracted if is_positive(client, gone) else added).append(key)
@@ -184,28 +188,32 @@ class SecureServer:
     def _survivors(self) -> Survivors:
         return Survivors(self._digest, self.survivors, self.dropped)
 
-    def _seed(self, owner: int, helpers: list[int]) -> bytes:
-        seed = self._combine(owner, {n + 1: self._unmasked[n].seed_shares[owner] for n in helpers})
-        if hashlib.sha256(seed).digest() != self._keys[owner].seed_commitment:
-            raise ProtocolError(Reason.SHARE, owner, "the shares of its seed do not give the seed it committed to")
-        return seed
+    def _seed(self, owner: int) -> bytes:
+        shares = {helper + 1: message.seed_shares[owner] for helper, message in self._unmasked.items()}
+        commitment = self._keys[owner].seed_commitment
+        return self._recovered(owner, "seed", shares, lambda seed: hashlib.sha256(seed).digest() == commitment)
 
-    def _mask_private(self, owner: int, helpers: list[int]) -> X25519PrivateKey:
-        secret = self._combine(owner, {n + 1: self._unmasked[n].key_shares[owner] for n in helpers})
-        private = X25519PrivateKey.from_private_bytes(secret)
-        if private.public_key().public_bytes_raw() != self._keys[owner].mask_key:
-            raise ProtocolError(Reason.SHARE, owner, "the shares of its mask key do not give the key it published")
-        return private
+    def _mask_private(self, owner: int) -> X25519PrivateKey:
+        shares = {helper + 1: message.key_shares[owner] for helper, message in self._unmasked.items()}
+        published = self._keys[owner].mask_key
+        secret = self._recovered(owner, "mask key", shares, lambda secret: _public_of(secret) == published)
+        return X25519PrivateKey.from_private_bytes(secret)
 
-    def _combine(self, owner: int, shares: dict[int, bytes]) -> bytes:
-        try:
-            return shamir.combine(shares)
-        except ValueError as error:
-            raise ProtocolError(Reason.SHARE, owner, str(error)) from None
+    def _recovered(self, owner: int, what: str, shares: dict[int, bytes], fits: Callable[[bytes], bool]) -> bytes:
+        threshold, suspects = self.roster.threshold, [helper + 1 for helper in self.false_shares]
+        found = shamir.recover(shares, threshold, fits, suspects)
+        if found is None:
+            # With more shares than needed a single helper cannot do this: the owner dealt them so. Else it is open who.
+            named = owner if len(shares) > threshold else UNKNOWN
+            raise ProtocolError(Reason.SHARE, named, f"no {threshold} shares give the {what} of client {owner}")
+        secret, wrong = found
+        for point in wrong:
+            self.false_shares.setdefault(point - 1, []).append(owner)
+        return secret
 
     def _parse(self, kind: type[AnyMessage], stage: Collecting, client: int, data: bytes) -> AnyMessage:
         self._check_stage(stage, client)
-        message = kind.from_bytes(data, client)
+        message = kind.from_bytes(data, client, kind.largest(self.roster.num_clients, self.roster.dimension))
         if message.sender != client or client not in self._keys:
             raise ProtocolError(Reason.SENDER, client, f"a message of client {message.sender}")
         if message.context != self._digest:
@@ -233,3 +241,7 @@ class SecureServer:
             self.stage = Collecting.CLOSED
             raise RoundAborted(stage.name.lower(), left, needed)
         self.stage = Collecting(stage + 1)
+
+
+def _public_of(secret: bytes) -> bytes:
+    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()

@@ -4,16 +4,16 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from medx.federation.job import Job
 from medx.federation.local_client import index_of, local_client, train_locally
 from medx.federation.payload import to_record
-from medx.federation.sum_client import STAGES, answer_stage, answer_sum
+from medx.federation.replies import Code, error_of
+from medx.federation.sum_client import STAGES, AbstainedError, answer_stage, answer_sum
 from medx.schema import MedxError
-
-REFUSED = 2  # Flower's code of an exception in a ClientApp
+from medx.trainer.gradients.record_loss import NonFiniteGradientError
 
 
 def client_app(job: Job) -> ClientApp:
@@ -36,11 +36,13 @@ def client_app(job: Job) -> ClientApp:
 
 
 def tell_refusal(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
-    """A client that refuses says why in its reply; Flower's runtimes would each word it in a way of their own."""
+    """A client that refuses says why in its reply, by a code; Flower's runtimes would each word it in their own way."""
     try:
         return call_next(message, context)
+    except (AbstainedError, NonFiniteGradientError) as error:
+        return Message(error_of(error, Code.ABSTAINED), reply_to=message)
     except MedxError as error:
-        return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
+        return Message(error_of(error, Code.REFUSED), reply_to=message)
 
 
 def _add_sums(app: ClientApp, job: Job) -> None:

@@ -1,21 +1,35 @@
-"""Tensors to Flower records and back: one array for all tensors of a kind, since every array has a price of its own."""
+"""Tensors to Flower records and back: one array for all tensors of a kind, since every array has a price of its own.
+
+What comes from the other side is read in the one form in which it is written here, and refused in any other.
+"""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
+from itertools import accumulate
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 
 from medx.aggregation.messages import model_hash
+from medx.schema import MedxError
 
 State = dict[str, torch.Tensor]
 
 MOMENTUM = "momentum/"
 NUMPY = "numpy.ndarray"  # Flower's name for data in NumPy's .npy format
+INTEGERS = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+KINDS = {name: np.dtype(name) for name in (*INTEGERS, "float16", "float32", "float64")}
+MOST_VALUES = 1 << 48  # NumPy's own limits are below, where a product of sizes overflows
+MOST_AXES = 32
+LONGEST_LAYOUT = 1 << 18  # characters: a layout is remembered, and a network of 4000 tensors takes half of it
+
+
+class PayloadError(MedxError):
+    """A record of tensors in another form than ``to_record`` writes."""
 
 
 class View(Array):
@@ -55,11 +69,11 @@ def pack(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def unpack(layout: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    """Views of the tensors that ``layout`` names; raises ValueError where they are not as many values."""
+    """Views of the tensors that ``layout`` names; raises PayloadError where they are not as many values."""
     shapes = shapes_of(layout)
-    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    ends = list(accumulate(math.prod(shape) for shape in shapes.values()))
     if values.shape != (ends[-1],):
-        raise ValueError(f"an array of shape {values.shape} for {ends[-1]} values: {layout[:200]}")
+        raise PayloadError(f"an array of shape {values.shape} for {ends[-1]} values: {layout[:200]}")
     parts = np.split(values, ends[:-1])
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
@@ -70,24 +84,39 @@ def layout_of(prefix: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> s
     return prefix + json.dumps(dict(shapes), separators=(",", ":"))
 
 
-@lru_cache
 def shapes_of(layout: str) -> dict[str, tuple[int, ...]]:
-    """The shapes by name that ``layout_of`` wrote; raises ValueError for any other text.
+    """The shapes by name that ``layout_of`` wrote; raises PayloadError for any other text.
 
     So no name stands in it twice, and a layout of momentum names no parameter.
     """
+    if len(layout) > LONGEST_LAYOUT:
+        raise PayloadError(f"a layout of {len(layout)} characters; accepted: up to {LONGEST_LAYOUT}")
+    try:
+        return _shapes_of(layout)
+    except (ValueError, RecursionError):
+        raise PayloadError(f"not a layout of tensors: {layout[:200]!r}") from None
+
+
+@lru_cache(maxsize=64)
+def _shapes_of(layout: str) -> dict[str, tuple[int, ...]]:
     prefix = MOMENTUM if layout.startswith(MOMENTUM) else ""
     shapes = json.loads(layout.removeprefix(prefix))
     plain = isinstance(shapes, dict) and all(
-        name.startswith(MOMENTUM) == bool(prefix) and isinstance(shape, list) and all(type(n) is int for n in shape)
+        name.startswith(MOMENTUM) == bool(prefix) and isinstance(shape, list) and is_shape(shape)
         for name, shape in shapes.items()
     )
     if not plain or not shapes:
-        raise ValueError(f"not a layout of tensors: {layout[:200]}")
+        raise ValueError
     found = {name: tuple(shape) for name, shape in shapes.items()}
-    if layout != layout_of(prefix, tuple(found.items())) or any(n < 0 for shape in found.values() for n in shape):
-        raise ValueError(f"not a layout of tensors: {layout[:200]}")
+    if layout != layout_of.__wrapped__(prefix, tuple(found.items())):
+        raise ValueError
     return found
+
+
+def is_shape(shape: Sequence[object]) -> bool:
+    """Whether these are the sizes of a tensor that an array can hold."""
+    sizes = [size for size in shape if type(size) is int and size >= 0]
+    return len(sizes) == len(shape) <= MOST_AXES and math.prod(max(size, 1) for size in sizes) <= MOST_VALUES
 
 
 def signature_of(record: ArrayRecord) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -123,16 +152,17 @@ def viewed(record: ArrayRecord) -> ArrayRecord:
 
 
 def values_of(array: Array) -> np.ndarray:
-    """The array's values, read-only where its header is the plain one; Flower's slow way reads all others."""
-    try:
-        header = npy_header(np.dtype(array.dtype), tuple(array.shape))
-    except (TypeError, ValueError):
-        return np.asarray(Array.numpy(array))
-    count = math.prod(array.shape)
-    whole = len(array.data) == len(header) + count * np.dtype(array.dtype).itemsize
-    if array.stype != NUMPY or not whole or not array.data.startswith(header):
-        return np.asarray(Array.numpy(array))
-    return np.frombuffer(array.data, array.dtype, count, len(header)).reshape(array.shape)
+    """The array's values, read-only; raises PayloadError unless type, shape and bytes are as ``to_array`` has them.
+
+    NumPy's own reader is not asked: it evaluates the header, and makes room for what that says.
+    """
+    kind, shape, data = KINDS.get(array.dtype), tuple(array.shape), array.data
+    if kind is None or not is_shape(shape) or array.stype != NUMPY:
+        raise PayloadError(f"an array of {array.dtype!r:.50} and shape {shape!r:.100} as {array.stype!r:.50}")
+    header, count = npy_header(kind, shape), math.prod(shape)
+    if len(data) != len(header) + count * kind.itemsize or not data.startswith(header):
+        raise PayloadError(f"{len(data)} bytes that are not an array of {array.dtype} and shape {shape}")
+    return np.frombuffer(data, kind, count, len(header)).reshape(shape)
 
 
 @lru_cache
@@ -169,9 +199,11 @@ def all_finite(state: Mapping[str, torch.Tensor]) -> bool:
 def well_formed(record: ArrayRecord) -> bool:
     """Whether every array's bytes hold the values that it says it holds."""
     try:
-        return all(values_of(array).shape == tuple(array.shape) for array in record.values())
-    except (ValueError, TypeError, EOFError):
+        for array in record.values():
+            values_of(array)
+    except PayloadError:
         return False
+    return True
 
 
 def finite_record(record: ArrayRecord) -> bool:

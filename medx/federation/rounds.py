@@ -1,14 +1,13 @@
 """One round between the server and its clients: the plain way, through a Flower strategy."""
 
-import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
@@ -31,10 +30,9 @@ from medx.federation.payload import (
     viewed,
     well_formed,
 )
-from medx.schema import CheckpointError, LedgerError, MedxError
+from medx.federation.replies import Failure, ReplyError, ask, first_of, integer_of, refuse_exhausted
+from medx.schema import CheckpointError, MedxError
 
-log = logging.getLogger(__name__)
-LEDGER_REFUSAL = "LedgerError: "
 Signature = dict[str, tuple[str, tuple[int, ...]]]
 STRATEGY_BUFFERS = ("m_t", "v_t", "momentum_vector")
 
@@ -61,6 +59,11 @@ class RoundOutcome:
 class Rounds(Protocol):
     """A way to turn one round's messages into the next state."""
 
+    @property
+    def least(self) -> int:
+        """Clients below which no round can end well, so that none is begun."""
+        ...
+
     def momentum_names(self, module: nn.Module) -> list[str]:
         """Parameters whose momentum is part of the state."""
         ...
@@ -80,13 +83,11 @@ class Rounds(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """One client's valid answer: its record of tensors and what it says about itself."""
+    """One client's valid answer: its tensors, and whether they may be used."""
 
     client: int
-    content: RecordDict
-    steps: int
+    arrays: ArrayRecord
     finite: bool
-    bytes_up: int
 
 
 class SampledGrid:
@@ -107,6 +108,7 @@ class PlainRounds:
         self.job = job
         self.timeout = timeout
         self.strategy: Strategy = job.setup.federation.strategy()
+        self.least = 1
 
     def momentum_names(self, module: nn.Module) -> list[str]:
         """The trained parameters, where clients share their momentum."""
@@ -135,7 +137,7 @@ class PlainRounds:
         trained = time.perf_counter()
         usable = [answer for answer in answers if answer.finite]
         abstained = len(answers) - len(usable)
-        check_enough(self.job, len(usable), server.abstentions + abstained, failed, number)
+        check_enough(self.job, len(usable), server.abstentions + abstained, failed, number, asked=len(messages))
         state = self.aggregate(usable, server, number)
         return RoundOutcome(
             state=state,
@@ -143,48 +145,45 @@ class PlainRounds:
             clients=len(usable),
             abstained=abstained,
             failed=len(failed),
-            bytes_up=sum(answer.bytes_up for answer in answers),
+            bytes_up=sum(record_bytes(answer.arrays) for answer in answers),
             bytes_down=bytes_down,
             seconds={"train": trained - started, "aggregate": time.perf_counter() - trained},
         )
 
     def charged(self, asked: Iterable[int], answers: list[Answer]) -> dict[int, int]:
-        """Steps by client. With privacy a client enters the round before it starts, so all asked count in full."""
-        if not self.job.plan.private:
-            return {answer.client: answer.steps for answer in answers}
-        return {client: self.job.plan.clients[client].steps_per_round for client in asked}
+        """Planned steps by client. With privacy a client enters the round before it starts, so all asked count."""
+        counted = asked if self.job.plan.private else [answer.client for answer in answers]
+        return {client: self.job.plan.clients[client].steps_per_round for client in counted}
 
     def collect(
         self, grid: Grid, messages: list[Message], clients: dict[int, int], number: int
-    ) -> tuple[list[Answer], list[str]]:
-        """Answers of this round, one a client, in the order of clients; and the reasons of those that failed."""
-        answers: dict[int, Answer] = {}
-        failed: list[str] = []
+    ) -> tuple[list[Answer], list[Failure]]:
+        """Answers of this round, one a client, in the order of clients; and the failures of the others."""
         wanted = signature_of(messages[0].content.array_records["arrays"]) if messages else {}
-        for reply in grid.send_and_receive(messages, timeout=self.timeout):
-            if reply.has_error():
-                raise_ledger_error(str(reply.error.reason))
-                failed.append(str(reply.error.reason))
-                continue
-            answer = read_answer(reply, clients.get(reply.metadata.src_node_id), number, wanted)
-            if answer is None or answer.client in answers:
-                log.warning(
-                    "round %d: a late, second, foreign or other-shaped answer of node %d was dropped",
-                    number,
-                    reply.metadata.src_node_id,
-                )
-                continue
-            answers[answer.client] = answer
-        missing = len(messages) - len(answers) - len(failed)
-        return [answers[client] for client in sorted(answers)], failed + ["no answer in time"] * missing
+
+        def read(client: int, content: RecordDict) -> Answer:
+            return read_answer(content, client, number, wanted)
+
+        answers, failed = ask(grid, messages, clients, self.timeout, read)
+        return list(answers.values()), failed
 
     def aggregate(self, usable: list[Answer], server: ServerState, number: int) -> State:
-        """The strategy's aggregate of the parameters; momentum buffers are always averaged."""
-        if not any(self.job.plan.clients[answer.client].num_records for answer in usable):
+        """The strategy's aggregate of the parameters; momentum buffers are always averaged.
+
+        Answers weigh as much as the plan says that their hospitals have records, whatever they say themselves.
+        """
+        records = {answer.client: self.job.plan.clients[answer.client].num_records for answer in usable}
+        if not any(records.values()):
             return server.state  # only hospitals without a record answered: there is nothing to weigh
-        contents = [answer.content for answer in usable]
-        for content in contents:
-            viewed(content.array_records["arrays"])
+        contents = [
+            RecordDict(
+                {
+                    "arrays": viewed(answer.arrays),
+                    "metrics": MetricRecord({"num-examples": records[answer.client]}),
+                }
+            )
+            for answer in usable
+        ]
         momentum = take_momentum(contents)
         replies = [Message(content, 1, MessageType.TRAIN) for content in contents]
         arrays, _ = self.strategy.aggregate_train(number, replies)
@@ -198,9 +197,19 @@ class PlainRounds:
 
 
 def check_enough(
-    job: Job, usable: int, abstentions: int, failed: list[str], number: int, *, least: int | None = None
+    job: Job,
+    usable: int,
+    abstentions: int,
+    failed: Sequence[Failure],
+    number: int,
+    *,
+    asked: int,
+    least: int | None = None,
 ) -> None:
-    """Refuse a round that fewer than ``least`` answered (min_clients), and a run that too many abstained from."""
+    """Refuse a round that fewer than ``least`` answered (min_clients), and a run that too many abstained from.
+
+    A budget that is spent is told as such, with a LedgerError, where it is what the round lacks.
+    """
     limit = getattr(job.setup.privacy, "max_abstentions", 0)
     if abstentions > limit:
         raise RoundAborted(
@@ -208,28 +217,34 @@ def check_enough(
         )
     minimum = min(job.setup.federation.min_clients, job.setup.num_clients) if least is None else least
     if usable < minimum:
-        reason = f"; the first failure: {failed[0]}" if failed else ""
-        raise RoundAborted(f"round {number}: {usable} usable answers, {minimum} needed{reason}")
+        refuse_exhausted(asked, failed, minimum)
+        raise RoundAborted(f"round {number}: {usable} usable answers, {minimum} needed{first_of(failed)}")
 
 
-def read_answer(reply: Message, client: int | None, number: int, wanted: Signature) -> Answer | None:
-    """The answer of this node's client, or None where it belongs to another round or speaks for another client.
+def read_answer(content: RecordDict, client: int, number: int, wanted: Signature) -> Answer:
+    """The answer of one client; raises ReplyError where it belongs to another round or speaks for another client.
 
-    Also None where its tensors are not exactly those that were sent: a name too many would be averaged unseen.
+    And where its tensors are not exactly those that were sent: a name too many would be averaged unseen.
     """
-    metrics = reply.content.metric_records["metrics"]
-    if client is None or (int(cast(int, metrics["client"])), int(cast(int, metrics["round"]))) != (client, number):
-        return None
-    arrays = reply.content.array_records["arrays"]
+    metrics, arrays = content.get("metrics"), content.get("arrays")
+    if not isinstance(metrics, MetricRecord) or not isinstance(arrays, ArrayRecord):
+        raise ReplyError(f"round {number}: an answer of client {client} without metrics and arrays")
+    said = integer_of(metrics, "client"), integer_of(metrics, "round")
+    if said != (client, number):
+        raise ReplyError(f"round {number}: client {client} answered as client {said[0]} in round {said[1]}")
     if signature_of(arrays) != wanted or not well_formed(arrays):
-        return None
-    finite = bool(metrics["finite"]) and finite_record(arrays)
-    return Answer(client, reply.content, int(cast(int, metrics["steps"])), finite, content_bytes(reply.content))
+        raise ReplyError(f"round {number}: client {client} answered with other tensors than it was sent")
+    return Answer(client, arrays, bool(integer_of(metrics, "finite")) and finite_record(arrays))
 
 
 def content_bytes(content: RecordDict) -> int:
     """Bytes of all tensors of a message."""
-    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    return sum(record_bytes(record) for record in content.array_records.values())
+
+
+def record_bytes(record: ArrayRecord) -> int:
+    """Bytes of a record's tensors."""
+    return sum(len(array.data) for array in record.values())
 
 
 def attach_momentum(messages: list[Message], momentum: State) -> None:
@@ -256,12 +271,6 @@ def take_momentum(contents: list[RecordDict]) -> ArrayRecord | None:
         for name in names:
             del arrays[name]
     return aggregate_arrayrecords(taken, "num-examples")
-
-
-def raise_ledger_error(reason: str) -> None:
-    """A client whose budget does not allow the round ends the run."""
-    if LEDGER_REFUSAL in reason:
-        raise LedgerError(reason.split(LEDGER_REFUSAL, 1)[1].splitlines()[0])
 
 
 def strategy_state(strategy: Strategy) -> State:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
@@ -17,7 +17,8 @@ from medx.federation.job import Job, Prepared, build_module
 from medx.federation.ledgers import recorded_steps
 from medx.federation.local_client import open_ledgers
 from medx.federation.payload import MOMENTUM, State, parameters_of
-from medx.federation.rounds import PlainRounds, RoundAborted, Rounds, raise_ledger_error
+from medx.federation.replies import ReplyError, ask, config_of, first_of, integer_of, refuse_exhausted
+from medx.federation.rounds import PlainRounds, RoundAborted, Rounds
 from medx.federation.sum_rounds import SumRounds
 from medx.privacy.spending import epsilon_after
 from medx.randomness import derive_seed, numpy_generator
@@ -72,22 +73,29 @@ class Server:
             yield server
 
     def identify(self, grid: Grid) -> dict[int, int]:
-        """Which node is which client; a client also reserves its budget here, before any data is touched."""
+        """Which node is which client; a client also reserves its budget here, before any data is touched.
+
+        A budget that does not allow the run refuses it here, where nobody has spent anything yet; later its hospital
+        drops out. Of two nodes that claim to be one client the first is heard.
+        """
         expected = self.job.setup.num_clients
         nodes: dict[int, int] = {}
-        failed: list[str] = []
+
+        def read(node: int, content: RecordDict) -> None:
+            client = integer_of(config_of(content, "client"), "client")
+            if not 0 <= client < expected or client in nodes:
+                raise ReplyError(f"it claims to be client {client}; accepted: one of {expected} that is not there yet")
+            nodes[client] = node
+
         messages = [Message(RecordDict(), node, MessageType.QUERY) for node in grid.get_node_ids()]
-        for reply in grid.send_and_receive(messages, timeout=self.timeout):
-            if reply.has_error():
-                raise_ledger_error(str(reply.error.reason))
-                log.warning("node %s did not start: %s", reply.metadata.src_node_id, reply.error.reason)
-                failed.append(str(reply.error.reason))
-                continue
-            client = cast(int, reply.content.config_records["client"]["client"])
-            nodes[client] = reply.metadata.src_node_id
-        if len(nodes) < min(expected, self.job.setup.federation.min_clients):
-            reason = f"; the first failure: {failed[0]}" if failed else ""
-            raise RoundAborted(f"only {len(nodes)} of {expected} clients are there{reason}")
+        asked = [message.metadata.dst_node_id for message in messages]
+        _, failed = ask(grid, messages, {node: node for node in asked}, self.timeout, read)
+        for failure in failed:
+            log.warning("node %s did not start: %s", failure.client, failure)
+        refuse_exhausted(len(asked), failed, 0)
+        needed = min(expected, max(self.job.setup.federation.min_clients, self.engine.least))
+        if len(nodes) < needed:
+            raise RoundAborted(f"only {len(nodes)} of {expected} clients are there{first_of(failed)}")
         return nodes
 
     def one_round(self, grid: Grid, nodes: dict[int, int], server: ServerState, number: int) -> ServerState:

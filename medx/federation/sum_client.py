@@ -128,8 +128,17 @@ def attempts_of(job: Job) -> int:
 
 
 def ledger_entry(job: Job, position: Position) -> int:
-    """Under which number an attempt at a round is entered where every attempt is a release of its own."""
-    return (position.round - 1) * attempts_of(job) + position.attempt
+    """Under which number an attempt at a round is entered where every attempt is a release of its own.
+
+    No two attempts of the plan have one number; raises PrivacyError for what is not in the plan.
+    """
+    rounds, attempts = job.setup.federation.num_rounds, attempts_of(job)
+    if not (1 <= position.round <= rounds and 0 <= position.attempt < attempts):
+        raise PrivacyError(
+            f"round {position.round}, attempt {position.attempt}: accepted are rounds 1 to {rounds} and "
+            f"attempts 0 to {attempts - 1}"
+        )
+    return (position.round - 1) * attempts + position.attempt
 
 
 def sum_plan(job: Job) -> SumPlan:

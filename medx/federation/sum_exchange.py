@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -15,7 +15,7 @@ from medx.aggregation.errors import ProtocolError
 from medx.aggregation.errors import RoundAborted as SumAborted
 from medx.aggregation.server import SecureServer
 from medx.federation.payload import hash_of
-from medx.federation.rounds import raise_ledger_error
+from medx.federation.replies import Code, Failure, ReplyError, ask, config_of, line_of
 from medx.federation.sum_client import STAGES, Position
 from medx.federation.sums import SumPlan
 
@@ -27,7 +27,7 @@ class Summed:
     """A sum of words, whose it is, and what it took over all attempts.
 
     ``asked`` counts the attempts in which a client was asked for words: it may have spent budget in each of them.
-    ``answered`` are those that sent words at least once.
+    ``answered`` are those that sent words at least once; ``aborted`` says why attempts gave no sum.
     """
 
     total: np.ndarray | None = None
@@ -36,12 +36,15 @@ class Summed:
     bytes_down: int = 0
     asked: Counter[int] = field(default_factory=Counter)
     answered: set[int] = field(default_factory=set)
-    failures: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    abstained: int = 0
 
-    @property
-    def abstained(self) -> int:
-        """How often a client left because its gradient or update was not finite."""
-        return sum(reason.startswith(("AbstainedError", "NonFiniteGradientError")) for reason in self.failures)
+    def fails(self, failures: Iterable[Failure], *, words: bool = False) -> None:
+        """Note these failures; only who was asked for ``words`` can abstain, because it is not finite."""
+        for failure in failures:
+            self.failures.append(failure)
+            self.abstained += words and failure.code == Code.ABSTAINED
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def plain_sum(plan: SumPlan, attempt: Attempt, needed: int, summed: Summed) -> N
     survivors = []
     for client, reply in exchange(attempt, "sum", dict.fromkeys(attempt.nodes, content), summed):
         if len(reply) != total.nbytes:
-            summed.failures.append(f"client {client} sent {len(reply)} bytes of {total.nbytes}")
+            text = f"client {client} sent {len(reply)} bytes of {total.nbytes}"
+            summed.fails([Failure(client, Code.MALFORMED, text)])
             continue
         total += np.frombuffer(reply, dtype="<u4")
         summed.answered.add(client)
@@ -104,12 +108,16 @@ def secure_sum(plan: SumPlan, attempt: Attempt, summed: Summed) -> None:
                 present.add(client)
             except ProtocolError as error:
                 log.warning("round %d: %s", attempt.position.round, error)
-                summed.failures.append(str(error))
+                summed.fails([Failure(client, Code.MALFORMED, line_of(error))])
         if stage == "masked":
             summed.answered |= present
         if stage in close:
             data = close[stage]()
     summed.total, summed.survivors = server.finish(), server.survivors
+    for client, owners in server.false_shares.items():
+        text = f"client {client} handed out false shares of the secrets of clients {owners}"
+        log.warning("round %d: %s", attempt.position.round, text)
+        summed.fails([Failure(client, Code.MALFORMED, line_of(text))])
 
 
 def _requests(attempt: Attempt, stage: str, asked: list[int], data: bytes | dict[int, bytes]) -> dict[int, RecordDict]:
@@ -125,30 +133,22 @@ def _requests(attempt: Attempt, stage: str, asked: list[int], data: bytes | dict
 def exchange(
     attempt: Attempt, action: str, requests: Mapping[int, RecordDict], summed: Summed
 ) -> list[tuple[int, bytes]]:
-    """(client, reply) of those who answered, in the order of clients; who the sender is comes from the node.
-
-    A node's second answer, a late one, and one of a node that was not asked are dropped.
-    """
+    """(client, reply) of those who answered this attempt, in the order of clients; the others' failures are noted."""
     clients = {attempt.nodes[client]: client for client in requests}
     messages = [Message(content, attempt.nodes[client], f"train.{action}") for client, content in requests.items()]
     summed.bytes_down += sum(map(message_bytes, requests.values()))
-    replies: dict[int, bytes] = {}
-    for reply in attempt.grid.send_and_receive(messages, timeout=attempt.timeout) if messages else ():
-        if reply.has_error():
-            reason = str(reply.error.reason)
-            raise_ledger_error(reason)
-            summed.failures.append(reason)
-            continue
-        client = clients.get(reply.metadata.src_node_id)
-        answer = cast(ConfigRecord, reply.content["reply"])
-        if client is None or client in replies or answer["position"] != list(attempt.position):
-            log.warning(
-                "round %d: an answer of node %s was dropped", attempt.position.round, reply.metadata.src_node_id
-            )
-            continue
-        replies[client] = cast(bytes, answer["data"])
-        summed.bytes_up += len(replies[client])
-    return sorted(replies.items())
+
+    def read(client: int, content: RecordDict) -> bytes:
+        reply = config_of(content, "reply")
+        data, position = reply.get("data"), reply.get("position")
+        if position != list(attempt.position) or not isinstance(data, bytes):
+            raise ReplyError(f"client {client} sent no bytes for this round and attempt")
+        return data
+
+    replies, failed = ask(attempt.grid, messages, clients, attempt.timeout, read)
+    summed.fails(failed, words=action in ("sum", "masked"))
+    summed.bytes_up += sum(map(len, replies.values()))
+    return list(replies.items())
 
 
 def config(attempt: Attempt, data: bytes) -> ConfigRecord:

@@ -2,18 +2,22 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.typing import ConfigRecordValues
 from flwr.serverapp import Grid
 from torch import nn
 
+from medx.aggregation.encoding import decode, encode
 from medx.aggregation.errors import ProtocolError
 from medx.federation.checkpoint import ServerState
 from medx.federation.clipped_updates import ClippedUpdates
 from medx.federation.job import Job
 from medx.federation.payload import MOMENTUM, State, all_finite, from_record, momentum_of, parameters_of, to_record
+from medx.federation.replies import Code, Failure, first_of, refuse_exhausted
 from medx.federation.rounds import (
     RoundAborted,
     RoundOutcome,
@@ -39,6 +43,11 @@ class SumRounds:
         self.timeout = timeout
         self.strategy = job.setup.federation.strategy()
         self.clipped = ClippedUpdates(job) if self.plan.kind == "clipped_update" else None
+        self.out: dict[int, str] = {}  # who is asked no more, and why
+        shared = job.plan.shared_noise
+        self.least = shared.minimum_survivors if shared else 1
+        if self.plan.roster is not None:
+            self.least = self.plan.roster.minimum_survivors
 
     def momentum_names(self, module: nn.Module) -> list[str]:
         """The trained parameters: the clients' momentum where it is shared, the server's where it takes the step."""
@@ -63,18 +72,18 @@ class SumRounds:
         arrays, settings = to_record(state), self.settings(server, number)
         summed = Summed()
         for attempt in range(attempts_of(self.job)):
+            asked = {client: node for client, node in nodes.items() if client not in self.out}
+            if attempt and len(asked) < self.least:
+                break  # another attempt would cost the others budget for nothing
             try:
                 position = Position(number, attempt)
-                self.collect(Attempt(grid, nodes, arrays, settings, position, self.timeout), summed)
+                self.collect(Attempt(grid, asked, arrays, settings, position, self.timeout), summed)
                 break
             except ProtocolError as error:
                 log.warning("round %d, attempt %d: %s", number, attempt, error)
-                summed.failures.append(str(error))
-        least = None if self.clipped is None else min(len(nodes), self.job.setup.federation.min_clients)
-        usable, abstentions = len(summed.survivors), server.abstentions + summed.abstained
-        check_enough(self.job, usable, abstentions, summed.failures, number, least=least)
-        if summed.total is None:
-            raise RoundAborted(f"round {number}: no attempt gave a sum; the last failure: {summed.failures[-1]}")
+                summed.aborted.append(str(error))
+                self.leave_out(error, summed.failures, len(asked))
+        self.check(nodes, server, number, summed)
         collected = time.perf_counter()
         new, saturated = self.step(server, summed) if self.plan.kind == "gradient" else self.mean(server, summed)
         if not all_finite(new):
@@ -82,15 +91,44 @@ class SumRounds:
         outcome = RoundOutcome(
             state=new,
             steps=self.steps(summed),
-            clients=usable,
+            clients=len(summed.survivors),
             abstained=summed.abstained,
-            failed=len(nodes) - usable,
+            failed=len(nodes) - len(summed.survivors),
             saturated=saturated,
             bytes_up=summed.bytes_up,
             bytes_down=summed.bytes_down,
             seconds={"train": collected - started, "aggregate": time.perf_counter() - collected},
         )
         return self.clipped.published(outcome) if self.clipped else outcome
+
+    def leave_out(self, error: ProtocolError, failures: list[Failure], asked: int) -> None:
+        """Ask those no more that an attempt cannot end well with: so others do not pay for a second one like it.
+
+        They are whoever dealt shares of no secret, whose budget is spent, and whom so many accuse that without them
+        too few were left: their silence would have ended the attempt as well.
+        """
+        accusers: dict[int, set[int]] = {}
+        for failure in failures:
+            if failure.code == Code.LEDGER:
+                self.out.setdefault(failure.client, failure.text)
+            if failure.accused is not None and failure.accused != failure.client:
+                accusers.setdefault(failure.accused, set()).add(failure.client)
+        for accused, by in accusers.items():
+            if asked - len(by) < self.least:
+                self.out.setdefault(accused, f"clients {sorted(by)} refused its part")
+        if isinstance(error.sender, int):
+            self.out.setdefault(error.sender, str(error))
+
+    def check(self, nodes: dict[int, int], server: ServerState, number: int, summed: Summed) -> None:
+        """Raise RoundAborted, or LedgerError, where no attempt gave a sum of enough."""
+        least = None if self.clipped is None else min(len(nodes), self.job.setup.federation.min_clients)
+        usable, abstentions = len(summed.survivors), server.abstentions + summed.abstained
+        if summed.total is None:
+            refuse_exhausted(len(nodes), summed.failures, self.least)
+        check_enough(self.job, usable, abstentions, summed.failures, number, asked=len(nodes), least=least)
+        if summed.total is None:
+            last = summed.aborted[-1] if summed.aborted else f"too few clients are left{first_of(summed.failures)}"
+            raise RoundAborted(f"round {number}: no attempt gave a sum; the last failure: {last}")
 
     def settings(self, server: ServerState, number: int) -> dict[str, ConfigRecordValues]:
         """What clients must know beside the model: the strategy's settings, and the round's clip norm."""
@@ -144,10 +182,18 @@ class SumRounds:
         """The mean of the updates, weighted or clipped, through the strategy."""
         assert summed.total is not None
         vector, scalars = self.plan.layout.decode(summed.total)
-        vector = self.clipped.mean(vector, scalars) if self.clipped else vector / scalars[WEIGHT]
+        vector = self.clipped.mean(vector, scalars) if self.clipped else vector / self.weight(summed.survivors)
         deltas = unflatten(vector, self.like(server.state))
         mean = {name: tensor + deltas[name].to(tensor.dtype) for name, tensor in server.state.items()}
         return self.moved(server, mean), round(scalars.get(SATURATED, 0.0))
+
+    def weight(self, survivors: Sequence[int]) -> float:
+        """What the survivors weigh together by the plan, on the grid; what they say in the sum is not asked."""
+        records = [client.num_records for client in self.job.plan.clients]
+        weights = np.array([records[client] / sum(records) for client in survivors])
+        (field,) = (field for field in self.plan.layout.fields if field.name == WEIGHT)
+        words, _ = encode(weights, field.scale, field.bound)
+        return float(decode(words.sum(keepdims=True, dtype=np.uint32), field.scale)[0])
 
     def moved(self, server: ServerState, mean: State) -> State:
         """Where the strategy goes, given ``mean`` as if it were one client's answer."""

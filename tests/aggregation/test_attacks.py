@@ -1,5 +1,6 @@
 """A server that lies, or a message that was touched, is refused by name and the attempt ends there."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from medx.aggregation import shamir
 from medx.aggregation.client import SecureClient
 from medx.aggregation.client_state import ClientState, Stage
 from medx.aggregation.errors import EncodingError, ProtocolError, Reason, RoundAborted
-from medx.aggregation.messages import Confirm, Inbox, KeyList, Keys, Shares, Survivors, Unmask, UnmaskRequest
+from medx.aggregation.messages import Confirm, Inbox, KeyList, Keys, Masked, Shares, Survivors, Unmask, UnmaskRequest
 from medx.aggregation.roster import Roster
-from medx.aggregation.server import SecureServer
+from medx.aggregation.server import Collecting, SecureServer
 
 from .conftest import MODEL
 
@@ -226,7 +228,6 @@ def test_roster_with_a_smaller_threshold_or_another_clip(flow, make_parties) -> 
     with pytest.raises(ValueError, match="threshold = 2; accepted: 3 to 5 for 5 clients"):
         Roster(**(roster.model_dump() | {"threshold": 2}))
     smaller = roster.model_copy(update={"threshold": 3})
-    del smaller.__dict__["digest"]
     server = SecureServer(smaller, flow.parties.server().context.round, 0, MODEL)
     refused_and_wiped(client, lambda: client.begin(server.begin(), MODEL), Reason.ROSTER, SERVER)
 
@@ -310,14 +311,86 @@ def test_server_refuses_late_doubled_foreign_and_short_messages(flow, script) ->
     refused(lambda: later.server.receive_masked(1, message), Reason.STAGE, 1)
 
 
-def test_server_names_whose_shares_are_false(flow) -> None:
-    flow.confirmed(without={4})
+def unmask(flow, false: Callable[[int, Unmask], Unmask]) -> None:
     for i in flow.server.survivors:
         message = Unmask.from_bytes(flow.parties.clients[i].unmask(flow.request), i)
-        if i == 1:
-            message = replace(message, key_shares={4: flip(message.key_shares[4])})
-        flow.server.receive_unmask(i, message.to_bytes())
-    refused(flow.server.finish, Reason.SHARE, 4)
+        flow.server.receive_unmask(i, false(i, message).to_bytes())
+
+
+def lie(message: Unmask) -> Unmask:
+    seeds = {owner: hashlib.sha256(share).digest().rjust(33) for owner, share in message.seed_shares.items()}
+    return replace(message, seed_shares=seeds, key_shares={o: b"\xff" * 33 for o in message.key_shares})
+
+
+@pytest.mark.parametrize(
+    "case",
+    [(5, 4, (), {0}), (5, 4, (), {4}), (5, 3, (2,), {1}), (5, 3, (), {0, 3}), (9, 5, (8,), {0, 1, 2})],
+)
+def test_false_shares_are_left_out_while_enough_right_ones_are_there(make_parties, script, case) -> None:
+    n, threshold, without, liars = case
+    parties = make_parties(n, threshold=threshold)
+    flow = script(parties, parties.server())
+    flow.confirmed(without=without)
+    unmask(flow, lambda i, message: lie(message) if i in liars else message)
+    total = flow.server.finish()
+    assert np.array_equal(total, parties.plain_sum(set(range(n)) - set(without)))
+    assert set(flow.server.false_shares) == liars
+    assert all(len(owners) == n for owners in flow.server.false_shares.values())  # all that it handed out
+
+
+def test_with_shares_to_spare_the_one_whose_secret_fits_none_is_named(make_parties, script, monkeypatch) -> None:
+    real = shamir.split
+    flow = script(parties := make_parties(5), parties.server())
+    flow.keys()
+    secret = parties.clients[2].state.seed
+    with monkeypatch.context() as patch:
+        patch.setattr(shamir, "split", lambda s, t, points: real(b"x" * 32 if s == secret else s, t, points))
+        flow.keys = lambda: flow.key_list
+        flow.confirmed()
+    unmask(flow, lambda i, message: message)
+    refused(flow.server.finish, Reason.SHARE, 2)
+
+
+def test_without_a_share_to_spare_nobody_is_named_wrongly(flow) -> None:
+    flow.confirmed(without={4})
+    unmask(flow, lambda i, message: lie(message) if i == 1 else message)
+    refused(flow.server.finish, Reason.SHARE, "a client that is not known")
+
+
+@pytest.mark.parametrize(
+    "key", ["00", "01", "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b8", "ff" * 32]
+)
+def test_a_public_key_of_small_order_or_in_another_spelling_is_refused_at_stage_1(flow, key: str) -> None:
+    flow.keys()
+    server = SecureServer(flow.parties.roster, flow.server.context.round, 0, MODEL)
+    for name in ("cipher_key", "mask_key"):
+        message = forge(flow, 2, flow.parties.identities[2], **{name: bytes.fromhex(key.ljust(64, "0"))})
+        refused(lambda m=message: server.receive_keys(2, m), Reason.SUBSTITUTED_KEY, 2)
+    server.receive_keys(2, flow.key_messages[2])
+
+
+def test_a_client_that_copies_a_key_is_refused_and_not_the_list(flow) -> None:
+    flow.keys()
+    server = SecureServer(flow.parties.roster, flow.server.context.round, 0, MODEL)
+    key = Keys.from_bytes(flow.key_messages[3], 3).mask_key
+    server.receive_keys(3, flow.key_messages[3])
+    refused(
+        lambda: server.receive_keys(2, forge(flow, 2, flow.parties.identities[2], mask_key=key)), Reason.REUSED_KEY, 2
+    )
+    twice = forge(flow, 1, flow.parties.identities[1], mask_key=(k := bytes([9]) + bytes(31)), cipher_key=k)
+    refused(lambda: server.receive_keys(1, twice), Reason.REUSED_KEY, 1)
+
+
+def test_fields_of_another_length_and_numbers_below_zero_are_refused(flow) -> None:
+    flow.masked()
+    server = SecureServer(flow.parties.roster, flow.server.context.round, 0, MODEL)
+    cases = [{"round": -1}, {"attempt": -1}, {"sender": -1}, {"seed_commitment": b"x" * 31}, {"signature": b"x" * 65}]
+    for changes in [*cases, {"cipher_key": b""}, {"model_hash": b"x" * 10_000}]:
+        message = replace(Keys.from_bytes(flow.key_messages[2], 2), **changes).to_bytes()
+        refused(lambda m=message: server.receive_keys(2, m), Reason.MALFORMED, 2)
+    words = replace(Masked.from_bytes(flow.masked_messages[0], 0), words=np.zeros(10_000, np.uint32)).to_bytes()
+    flow.server.stage = Collecting.MASKED
+    refused(lambda: flow.server.receive_masked(0, words), Reason.LENGTH, 0)
 
 
 def test_server_wants_a_share_for_everybody(flow) -> None:

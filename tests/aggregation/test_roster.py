@@ -3,12 +3,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from medx.aggregation.__main__ import main
 from medx.aggregation.client import SecureClient
+from medx.aggregation.curve import is_identity
 from medx.aggregation.identity import read_identity
 from medx.aggregation.plain import PlainAggregation
-from medx.aggregation.roster import Roster, make_roster, simulated_roster
+from medx.aggregation.roster import Roster, make_roster, public_key_of, simulated_roster
 from medx.aggregation.secure import SecureAggregation
 from medx.schema import ConfigError
 
@@ -25,10 +27,10 @@ def secure(**changes) -> SecureAggregation:
 
 
 def test_hash_is_pinned_and_covers_every_field(tmp_path: Path) -> None:
-    keys = [bytes([i]) * 32 for i in range(5)]
+    keys = [Ed25519PrivateKey.from_private_bytes(bytes([i]) * 32).public_key().public_bytes_raw() for i in range(5)]
     roster = make_roster(parameters(), keys, None, None, "separate")
     assert (roster.threshold, roster.minimum_survivors) == (4, 4)
-    assert roster.digest.hex() == "187304b85d4636a1b0879eab0738795f31129fbd80db7d442f3d218caad2ea0b"
+    assert roster.digest.hex() == "037f1eb42d5f739cf1f9116bac7fef4567e0b0919a62af17d037a493ac7573ed"
     roster.save(tmp_path / "roster.json")
     assert Roster.load(tmp_path / "roster.json") == roster
     assert Roster.load(tmp_path / "roster.json").digest == roster.digest
@@ -51,6 +53,68 @@ def test_hash_is_pinned_and_covers_every_field(tmp_path: Path) -> None:
     for name, value in changes.items():
         extra = {"minimum_survivors": 5} if name == "threshold" else {}
         assert Roster(**(roster.model_dump() | extra | {name: value})).digest != roster.digest, name
+
+
+TWIST = "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03"  # an y of order 8, and of one with the other x
+MINUS = "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc"
+SMALL = {"0": "00", "0-": "00" * 31 + "80", "1": "01", "8a": TWIST + "7a", "8b": TWIST + "fa", "8c": MINUS + "05"}
+SMALL |= {"8d": MINUS + "85", "2": "ec" + "ff" * 30 + "7f"}
+NOT_CANONICAL = {"p": "ed" + "ff" * 30 + "7f", "p+1": "ee" + "ff" * 30 + "7f", "1-": "01" + "00" * 30 + "80"}
+NOT_CANONICAL |= {
+    "p-": "ed" + "ff" * 31,
+    "p+1-": "ee" + "ff" * 31,
+    "-1-": "ec" + "ff" * 31,
+    "p+3": "f0" + "ff" * 30 + "7f",
+}
+
+
+@pytest.mark.parametrize("key", [k.ljust(64, "0") for k in (SMALL | NOT_CANONICAL | {"no point": "02"}).values()])
+def test_an_identity_of_small_order_or_in_another_spelling_is_refused(key: str, tmp_path: Path) -> None:
+    """Under a key of order 8 a signature that nobody had to make fits every eighth message, in OpenSSL too."""
+    roster, _ = simulated_roster(parameters(), 3)
+    text = roster.model_dump_json().replace(roster.public_keys[1], key)
+    (tmp_path / "roster.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"roster\.json: public_keys\.1 = .*, or one of small order"):
+        Roster.load(tmp_path / "roster.json")
+    with pytest.raises(ConfigError, match="small order"):
+        make_roster(parameters(), [*roster.identities[:2], bytes.fromhex(key)], None, None, "one")
+    with pytest.raises(ConfigError, match="accepted: 64 hex digits of an Ed25519 key"):
+        public_key_of(key)
+
+
+def test_the_keys_of_the_standard_and_fresh_ones_are_accepted() -> None:
+    # RFC 8032, section 7.1, tests 1 to 3.
+    for key in (
+        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+        "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
+        "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
+    ):
+        assert public_key_of(key + "\n").hex() == key
+    assert all(is_identity(Ed25519PrivateKey.generate().public_key().public_bytes_raw()) for _ in range(20))
+
+
+def test_a_copy_is_checked_like_the_first_and_has_a_hash_of_its_own() -> None:
+    roster, _ = simulated_roster(parameters(), 5)
+    with pytest.raises(ValueError, match="threshold = 2; accepted: 3 to 5"):
+        roster.model_copy(update={"threshold": 2})
+    with pytest.raises(ValueError, match="num_rounds"):
+        parameters().model_copy(update={"num_rounds": -1})
+    changed = roster.model_copy(update={"clip_norm": 2.0})
+    assert changed.digest != roster.digest
+    assert changed.model_copy(update={"clip_norm": None}) == roster
+    assert changed.model_copy(update={"clip_norm": None}).digest == roster.digest
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\xff\xfe", b"", b"[" * 100_000, b'{"noise_stddev": 1' + b"0" * 400 + b"}", b'{"run_id": "\\ud800"}'],
+    ids=["no text", "empty", "deep", "large", "surrogate"],
+)
+def test_a_file_that_is_no_roster_is_refused_in_one_line(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "roster.json").write_bytes(text)
+    with pytest.raises(ConfigError, match=r"roster\.json") as caught:
+        Roster.load(tmp_path / "roster.json")
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize(

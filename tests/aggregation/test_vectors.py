@@ -79,8 +79,24 @@ def test_shamir_worked_example_and_every_subset() -> None:
     shares = shamir.split(secret, 4, range(1, 6))
     for chosen in itertools.combinations(shares, 4):
         assert shamir.combine({p: shares[p] for p in chosen}) == secret
+    assert shamir.recover(shares, 4, lambda found: found == secret) == (secret, ())
     with pytest.raises(ValueError, match="one 32-byte"):
         shamir.combine(shamir.evaluate([2**256 + 1, 5], [1, 2]))
+
+
+@pytest.mark.parametrize(("n", "threshold", "liars"), [(4, 4, 0), (5, 4, 1), (7, 4, 3), (20, 14, 3), (100, 67, 16)])
+def test_right_shares_are_found_among_wrong_ones(n: int, threshold: int, liars: int) -> None:
+    """The last two are more than sets of shares could be tried: they are decoded."""
+    secret = bytes(range(32))
+    shares = shamir.split(secret, threshold, range(1, n + 1))
+    wrong = tuple(range(2, 2 + liars))
+    for point in wrong:
+        shares[point] = hashlib.sha256(shares[point]).digest().rjust(33, b"\0")
+    assert shamir.recover(shares, threshold, lambda found: found == secret) == (secret, wrong)
+    if n - threshold >= 2 * liars:
+        assert shamir.agreeing(shares, threshold) == tuple(sorted(set(shares) - set(wrong)))
+    shares |= {point: b"\xff" * 33 for point in range(1, n - threshold + 2)}  # one too many
+    assert shamir.recover(shares, threshold, lambda found: found == secret) is None
 
 
 def test_shares_below_the_threshold_fit_every_secret() -> None:
@@ -105,20 +121,26 @@ def test_masks_cancel_and_equal_the_keystream_across_blocks() -> None:
 
 
 def test_message_bytes_are_pinned_and_strict() -> None:
-    data = Confirm(1, b"ab", b"c").to_bytes()
-    assert data.hex() == "434f4e46" + "0100000000000000" + "020000006162" + "0100000063"
-    request = UnmaskRequest(b"x", (0, 2), (1,), {0: b"s", 2: b""})
+    context, signature = b"x" * 32, b"s" * 64
+    data = Confirm(1, context, signature).to_bytes()
+    assert data.hex() == "434f4e46" + "0100000000000000" + "20000000" + "78" * 32 + "40000000" + "73" * 64
+    request = UnmaskRequest(context, (0, 2), (1,), {0: signature, 2: signature})
     assert UnmaskRequest.from_bytes(request.to_bytes(), "server") == request
-    masked = Masked.from_bytes(Masked(3, b"x", np.arange(5, dtype=np.uint32)).to_bytes(), 3)
+    masked = Masked.from_bytes(Masked(3, context, np.arange(5, dtype=np.uint32)).to_bytes(), 3)
     assert masked.words.tolist() == [0, 1, 2, 3, 4]
-    doubled = Inbox(b"x", {1: b"a"}).to_bytes().replace(b"\x01\x00\x00\x00\x01", b"\x02\x00\x00\x00\x01", 1)
+    one = Inbox(context, {1: b"a" * 94}).to_bytes()
+    doubled = one[:40] + b"\x02\x00\x00\x00" + 2 * one[44:]
     for bad in (
         data[:-1],
         data + b"\x00",
         b"KEYS" + data[4:],
         b"",
         data[:9],
-        doubled + b"\x01\x00\x00\x00\x00\x00\x00\x00",
+        doubled,
+        Inbox(context, {1: b"a" * 95}).to_bytes(),
+        Confirm(-1, context, signature).to_bytes(),
+        Confirm(1, context + b"x", signature).to_bytes(),
+        Confirm(1, context, signature[:-1]).to_bytes(),
     ):
         with pytest.raises(ProtocolError) as caught:
             (Inbox if bad.startswith(b"INBX") else Confirm).from_bytes(bad, 9)

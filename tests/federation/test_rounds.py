@@ -1,6 +1,7 @@
 """Answers that a round may use, the strategies' memory, and weights that add up to nothing."""
 
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,13 +10,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy
 from flwr.supercore.task_identity import TaskIdentity
 
 from medx.federation.checkpoint import ServerState, load_checkpoint, save_checkpoint
 from medx.federation.fedavg import FedAvg
 from medx.federation.payload import MOMENTUM, from_record, to_array, to_record
+from medx.federation.replies import Code
 from medx.federation.rounds import (
     PlainRounds,
     RoundAborted,
@@ -29,9 +31,11 @@ NODES = {0: 10, 1: 11, 2: 12}
 SIZES = (30, 10, 60)
 
 
-def engine(*, sizes: tuple[int, ...] = SIZES, private: bool = True, max_abstentions: int = 1) -> PlainRounds:
+def engine(
+    *, sizes: tuple[int, ...] = SIZES, private: bool = True, max_abstentions: int = 1, min_clients: int = 2
+) -> PlainRounds:
     """Rounds of three clients with one step each."""
-    federation = FedAvg(num_clients=3, num_rounds=9, fraction_clients=1.0, min_clients=2, evaluate_every=1)
+    federation = FedAvg(num_clients=3, num_rounds=9, fraction_clients=1.0, min_clients=min_clients, evaluate_every=1)
     clients = [SimpleNamespace(num_records=size, steps_per_round=2) for size in sizes]
     plan = SimpleNamespace(private=private, clients=clients, client_release=None, shared_noise=None)
     privacy = SimpleNamespace(max_abstentions=max_abstentions)
@@ -63,10 +67,29 @@ FALSE = to_array(np.full(6, 999, np.float32))
 W, MOMENTUM_W = to_record({"w": torch.zeros(2, 3), MOMENTUM + "w": torch.zeros(2, 3)})
 
 
-def failure(client: int, reason: str) -> Message:
+def failure(client: int, reason: str | None, code: int = 2) -> Message:
     """A reply that tells of an error."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    return Message(Error(2, reason), reply_to=Message(RecordDict(), NODES[client], "train"))
+    return Message(Error(code, reason), reply_to=Message(RecordDict(), NODES[client], "train"))
+
+
+def says(**metrics: Any) -> Message:
+    """Client 0's answer with other metrics."""
+    reply = answer(0, 1.0)
+    record = reply.content["metrics"]
+    for key, value in metrics.items():
+        record[key] = value
+    return reply
+
+
+def holds(**records: Any) -> Message:
+    """Client 0's answer with other records, or without."""
+    reply = answer(0, 1.0)
+    for name, record in records.items():
+        del reply.content[name]
+        if record is not None:
+            reply.content[name] = record
+    return reply
 
 
 class Replies:
@@ -103,6 +126,10 @@ def test_the_order_of_arrival_does_not_matter_to_the_bit() -> None:
     assert all(torch.equal(state["w"], states[0]["w"]) for state in states)
 
 
+FORMS = ("late,second,for another,unknown node,momentum,more,shape,type,length,no array,header", "float,list,nan")
+FORMS += ("below zero,large,inf,no metrics,few metrics,other metrics,no arrays,other arrays,empty arrays,nothing",)
+
+
 @pytest.mark.parametrize(
     "intruder",
     [
@@ -116,8 +143,22 @@ def test_the_order_of_arrival_does_not_matter_to_the_bit() -> None:
         tampered(W, to_array(np.full(6, 999.0)), instead_of=W),  # float64
         tampered(W, Array("float32", (6,), FALSE.stype, to_array(np.ones(3, np.float32)).data), instead_of=W),
         tampered(W, Array("float32", (6,), FALSE.stype, b"none"), instead_of=W),
+        tampered(W, Array("float32", (6,), FALSE.stype, FALSE.data.replace(b"'<f4',", b"'<f4'( ")), instead_of=W),
+        says(client=0.0),
+        says(client=[0]),
+        says(round=math.nan),
+        says(round=-1),
+        says(client=2**62),
+        says(finite=math.inf),
+        holds(metrics=None),
+        holds(metrics=MetricRecord({"client": 0})),
+        holds(metrics=ConfigRecord({"client": "0", "round": "1"})),
+        holds(arrays=None),
+        holds(arrays=ConfigRecord()),
+        holds(arrays=ArrayRecord()),
+        holds(arrays=None, metrics=None),
     ],
-    ids=["late", "second", "for another", "unknown node", "momentum", "more", "shape", "type", "length", "no array"],
+    ids=[form for forms in FORMS for form in forms.split(",")],
 )
 def test_what_is_no_answer_of_this_round_is_dropped_and_told(
     intruder: Message, caplog: pytest.LogCaptureFixture
@@ -147,14 +188,49 @@ def test_failures_down_to_the_minimum() -> None:
         run([answer(0, 1.0), failure(1, "RuntimeError: no power")])
 
 
-def test_a_ledger_that_refuses_ends_the_run() -> None:
+def test_a_client_whose_ledger_refuses_drops_out_and_the_run_ends_where_it_cannot_go_on_for_that() -> None:
+    spent = "LedgerError: budget=1 would be exceeded"
+    outcome = run([answer(0, 1.0), failure(1, spent, Code.LEDGER), answer(2, 1.0)])
+    assert (outcome.clients, outcome.failed) == (2, 1)
     with pytest.raises(LedgerError, match=r"^budget=1 would be exceeded$"):
-        run([answer(0, 1.0), failure(1, "LedgerError: budget=1 would be exceeded"), answer(2, 1.0)])
+        run([answer(0, 1.0), failure(1, spent, Code.LEDGER), failure(2, spent, Code.LEDGER)])
+    with pytest.raises(RoundAborted, match="1 usable answers, 3 needed; the first failure: a fire"):  # without, too
+        run([answer(0, 1.0), failure(1, "a fire"), failure(2, spent, Code.LEDGER)], engine(min_clients=3))
+
+
+@pytest.mark.parametrize("code", [0, 2, -1, 999, 1001, 1999, 2000, 2**62])
+@pytest.mark.parametrize(
+    "text", ["LedgerError: budget=1 would be exceeded", "AbstainedError", None, "\n", "\x1b[2J" * 999]
+)
+def test_a_text_steers_nothing(code: int, text: str | None) -> None:
+    outcome = run([answer(0, 1.0), failure(1, text, code), answer(2, 1.0)], engine(max_abstentions=0))
+    assert (outcome.clients, outcome.failed, outcome.abstained) == (2, 1, 0)
+    with pytest.raises(RoundAborted, match="1 usable answers, 2 needed") as ended:
+        run([answer(0, 1.0), failure(1, text, code)])
+    assert len(str(ended.value)) < 500
+    assert str(ended.value).isprintable()
+
+
+def test_a_failure_of_a_node_that_was_not_asked_counts_for_nobody() -> None:
+    foreign = failure(1, "budget=1", Code.LEDGER)
+    foreign.metadata.__dict__["_src_node_id"] = 99
+    outcome = run([answer(0, 1.0), foreign, answer(1, 1.0), failure(1, "later"), answer(2, 1.0)])
+    assert (outcome.clients, outcome.failed) == (3, 0)
+
+
+def test_what_a_client_says_of_its_records_and_steps_weighs_nothing() -> None:
+    honest = run([answer(0, 1.0), answer(1, 2.0), answer(2, 3.0)], engine(private=False))
+    loud = says(**{"num-examples": 10**9, "steps": 10**9, "more": [1.0, 2.0]})
+    loud.content["second"] = ArrayRecord({W: FALSE})
+    outcome = run([loud, answer(1, 2.0), answer(2, 3.0)], engine(private=False))
+    assert torch.equal(outcome.state["w"], honest.state["w"])
+    assert torch.equal(outcome.state[MOMENTUM + "w"], honest.state[MOMENTUM + "w"])
+    assert outcome.steps == honest.steps == {0: 2, 1: 2, 2: 2}
 
 
 def test_without_privacy_only_steps_that_were_answered_count() -> None:
     outcome = run([answer(0, 1.0), failure(1, "RuntimeError: no power"), answer(2, 1.0)], engine(private=False))
-    assert outcome.steps == {0: 1, 2: 1}
+    assert outcome.steps == {0: 2, 2: 2}
 
 
 def test_hospitals_without_a_record_leave_the_model_alone() -> None:

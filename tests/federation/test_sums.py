@@ -284,7 +284,7 @@ def test_a_refused_message_ends_the_attempt_and_charges_nothing(tmp_path):
         result = Summed()
         secure_sum(job.sums, at_round_one(job, grid), result)
         assert result.survivors == (0, 1, 3, 4)
-        assert any("client 0 (ciphertext)" in reason for reason in result.failures)
+        assert any("client 0 (ciphertext)" in str(reason) for reason in result.failures)
         assert client_state(grid, 2) == ClientState.fresh(Stage.REFUSED, 0, 0)
         assert client_state(grid, 1).stage == Stage.UNMASKED
         assert ledger_rows(job, 2) == []
@@ -308,7 +308,7 @@ def test_a_second_survivor_set_ends_the_attempt(tmp_path):
         result = Summed()
         secure_sum(job.sums, at_round_one(job, grid), result)
         assert result.survivors == (0, 1, 2, 3, 4)  # four shares are enough, and client 0 sent none
-        assert any("out of order" in reason for reason in result.failures)
+        assert any("out of order" in str(failure) for failure in result.failures)
         assert client_state(grid, 0).shares == {}
 
 
