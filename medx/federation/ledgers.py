@@ -108,8 +108,8 @@ def recorded_steps(
     known = {client: _begun(ledger, run) for client, ledger in opened.items()}
     others = [plan.client for plan in job.plan.clients if plan.client not in opened]
     known |= {client: _begun(ledger, run) for client, ledger in _ledgers(job, others)}
-    for client in answered:
-        if client not in known:
+    for client, count in answered.items():
+        if count and client not in known:
             raise LedgerError(f"ledger {ledger_path(job, client)} has no entry of run {run}, which it was charged to")
     return {plan.client: known.get(plan.client, 0) for plan in job.plan.clients}
 
