@@ -60,16 +60,19 @@ def statement(
     executed: Sequence[Sequence[Event]] | None = None,
     observers: Mapping[str, float] | None = None,
     aggregation: AggregationResult | None = None,
+    *,
+    beside: Sequence[Sequence[Event]] | None = None,
 ) -> str:
     """About a dozen lines of text. ``executed`` has one list of events a client and replaces the plan's steps.
 
-    ``observers`` maps who sees something to the epsilon that holds towards them, where those differ.
+    ``observers`` maps who sees something to the epsilon that holds towards them, where those differ. ``beside`` has a
+    client's events of the run's baselines.
     """
     shared = plan.shared_noise
     secure = aggregation.secure if aggregation else shared is not None and not shared.trusted_aggregator
     sees = f"Who sees what: {SEES[plan.mechanism][secure]}."
     lines = ["Privacy statement"]
-    lines += _guarantee(plan, executed, observers, sees) if plan.private else _nothing(sees)
+    lines += _guarantee(plan, executed, beside, observers, sees) if plan.private else _nothing(sees)
     if aggregation is not None and aggregation.secure:
         lines += _aggregation(aggregation)
     if synthetic:
@@ -97,22 +100,41 @@ def planned_events(plan: PrivacyPlan) -> list[list[Event]]:
     ]
 
 
-def _shared_target(num_runs: int) -> str:
-    return (
-        "" if num_runs == 1 else f" for {num_runs} runs together, of which this is one (all figures here are its own)"
-    )
+def _shared_target(plan: PrivacyPlan, planned: bool) -> str:
+    if plan.baselines:
+        return " for the run and its baselines together" + (" (the figures here are the run's own)" if planned else "")
+    if plan.num_runs == 1:
+        return ""
+    return f" for {plan.num_runs} runs together, of which this is one (all figures here are its own)"
+
+
+def _baselines(plan: PrivacyPlan, own: Sequence[Sequence[Event]], planned: bool) -> list[str]:
+    if not plan.baselines or planned:
+        return []
+    assert plan.delta is not None
+    alone = max(epsilon_spent(history, plan.delta).value for history in own)
+    return [
+        f"Baselines: {', '.join(plan.baselines)} trained on the same records, and what they spent is in that epsilon; "
+        f"the run alone spent {alone:.3f}."
+    ]
 
 
 def _guarantee(
-    plan: PrivacyPlan, executed: Sequence[Sequence[Event]] | None, observers: Mapping[str, float] | None, sees: str
+    plan: PrivacyPlan,
+    executed: Sequence[Sequence[Event]] | None,
+    beside: Sequence[Sequence[Event]] | None,
+    observers: Mapping[str, float] | None,
+    sees: str,
 ) -> list[str]:
     assert plan.delta is not None
-    events = planned_events(plan) if executed is None else executed
+    own = planned_events(plan) if executed is None else executed
+    events = [[*one, *others] for one, others in zip(own, beside or [[]] * len(own), strict=True)]
     return [
         f"Unit: {UNITS[str(plan.unit)][0]}; neighbouring data sets {plan.adjacency}. {UNITS[str(plan.unit)][1]}",
         f"Mechanism: {MECHANISMS[plan.mechanism]}.",
         f"Guarantee{' as planned' if executed is None else ' as executed'}: {_epsilons(events, plan.delta)}, "
-        f"delta {plan.delta:g}; target epsilon {plan.target_epsilon:g}{_shared_target(plan.num_runs)}.",
+        f"delta {plan.delta:g}; target epsilon {plan.target_epsilon:g}{_shared_target(plan, executed is None)}.",
+        *_baselines(plan, own, executed is None),
         COMPOSITION[plan.client_release is not None],
         *_spare(plan),
         *(f"Towards {who}: epsilon {value:.3f}." for who, value in (observers or {}).items()),
