@@ -5,7 +5,6 @@ import time
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.app.typing import ConfigRecordValues
 from flwr.serverapp import Grid
 from torch import nn
 
@@ -13,6 +12,7 @@ from medx.aggregation.errors import ProtocolError
 from medx.federation.checkpoint import ServerState
 from medx.federation.clipped_updates import ClippedUpdates
 from medx.federation.job import Job
+from medx.federation.ledgers import server_keeps
 from medx.federation.payload import MOMENTUM, State, all_finite, from_record, momentum_of, parameters_of, to_record
 from medx.federation.rounds import (
     RoundAborted,
@@ -22,9 +22,9 @@ from medx.federation.rounds import (
     restore_strategy,
     strategy_state,
 )
-from medx.federation.sum_client import Position, attempts_of, sum_plan
+from medx.federation.sum_client import CLIP, Position, attempts_of, sum_plan
 from medx.federation.sum_exchange import Attempt, Summed, plain_sum, secure_sum
-from medx.federation.sums import SATURATED, WEIGHT, unflatten
+from medx.federation.sums import WEIGHT, unflatten
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ class SumRounds:
         """Attempts until one gives a sum; a round that never does leaves the model as it was."""
         started = time.perf_counter()
         state = parameters_of(server.state) if self.plan.kind == "gradient" else server.state
-        arrays, settings = to_record(state), self.settings(server, number)
+        arrays, settings = to_record(state), self.settings()
+        self.announce(server, number)
         summed = Summed()
         for attempt in range(attempts_of(self.job)):
             try:
@@ -76,7 +77,7 @@ class SumRounds:
         if summed.total is None:
             raise RoundAborted(f"round {number}: no attempt gave a sum; the last failure: {summed.failures[-1]}")
         collected = time.perf_counter()
-        new, saturated = self.step(server, summed) if self.plan.kind == "gradient" else self.mean(server, summed)
+        new = self.step(server, summed) if self.plan.kind == "gradient" else self.mean(server, summed)
         if not all_finite(new):
             raise RoundAborted(f"round {number}: the aggregate is not finite")
         outcome = RoundOutcome(
@@ -85,19 +86,20 @@ class SumRounds:
             clients=usable,
             abstained=summed.abstained,
             failed=len(nodes) - usable,
-            saturated=saturated,
             bytes_up=summed.bytes_up,
             bytes_down=summed.bytes_down,
             seconds={"train": collected - started, "aggregate": time.perf_counter() - collected},
         )
         return self.clipped.published(outcome) if self.clipped else outcome
 
-    def settings(self, server: ServerState, number: int) -> dict[str, ConfigRecordValues]:
-        """What clients must know beside the model: the strategy's settings, and the round's clip norm."""
+    def settings(self) -> dict[str, float]:
+        """What the server may choose beside the model: the round's clip norm, where updates are clipped."""
+        return {CLIP: self.clipped.clip_norm} if self.clipped else {}
+
+    def announce(self, server: ServerState, number: int) -> None:
+        """Show the strategy the round's model: server optimisers take their step from what they were shown here."""
         shown = cast(Grid, SampledGrid([1]))
-        messages = self.strategy.configure_train(number, to_record(parameters_of(server.state)), ConfigRecord(), shown)
-        settings = dict(next(iter(messages)).content.config_records["config"])
-        return settings | ({"clip-norm": self.clipped.clip_norm} if self.clipped else {})
+        list(self.strategy.configure_train(number, to_record(parameters_of(server.state)), ConfigRecord(), shown))
 
     def collect(self, attempt: Attempt, summed: Summed) -> None:
         """One attempt at the sum, noised where the server is to add the noise."""
@@ -113,16 +115,16 @@ class SumRounds:
 
     def steps(self, summed: Summed) -> dict[int, int]:
         """Releases by client that answered. A retry is another one, unless it repeats the same noise bit by bit."""
-        if self.clipped:
+        if self.clipped and server_keeps(self.job):
             return self.clipped.steps()
         repeats = self.plan.kind == "update" and self.job.plan.noise_source == "seed"
         return {
-            client: self.job.plan.clients[client].steps_per_round * (1 if repeats else attempts)
+            client: self.job.plan.events_per_round(self.job.plan.clients[client]) * (1 if repeats else attempts)
             for client, attempts in summed.asked.items()
             if client in summed.answered
         }
 
-    def step(self, server: ServerState, summed: Summed) -> tuple[State, int]:
+    def step(self, server: ServerState, summed: Summed) -> State:
         """One step of SGD with momentum on the noised mean, with a public denominator; then the strategy's."""
         assert summed.total is not None
         trainer, state = self.job.setup.trainer, server.state
@@ -138,16 +140,16 @@ class SumRounds:
                 direction = trainer.momentum * state[MOMENTUM + name] + direction
                 new[MOMENTUM + name] = direction
             new[name] = state[name] - rate * direction
-        return self.moved(server, new), 0
+        return self.moved(server, new)
 
-    def mean(self, server: ServerState, summed: Summed) -> tuple[State, int]:
+    def mean(self, server: ServerState, summed: Summed) -> State:
         """The mean of the updates, weighted or clipped, through the strategy."""
         assert summed.total is not None
         vector, scalars = self.plan.layout.decode(summed.total)
         vector = self.clipped.mean(vector, scalars) if self.clipped else vector / scalars[WEIGHT]
         deltas = unflatten(vector, self.like(server.state))
         mean = {name: tensor + deltas[name].to(tensor.dtype) for name, tensor in server.state.items()}
-        return self.moved(server, mean), round(scalars.get(SATURATED, 0.0))
+        return self.moved(server, mean)
 
     def moved(self, server: ServerState, mean: State) -> State:
         """Where the strategy goes, given ``mean`` as if it were one client's answer."""
