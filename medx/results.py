@@ -37,7 +37,6 @@ class RoundRecord(Record):
     clients: int
     abstained: int = 0
     failed: int = 0
-    saturated: int = 0
 
 
 class ClientEvents(Record):

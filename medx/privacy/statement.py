@@ -74,7 +74,7 @@ def statement(
     lines = ["Privacy statement"]
     lines += _guarantee(plan, executed, beside, observers, sees) if plan.private else _nothing(sees)
     if aggregation is not None and aggregation.secure:
-        lines += _aggregation(aggregation)
+        lines += _aggregation(aggregation, noised=plan.private)
     if synthetic:
         lines.append("Data: synthetic images that show nobody, so no guarantee is needed; this is a trial.")
     return "\n".join(lines)
@@ -207,20 +207,34 @@ def _who(plan: PrivacyPlan) -> str:
     return "which hospitals took part"
 
 
-def _aggregation(aggregation: AggregationResult) -> list[str]:
+def _aggregation(aggregation: AggregationResult, *, noised: bool) -> list[str]:
     colluders = aggregation.tolerated_colluders or {}
+    part = "words, which the noise on them alone protects" if noised else "exact update"
     lines = [
         f"Secure aggregation: {aggregation.num_clients} hospitals, threshold {aggregation.threshold}, at least "
         f"{aggregation.minimum_survivors} survivors; single updates stay hidden from a server that follows the "
-        f"protocol with up to {colluders.get('curious')} colluding hospitals, and from one that lies with up to "
-        f"{colluders.get('lying')}. Roster sha256 {aggregation.roster_hash}.",
+        f"protocol with up to {_hospitals(colluders.get('curious'))}, and from one that lies with up to "
+        f"{_hospitals(colluders.get('lying'))}; beyond that, colluders can have another hospital's {part}. "
+        f"Roster sha256 {aggregation.roster_hash}.",
+        "Masks are agreed by X25519: who records the traffic and breaks it one day, by a quantum computer, has what "
+        "the masks hid.",
     ]
+    if not noised:
+        lines.append(
+            "Masks without noise do not protect images from a server that chooses the model: the sum of updates can "
+            "then hold them as they are (Fowl et al. 2022; Boenisch et al. 2023). Different models for different "
+            "hospitals (Pasquini et al. 2022) are refused."
+        )
     if aggregation.trust_domain == "one":
         lines.append(
             "One trust domain: this was a simulation whose process held every hospital's keys and data, so nothing "
             "was hidden from whoever ran it; the lines above are about a deployment with these parameters."
         )
     return lines
+
+
+def _hospitals(count: int | None) -> str:
+    return "1 colluding hospital" if count == 1 else f"{count} colluding hospitals"
 
 
 def _nothing(sees: str) -> list[str]:
