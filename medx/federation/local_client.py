@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from flwr.app import ArrayRecord, Context
@@ -24,8 +24,8 @@ class LocalClient:
     """What one client keeps in this process between rounds. All of it can be made again from the job."""
 
     plan: ClientPlan
-    inputs: torch.Tensor
-    labels: torch.Tensor
+    inputs: torch.Tensor = field(repr=False)
+    labels: torch.Tensor = field(repr=False)
     ledger: PrivacyLedger | None
 
 
