@@ -1,43 +1,136 @@
-"""The rows to compare with: each hospital alone, and all records in one place."""
+"""The rows to compare with: each hospital alone, and all records in one place.
+
+They train on the records of the run, so with privacy on they share its epsilon: the noise of all is calibrated for what
+is done to a record together, and what they spend is a part of what the run states.
+"""
 
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flwr.serverapp import Grid
 
 from medx.federation.client import client_app
-from medx.federation.job import Job, Setup, make_job, prepare
+from medx.federation.job import Job, Prepared, Setup, make_job, prepare
+from medx.federation.ledgers import finish_ledgers, recorded_steps
 from medx.federation.local_client import forget
 from medx.federation.rounds import RoundAborted
 from medx.federation.server import Server
 from medx.federation.sums import alone, with_sums
 from medx.measurement import Measurement, mean_intervals, measure
+from medx.privacy.accounting import Event, epsilon_spent
+from medx.privacy.base import ClientPlan, PrivacyPlan
+from medx.privacy.gaussian import GaussianMechanism
 from medx.results import Interval
 from medx.runtime.in_process import InProcess
+from medx.schema import LedgerError, PrivacyError
 
 log = logging.getLogger(__name__)
+MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def run_baselines(names: list[str], setup: Setup, job: Job, config: dict[str, Any]) -> dict[str, dict[str, Interval]]:
-    """The baselines that were asked for, each with the same mechanism and budget as the run itself."""
-    results: dict[str, dict[str, Interval]] = {}
+@dataclass(frozen=True)
+class Baseline:
+    """One model to compare with; ``clients`` of the run hold the records that it trains on."""
+
+    name: str
+    job: Job
+    clients: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What came of them: test metrics by name, and what they executed on the records of each client of the run."""
+
+    results: dict[str, dict[str, Interval]]
+    spent: dict[int, list[Event]]
+
+
+def share_epsilon(setup: Setup, names: Sequence[str]) -> Setup:
+    """The set-up with a mechanism whose epsilon is for the run and its baselines together: one model more for each."""
+    if not names or not isinstance(setup.privacy, GaussianMechanism):
+        return setup
+    return replace(setup, privacy=replace(setup.privacy, num_runs=1 + len(names)))
+
+
+def plan_baselines(names: Sequence[str], job: Job, prepared: Prepared) -> list[Baseline]:
+    """The baselines that were asked for, planned before the run begins, under the mechanism of the run."""
+    filled = tuple(plan.client for plan in job.plan.clients if plan.num_records)
+    planned = []
     for name in names:
         if name == "centralized":
-            variants = [replace(setup, pooled=True)]
+            planned.append(_planned(replace(job.setup, pooled=True), name, f"{name}_0", job, names))
         else:
-            variants = [replace(setup, only_client=client) for client in range(setup.federation.num_clients)]
-        measured = [run_variant(variant, f"{name}_{i}", job, config) for i, variant in enumerate(variants)]
-        results[name] = measured[0].test if len(measured) == 1 else mean_intervals([m.test for m in measured])
-    return results
+            for client in filled:
+                variant = replace(job.setup, only_client=client)
+                planned.append(_planned(variant, name, f"{name}_{client}", job, names))
+    return [replace(each, clients=each.clients or filled) for each in planned]
 
 
-def run_variant(setup: Setup, name: str, job: Job, config: dict[str, Any]) -> Measurement:
-    """Train one baseline model in this process, in a folder of its own."""
-    setup, prepared = alone(setup), prepare(setup)
-    variant = make_job(setup, prepared, f"{job.run_id}-{name}", job.folder / "baselines" / name)
-    variant = with_sums(variant, prepared)
-    server = Server(variant, prepared, config, None, None)
+def _planned(setup: Setup, name: str, folder: str, job: Job, names: Sequence[str]) -> Baseline:
+    setup = alone(setup)
+    prepared = prepare(setup)
+    variant = make_job(setup, prepared, f"{job.run_id}-{folder}", job.folder / "baselines" / folder)
+    if setup.pooled and variant.plan.private:
+        variant = replace(variant, plan=fitted(variant.plan, job.plan, names))
+    clients = () if setup.only_client is None else (setup.only_client,)
+    return Baseline(name, with_sums(variant, prepared), clients)
+
+
+def fitted(pooled: PrivacyPlan, run: PrivacyPlan, names: Sequence[str]) -> PrivacyPlan:
+    """The pooled model's plan with the least noise of a few by which all models together stay within epsilon.
+
+    Its records are drawn less often than a hospital's, so its own calibration, for models that are all alike, is not
+    enough. The noise of the run's noisiest client always is: rarer draws under that noise are no more than its own.
+    """
+    (client,) = pooled.clients
+    assert client.step is not None
+    assert run.delta is not None
+    assert run.target_epsilon is not None
+    filled = [plan for plan in run.clients if plan.num_records and plan.step]
+    least, most = client.step.noise_multiplier, max(plan.step.noise_multiplier for plan in filled if plan.step)
+    for part in MIXTURES:
+        noise = most if part == 1 else max(least, least ** (1 - part) * most**part)
+        planned = replace(client, step=replace(client.step, noise_multiplier=noise))
+        histories = {tuple(_events(plan, len(names))) + tuple(_events(planned, 1)) for plan in filled}
+        if max(epsilon_spent(history, run.delta).value for history in histories) <= run.target_epsilon:
+            return replace(pooled, clients=(planned,))
+    raise PrivacyError(
+        f"baseline={','.join(names)}: no noise was found by which run and baselines stay within epsilon="
+        f"{run.target_epsilon:g} together; accepted: baseline=null"
+    )
+
+
+def _events(plan: ClientPlan, models: int) -> list[Event]:
+    assert plan.step is not None
+    return [(plan.step, plan.reserved_steps * models)]
+
+
+def run_baselines(baselines: Sequence[Baseline], config: dict[str, Any]) -> Baselines:
+    """Train and measure them, each in this process and in a folder of its own."""
+    measured: dict[str, list[Measurement]] = {}
+    spent: dict[int, list[Event]] = {}
+    for baseline in baselines:
+        measured.setdefault(baseline.name, []).append(run_baseline(baseline, config))
+        event = baseline.job.plan.clients[0].step
+        if event is not None:
+            finish_ledgers(baseline.job)
+            steps = recorded_steps(baseline.job, {})[0]
+            for client in baseline.clients:
+                spent.setdefault(client, []).append((event, steps))
+    results = {
+        name: found[0].test if len(found) == 1 else mean_intervals([each.test for each in found])
+        for name, found in measured.items()
+    }
+    return Baselines(results, {client: [e for e in events if e[1]] for client, events in spent.items()})
+
+
+def run_baseline(baseline: Baseline, config: dict[str, Any]) -> Measurement:
+    """Train one model; one that stops early is measured as far as it got."""
+    job = baseline.job
+    prepared = prepare(job.setup)
+    server = Server(job, prepared, config, None, None)
     states = [server.initial_state()]
 
     def serve(grid: Grid) -> None:
@@ -45,9 +138,9 @@ def run_variant(setup: Setup, name: str, job: Job, config: dict[str, Any]) -> Me
             states[:] = [state]
 
     try:
-        InProcess(timeout=None, workers=None).run(client_app(variant), 1, serve)
-    except RoundAborted as problem:  # the run itself is done: its result stands, and the baseline is as far as it got
-        log.warning("baseline %s stopped early: %s", name, problem)
+        InProcess(timeout=None, workers=None).run(client_app(job), 1, serve)
+    except (RoundAborted, LedgerError) as problem:  # the run itself is done, and its result stands
+        log.warning("baseline %s stopped early: %s", baseline.name, problem)
     finally:
-        forget(variant)
-    return measure(server.module, states[-1].average, prepared, setup.device, setup.seed)
+        forget(job)
+    return measure(server.module, states[-1].average, prepared, job.setup.device, job.setup.seed)

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,8 @@ from flwr.serverapp import Grid
 from pydantic import BeforeValidator, SkipValidation
 
 from medx.aggregation.base import Aggregation
-from medx.baselines import run_baselines
+from medx.baselines import Baseline as Planned
+from medx.baselines import plan_baselines, run_baselines, share_epsilon
 from medx.dataset import Dataset
 from medx.federation.base import Federation
 from medx.federation.checkpoint import ServerState, checkpoints, load_checkpoint
@@ -49,7 +50,7 @@ def _as_list(value: object) -> object:
     """``baseline=local_only`` and ``baseline=[local_only,centralized]`` both read well."""
     if value is None:
         return []
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str) else list(dict.fromkeys(value)) if isinstance(value, list) else value
 
 
 @component
@@ -88,13 +89,16 @@ def run_experiment(
     """
     began = time.perf_counter()
     keep_freed_memory()
-    setup = make_setup(experiment, config)
+    setup = share_epsilon(make_setup(experiment, config), experiment.baseline)
     prepared = prepare(setup)
     check_combination(experiment, setup, config)
     # A run that was stopped before its first checkpoint has trained nothing: it starts anew, ledgers too.
     resume = resume and bool(checkpoints(folder / "checkpoints"))
     job = with_sums(make_job(setup, prepared, config_hash, folder, resume), prepared)
     preflight(job, prepared)
+    baselines = plan_baselines(experiment.baseline, job, prepared)
+    if baselines:  # their models are what the epsilon is shared with, and not runs to choose among
+        job = replace(job, plan=replace(job.plan, num_runs=1, baselines=tuple(experiment.baseline)))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     with quickly():
@@ -110,7 +114,7 @@ def run_experiment(
     try:
         outcome = run_rounds(experiment, job, prepared, config, on_round, resume=resume)
         trained = time.perf_counter()
-        result = finish(experiment, job, prepared, outcome, config)
+        result = finish(experiment, job, prepared, outcome, config, planned=baselines)
     except BaseException as error:
         for observer in observers:
             observer.on_error(error)
@@ -158,7 +162,7 @@ def check_combination(experiment: Experiment, setup: Setup, config: dict[str, An
             f"baseline={','.join(experiment.baseline)}: privacy=central_dp hides a hospital among many, which one "
             "alone cannot be; accepted: baseline=null"
         )
-    if experiment.baseline and getattr(setup.privacy, "num_runs", 1) > 1:
+    if experiment.baseline and getattr(experiment.privacy, "num_runs", 1) > 1:
         raise ConfigError(
             f"baseline={list(experiment.baseline)} with privacy.num_runs: baselines train on the same records, beside "
             "the runs that share epsilon; accepted: baseline=null"
@@ -271,6 +275,8 @@ def finish(
     prepared: Prepared,
     outcome: Outcome,
     config: dict[str, Any],
+    *,
+    planned: Sequence[Planned],
 ) -> ExperimentResult:
     """Measure the averaged model, account for what was executed, export the checkpoint."""
     setup = job.setup
@@ -282,6 +288,7 @@ def finish(
     splits = prepared.splits
     about = describe_model(setup.model, splits.spec, splits.mean, splits.std, threshold=measured.threshold)
     save_model(checkpoint, about, prepared.features, module.cpu())
+    baselines = run_baselines(planned, config)
     return ExperimentResult(
         status=outcome.status,
         error=outcome.error,
@@ -296,9 +303,13 @@ def finish(
         degenerate=measured.degenerate,
         curves=measured.curves,
         clients=measure_clients(module.to(setup.device), average, prepared, setup.device),
-        baselines=run_baselines(list(experiment.baseline), setup, job, config),
+        baselines=baselines.results,
         privacy=privacy_result(
-            job.plan, executed_steps(job, outcome), prepared.splits.synthetic, aggregation_result(job)
+            job.plan,
+            executed_steps(job, outcome),
+            prepared.splits.synthetic,
+            aggregation_result(job),
+            baselines.spent,
         ),
         rounds=outcome.server.records,
         timing={},

@@ -37,7 +37,6 @@ class RoundRecord(Record):
     clients: int
     abstained: int = 0
     failed: int = 0
-    saturated: int = 0
 
 
 class ClientEvents(Record):
@@ -75,7 +74,8 @@ class AggregationResult(Record):
 class PrivacyResult(Record):
     """The guarantee of a run. ``epsilon`` is the maximum over clients; None means no guarantee at all.
 
-    ``epsilon_by_accountant`` has ``prv``, ``pld`` and ``rdp``; ``epsilon_by_observer`` names who sees what.
+    ``epsilon_by_accountant`` has ``prv`` (unless it fails), ``pld`` and ``rdp``; ``epsilon_by_observer`` names who sees
+    what. ``baselines`` is what they executed on the records of each client: ``epsilon`` composes it with ``clients``.
     """
 
     mechanism: str
@@ -88,6 +88,7 @@ class PrivacyResult(Record):
     adjacency: str | None = None
     noise_source: str | None = None
     clients: list[ClientEvents] = Field(default_factory=list)
+    baselines: list[ClientEvents] = Field(default_factory=list)
     aggregation: AggregationResult | None = None
     statement: str
 

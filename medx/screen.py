@@ -123,7 +123,7 @@ class Screen:
         done = record.round - (self._first or record.round) + 1
         left = elapsed / done * (self._num_rounds - record.round)
         epsilon = "" if record.epsilon is None else f"ε {record.epsilon:.3f}  "
-        trouble = {"abstained": record.abstained, "failed": record.failed, "saturated": record.saturated}
+        trouble = {"abstained": record.abstained, "failed": record.failed}
         told = "".join(f"  {count} {name}" for name, count in trouble.items() if count)
         auc = _number(record.metrics.get("validation/auc"))
         return f"validation AUC {auc}  {epsilon}{clock(elapsed)} elapsed, {clock(left)} left{told}"

@@ -99,18 +99,32 @@ def by_seed(results: Sequence[ExperimentResult], metric: str) -> Iterator[Select
 
 
 def refuse_unlike(results: Sequence[ExperimentResult]) -> None:
-    """Raise ConfigError unless all runs dealt the same records to the same hospitals, at one delta."""
+    """Raise ConfigError unless all runs dealt the same records to the same hospitals, and released the same of them.
+
+    Each run's noise is calibrated for ``num_runs`` like it: unlike ones together would exceed the target.
+    """
     kinds = {
         "dataset": {result.dataset.content_hash for result in results},
         "partition": {json.dumps(result.config["partition"], sort_keys=True, default=str) for result in results},
         "federation.num_clients": {result.config["federation"]["num_clients"] for result in results},
         "privacy.delta": {result.privacy.delta for result in results},
+        "what is released (sampling probability, noise multiplier, steps)": {
+            _releases(result) for result in results if result.privacy.epsilon is not None
+        },
     }
     for name, values in kinds.items():
         if len(values) > 1:
             raise ConfigError(
                 f"select: {name} differs between the runs; accepted is one, or their budgets do not add up"
             )
+
+
+def _releases(result: ExperimentResult) -> str:
+    """What the run was to release on each hospital's records, whether or not it was stopped early."""
+    config = result.config
+    planned = (config["federation"]["num_rounds"], config["trainer"]["local_steps"])
+    each = [(one.client, one.sampling_probability, one.noise_multiplier) for one in result.privacy.clients]
+    return json.dumps([planned, each])
 
 
 def total_epsilon(results: Sequence[ExperimentResult], others: bool = False) -> float | None:
@@ -128,9 +142,13 @@ def total_epsilon(results: Sequence[ExperimentResult], others: bool = False) -> 
 
 def _events(results: Sequence[ExperimentResult], client: int, others: bool) -> list[Event]:
     executed = (
-        (events, _own_share(result) if others else 1.0)
+        (events, share)
         for result in results
-        for events in result.privacy.clients
+        for given, share in (
+            (result.privacy.clients, _own_share(result) if others else 1.0),
+            (result.privacy.baselines, 1.0),
+        )
+        for events in given
         if events.client == client
     )
     return [

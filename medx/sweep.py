@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 SWEEP_FILE = "sweep.json"
 FAILURE_FILE = "failure.json"
 SELECTION_FILE = "selection.json"
+# What a run's releases on a record depend on: who holds it, how often it is drawn, and how much noise it gets.
+RELEASES = (
+    "dataset",
+    "partition",
+    *(f"privacy.{key}" for key in ("_target_", "epsilon", "delta", "num_runs", "spare_rounds", "noise_source")),
+    *(f"trainer.{key}" for key in ("expected_batch_size", "sampling_probability", "local_steps")),
+    *(f"federation.{key}" for key in ("num_clients", "num_rounds", "fraction_clients")),
+)
 _FAILED: list[str] = []
 _KILLED: list[str] = []
 _FOLDERS: list[Path] = []
@@ -30,7 +38,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a sweep with a job that cannot be composed; write the sweep's identity where its jobs can read it."""
-        refuse_overdraft(refuse_unknown(config), jobs_of(config))
+        refuse_overdraft(str(config.hydra.job.config_name), refuse_unknown(config), jobs_of(config))
         compose_once()
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +93,7 @@ def compose_once() -> None:
     BasicSweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
 
 
-def refuse_overdraft(first: DictConfig | None, jobs: list[list[str]]) -> None:
+def refuse_overdraft(name: str, first: DictConfig | None, jobs: list[list[str]]) -> None:
     """End the program with one line where a sweep selects among more runs of one seed than share its epsilon."""
     if first is None or first.get("select") is None or first.privacy.get("num_runs") is None:
         return
@@ -99,6 +107,26 @@ def refuse_overdraft(first: DictConfig | None, jobs: list[list[str]]) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    refuse_unlike(name, first, jobs)
+
+
+def refuse_unlike(name: str, first: DictConfig, jobs: list[list[str]]) -> None:
+    """End the program with one line where jobs that share an epsilon would not make the same releases.
+
+    The noise of each is calibrated as if all others were like it; unlike ones together exceed the target.
+    """
+    from hydra import compose
+
+    for composed in (compose(name, overrides=job) for job in jobs):
+        for key in RELEASES:
+            values = [OmegaConf.select(each, key) for each in (first, composed)]
+            if values[0] != values[1]:
+                print(
+                    f"medx: select: {key} differs between the jobs of this sweep; accepted is one value, as runs that "
+                    "share an epsilon (privacy.num_runs) must make the same releases",
+                    file=sys.stderr,
+                )
+                sys.exit(2)
 
 
 def jobs_of(config: DictConfig) -> list[list[str]]:

@@ -50,6 +50,28 @@ def test_records_that_lie_elsewhere_do_not_share_a_budget() -> None:
         select([result(0.3), moved], "loss")
 
 
+@pytest.mark.parametrize("unlike", ["rounds", "steps", "noise"])
+def test_unlike_runs_do_not_share_a_target(unlike: str) -> None:
+    """Each would be calibrated as if all were like it, and together they would exceed it."""
+    other = result(0.3)
+    if unlike == "noise":
+        clients = [client.model_copy(update={"noise_multiplier": 1.5}) for client in other.privacy.clients]
+        other = other.model_copy(update={"privacy": other.privacy.model_copy(update={"clients": clients})})
+    else:
+        group, key = {"rounds": ("federation", "num_rounds"), "steps": ("trainer", "local_steps")}[unlike]
+        other.config[group][key] += 1
+    with pytest.raises(ConfigError, match="select: what is released"):
+        select([result(0.3), other], "loss")
+
+
+@pytest.mark.parametrize(("key", "values"), [("trainer.local_steps", "1,2"), ("trainer.expected_batch_size", "9,20")])
+def test_a_sweep_of_unlike_candidates_does_not_start(tmp_path: Path, key: str, values: str) -> None:
+    ran = call(tmp_path, *SELECTION[:3], "tracking=none", f"{key}={values}", "-m")
+    assert ran.code == 2
+    assert ran.err.startswith(f"medx: select: {key} differs between the jobs of this sweep")
+    assert not list(tmp_path.glob("*/result.json"))
+
+
 def test_another_seed_is_another_study() -> None:
     found = list(by_seed([result(0.4, seed=1), result(0.3, seed=1), result(0.2, seed=2)], "loss"))
     assert [(selection.result.seed, len(selection.results)) for selection in found] == [(1, 2), (2, 1)]

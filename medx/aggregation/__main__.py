@@ -50,6 +50,7 @@ def _add_roster(roster: argparse.ArgumentParser) -> None:
     add("--scale", type=float, required=True, help="grid units to one unit of the update")
     add("--bound", type=float, required=True, help="largest coordinate of one client's update")
     add("--rounds", type=int, required=True, help="rounds in the run")
+    add("--max-attempts", type=int, default=3, help="how often a round may be tried (default: 3)")
     add("--threshold", type=int, help="shares that open a secret (default: floor(2n/3) + 1, the least)")
     add("--minimum-survivors", type=int, help="clients below which a round aborts (default: max(threshold, 3))")
     add("--noise-stddev", type=int, default=0, help="one client's noise in grid units (default: 0)")
@@ -73,6 +74,7 @@ def _parameters(options: argparse.Namespace) -> Parameters:
             scale=options.scale,
             bound=options.bound,
             num_rounds=options.rounds,
+            max_attempts=options.max_attempts,
             noise_stddev=options.noise_stddev,
             noise_multiplier=options.noise_multiplier,
             clip_norm=options.clip_norm,

@@ -16,6 +16,7 @@ from medx.aggregation import shamir
 from medx.aggregation.client_state import ClientState, Stage
 from medx.aggregation.codec import ByClient, Ids
 from medx.aggregation.errors import EncodingError, ProtocolError, Reason
+from medx.aggregation.journal import Journal, Party
 from medx.aggregation.masks import apply_masks, derive_key, is_positive, pair_key
 from medx.aggregation.messages import (
     Begin,
@@ -44,6 +45,8 @@ class SecureClient:
 
     ``on_first_unmask(round, attempt)`` runs just before the first share leaves, so that the ledger is charged first;
     what it raises stops the share. A wrong message raises ProtocolError, and the attempt's secrets are gone with it.
+    ``journal`` says what was answered before; without one it is kept in memory. ``state`` is what this client
+    remembered after its last answer: the journal knows it by its hash, and refuses any other.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class SecureClient:
         identity: Ed25519PrivateKey,
         *,
         on_first_unmask: UnmaskHook | None = None,
+        journal: Journal | None = None,
         state: ClientState | None = None,
     ) -> None:
         if identity.public_key().public_bytes_raw() != roster.identities[number]:
@@ -63,30 +67,31 @@ class SecureClient:
         self._identity = identity
         self._context: Context | None = None
         self._on_first_unmask = on_first_unmask
+        self._journal = Journal() if journal is None else journal
+        self._party = Party(roster.digest, number)
 
     def begin(self, begin: bytes, model_hash: bytes) -> bytes:
-        """Stage 1: fresh keys, signed. ``model_hash`` is over the model that this client itself received."""
+        """Stage 1: fresh keys, signed. ``model_hash`` is over all that this client itself received to start from."""
         message = Begin.from_bytes(begin, SERVER)
         position = (message.round, message.attempt)
-        if position <= (self.state.round, self.state.attempt) or message.attempt < 0:
-            last = f"{self.state.round}, {self.state.attempt}"
-            raise ProtocolError(Reason.REPLAY, SERVER, f"round, attempt {position} does not come after {last}")
-        if message.round >= self.roster.num_rounds:
-            raise ProtocolError(Reason.POSITION, SERVER, f"round {message.round} of {self.roster.num_rounds}")
+        rounds, attempts = self.roster.num_rounds, self.roster.max_attempts
+        if not (0 <= message.round < rounds and 0 <= message.attempt < attempts):
+            text = f"round, attempt {position} of {rounds} rounds with {attempts} attempts"
+            raise ProtocolError(Reason.POSITION, SERVER, text)
+        self._journal.enter(self._party, position, Stage.KEYS, self.state, once=self.roster.opened_once)
         self.state = ClientState.fresh(Stage.IDLE, *position)
-        with self._step(Stage.IDLE):
+        with self._answering(Stage.KEYS):
             if message.roster_hash != self.roster.digest:
                 raise ProtocolError(Reason.ROSTER, SERVER, "its roster is not the one pinned here")
             if message.model_hash != model_hash:
                 raise ProtocolError(Reason.MODEL, SERVER, "the model received is not the one it announces")
             self.state.model_hash = model_hash
             self.state.keys_message = self._fresh_keys().to_bytes()
-            self.state.stage = Stage.KEYS
         return self.state.keys_message
 
     def share(self, key_list: bytes) -> bytes:
         """Stage 2: check everybody's keys, then a share of both secrets for each peer, encrypted to it."""
-        with self._step(Stage.KEYS):
+        with self._step(Stage.SHARES):
             peers = self._checked_keys(KeyList.from_bytes(key_list, SERVER))
             points = [number + 1 for number in peers]
             seed_shares = shamir.split(self.state.seed, self.roster.threshold, points)
@@ -106,7 +111,6 @@ class SecureClient:
                 sealed = AESGCM(key).encrypt(nonce, plain, associated_data(context, self.number, number))
                 ciphertexts[number] = nonce + sealed
             self.state.cipher_private = b""
-            self.state.stage = Stage.SHARES
         return Shares(self.number, context, ciphertexts).to_bytes()
 
     def mask(self, inbox: bytes, words: np.ndarray | WordsOf) -> bytes:
@@ -115,7 +119,7 @@ class SecureClient:
         ``words`` may be a function of (round, attempt), called once the inbox is verified: then no data is read and no
         budget is charged for a message that is refused. Words are masked in place: a retry needs new noise anyway.
         """
-        with self._step(Stage.SHARES):
+        with self._step(Stage.MASKED):
             message = Inbox.from_bytes(inbox, SERVER)
             self._check_context(message.context)
             self._open(message.ciphertexts)
@@ -135,28 +139,21 @@ class SecureClient:
             apply_masks(words, added, subtracted)
             self.state.seed = self.state.mask_private = b""
             self.state.mask_keys, self.state.receive_keys = {}, {}
-            self.state.stage = Stage.MASKED
         return Masked(self.number, context, words).to_bytes()
 
     def confirm(self, survivors: bytes) -> bytes:
         """Stage 4: sign one survivor set, the only one of this attempt."""
-        again = self.state.stage == Stage.CONFIRMED
-        with self._step(Stage.MASKED, Stage.CONFIRMED):
+        with self._step(Stage.CONFIRMED):
             message = Survivors.from_bytes(survivors, SERVER)
             self._check_context(message.context)
-            if again:
-                raise ProtocolError(Reason.SURVIVOR_SETS, SERVER, "a second survivor set in one attempt")
             self._check_sets(message.survivors, message.dropped)
             self.state.survivors, self.state.dropped = message.survivors, message.dropped
             signature = self._identity.sign(message.signed_part())
-            self.state.stage = Stage.CONFIRMED
         return Confirm(self.number, self.context.digest, signature).to_bytes()
 
     def unmask(self, request: bytes) -> bytes:
         """Stage 5: once, for each peer the share of its seed if it survived, else of its mask key; then wiped."""
-        if self.state.stage == Stage.UNMASKED:
-            raise ProtocolError(Reason.SECOND_UNMASK, SERVER, f"round {self.state.round} is already unmasked")
-        with self._step(Stage.CONFIRMED):
+        with self._step(Stage.UNMASKED):
             message = UnmaskRequest.from_bytes(request, SERVER)
             self._check_context(message.context)
             self._check_sets(message.survivors, message.dropped)
@@ -180,14 +177,29 @@ class SecureClient:
         return self._context
 
     @contextmanager
-    def _step(self, *allowed: Stage) -> Iterator[None]:
+    def _step(self, stage: Stage) -> Iterator[None]:
+        """Answer ``stage`` if it is the next one of the running attempt."""
+        position = (self.state.round, self.state.attempt)
         try:
-            if self.state.stage not in allowed:
-                stage = Stage(self.state.stage).name.lower()
-                raise ProtocolError(Reason.STAGE, SERVER, f"a message out of order, last stage was {stage}")
+            self._journal.enter(self._party, position, stage, self.state, once=self.roster.opened_once)
+        except ProtocolError:
+            if self.state.stage != Stage.UNMASKED:  # then nothing is left to wipe
+                self.state = ClientState.fresh(Stage.REFUSED, *position)
+            raise
+        with self._answering(stage):
             yield
+
+    @contextmanager
+    def _answering(self, stage: Stage) -> Iterator[None]:
+        """Work on an entered stage; what goes wrong ends the attempt, and no reply leaves."""
+        position = (self.state.round, self.state.attempt)
+        try:
+            yield
+            self.state.stage = stage
+            self._journal.leave(self._party, position, stage, self.state)
         except BaseException:
-            self.state = ClientState.fresh(Stage.REFUSED, self.state.round, self.state.attempt)
+            self.state = ClientState.fresh(Stage.REFUSED, *position)
+            self._journal.end(self._party, position, stage)
             raise
 
     def _fresh_keys(self) -> Keys:

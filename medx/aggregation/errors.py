@@ -49,3 +49,7 @@ class RoundAborted(ProtocolError):
 
 class EncodingError(MedxError):
     """A vector that cannot be put on the grid."""
+
+
+class JournalError(MedxError):
+    """A journal of a client's answers that cannot be used; without it the client answers nothing."""

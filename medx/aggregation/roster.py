@@ -35,8 +35,9 @@ class Parameters(BaseModel):
     """The public parameters of a run.
 
     ``dimension`` counts masked words, metrics included. ``bound`` is A, a client's largest coordinate in units of
-    the update; ``noise_stddev`` is one client's noise in grid units, 0 without noise. The last four describe the
-    release for the record: None where training is not private.
+    the update; ``noise_stddev`` is one client's noise in grid units, new in every attempt, 0 without noise. A round
+    may be tried ``max_attempts`` times. Multiplier, clip norm and probability describe the release for the record:
+    None where training is not private.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +47,7 @@ class Parameters(BaseModel):
     scale: Positive
     bound: Positive
     num_rounds: Annotated[int, Field(ge=1, lt=2**31)]
+    max_attempts: Annotated[int, Field(ge=1, lt=2**31)] = 3
     noise_stddev: Annotated[int, Field(ge=0, lt=HALF_RING)]
     noise_multiplier: Positive | None
     clip_norm: Positive | None
@@ -100,14 +102,22 @@ class Roster(Parameters):
         return self.noise_stddev * math.sqrt(self.num_clients)
 
     @property
+    def opened_once(self) -> bool:
+        """Whether a round is opened at most once: two sums without new noise differ in one client's exact words."""
+        return self.noise_stddev == 0
+
+    @property
     def tolerated_colluders(self) -> dict[str, int]:
         """Clients that may collude with a server that follows the protocol, and with one that lies.
 
-        t - 1 against the first. A lying server can tell two survivor sets to two groups of honest clients; with
-        2 t - n colluders or more both sets reach t signatures, so the second number is 2 t - n - 1 (Bonawitz et al.
-        2017, theorem 6.5).
+        t - 1 of them open no mask. A lying server can tell two survivor sets to two groups of honest clients; with
+        2 t - n colluders or more both sets reach t signatures, so beside it the bound is 2 t - n - 1 (Bonawitz et al.
+        2017, theorem 6.5). Beside either, two honest clients must be left in the smallest sum: colluders subtract
+        their own parts, and have the part of the only other one.
         """
-        return {"curious": self.threshold - 1, "lying": 2 * self.threshold - self.num_clients - 1}
+        hidden = self.minimum_survivors - 2
+        beside_a_liar = 2 * self.threshold - self.num_clients - 1
+        return {"curious": min(self.threshold - 1, hidden), "lying": min(beside_a_liar, hidden)}
 
     @cached_property
     def identities(self) -> tuple[bytes, ...]:

@@ -22,7 +22,7 @@ class SecureAggregation:
 
     None means: ``threshold`` floor(2n/3) + 1, ``minimum_survivors`` as few as the threshold allows, ``scale`` the
     largest power of two in the ring bound, ``roster`` made on the fly as one trust domain. ``update_bound`` is the
-    public bound on a coordinate of a weighted update; what lies beyond saturates and is counted.
+    public bound on a coordinate of a weighted update; a client whose update lies beyond it abstains.
     """
 
     secure: ClassVar[bool] = True
@@ -108,6 +108,7 @@ class SecureAggregation:
             "scale": parameters.scale,
             "bound": parameters.bound,
             "rounds": parameters.num_rounds,
+            "max-attempts": parameters.max_attempts,
             "noise-stddev": parameters.noise_stddev or None,
             "noise-multiplier": parameters.noise_multiplier,
             "clip-norm": parameters.clip_norm,

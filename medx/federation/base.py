@@ -40,6 +40,11 @@ class Federation(ABC):
         return {"fraction_train": 1.0, "min_train_nodes": 1, "min_available_nodes": 1}
 
     @property
+    def pull(self) -> float:
+        """How strongly a client pulls towards the round's model (Li et al. 2020): its own setting, not the server's."""
+        return 0.0
+
+    @property
     def clients_per_round(self) -> int:
         """How many clients are asked in a round."""
         return max(self.min_clients, round(self.fraction_clients * self.num_clients))

@@ -11,7 +11,7 @@ import torch
 
 from medx.aggregation.integer_noise import add_discrete_gaussian
 from medx.federation.job import Job, prepare, secret_key
-from medx.federation.ledgers import ledger_run, open_server_ledger
+from medx.federation.ledgers import ledger_run, open_server_ledger, server_keeps
 from medx.federation.payload import State, hash_of
 from medx.federation.rounds import RoundOutcome
 from medx.federation.sum_client import ledger_entry, noise_stream, sum_plan
@@ -49,19 +49,21 @@ class ClippedUpdates:
         return {CLIP_NORM: torch.tensor(self.clip_norm, dtype=torch.float64)}
 
     def restore(self, buffers: State) -> None:
-        """Put it back, and reserve the run in the server's ledger."""
+        """Put it back, and reserve the run in the server's ledger, where clients have none of their own."""
         if CLIP_NORM in buffers:
             self.clip_norm = float(buffers[CLIP_NORM])
-        self._ledger = open_server_ledger(self.job, prepare(self.job.setup))
-        weakref.finalize(self, self._ledger.close)
+        if server_keeps(self.job):
+            self._ledger = open_server_ledger(self.job, prepare(self.job.setup))
+            weakref.finalize(self, self._ledger.close)
 
     def begin(self, attempt: "Attempt") -> None:
         """Enter the attempt before any client is asked: each is a release of its own."""
         self._attempts = 1 if attempt.position.attempt == 0 else self._attempts + 1
         self._bytes_down = sum(len(array.data) for array in attempt.arrays.values())
-        assert self._ledger is not None
-        entry = ledger_entry(self.job, attempt.position)
-        self._ledger.begin_round(ledger_run(self.job), entry, 1, model=hash_of(attempt.arrays))
+        if server_keeps(self.job):
+            assert self._ledger is not None
+            entry = ledger_entry(self.job, attempt.position)
+            self._ledger.begin_round(ledger_run(self.job), entry, 1, model=hash_of(attempt.arrays, self.clip_norm))
 
     def add_noise(self, total: np.ndarray, attempt: "Attempt") -> None:
         """A trusted server's noise on the sum, in place; under secure aggregation the clients have added theirs."""
@@ -69,8 +71,9 @@ class ClippedUpdates:
             # Keyed by the sum itself: other survivors or another clip norm are another sum, and have another noise.
             stream = noise_stream(self.job, SERVER, attempt.position, hash_of(attempt.arrays), _digest(total))
             add_discrete_gaussian(total, stream, self.plan.server_noise_stddev)
-        assert self._ledger is not None
-        self._ledger.commit_round(ledger_run(self.job), ledger_entry(self.job, attempt.position))
+        if server_keeps(self.job):
+            assert self._ledger is not None
+            self._ledger.commit_round(ledger_run(self.job), ledger_entry(self.job, attempt.position))
 
     def mean(self, vector: np.ndarray, scalars: dict[str, float]) -> np.ndarray:
         """The mean update from the noised sum in units of the clip norm, which then moves towards its quantile."""
@@ -82,7 +85,7 @@ class ClippedUpdates:
         return update
 
     def steps(self) -> dict[int, int]:
-        """Every attempt of the round is a release for every client, drawn or not."""
+        """By a trusted server's ledger every attempt of the round is a release for every client, drawn or not."""
         return {client.client: self._attempts for client in self.job.plan.clients}
 
     def published(self, outcome: RoundOutcome) -> RoundOutcome:

@@ -15,6 +15,11 @@ class FedProx(Federation):
 
     proximal_mu: Annotated[float, Ge(0)]
 
+    @property
+    def pull(self) -> float:
+        """``proximal_mu``, as every client configured it."""
+        return self.proximal_mu
+
     def strategy(self) -> strategy.Strategy:
         """Flower's FedProx."""
         return strategy.FedProx(**self.common, proximal_mu=self.proximal_mu)

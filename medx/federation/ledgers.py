@@ -33,6 +33,21 @@ def records_of(job: Job, prepared: Prepared, clients: Iterable[int]) -> RecordSe
     return record_set(prepared.splits.train.images[rows.astype(np.int64)], Path(folder))
 
 
+def journal_path(job: Job) -> Path:
+    """Where the clients' answers in secure sums are on record: beside the ledgers."""
+    return ledger_path(job, 0).with_name("secure_sums.journal")
+
+
+def server_keeps(job: Job) -> bool:
+    """Whether the server has the ledger: the unit is a client, and the server is trusted with its update."""
+    return job.plan.client_release is not None and not job.setup.aggregation.secure
+
+
+def keeps_ledger(job: Job) -> bool:
+    """Whether every client has a ledger of its own: wherever there is a guarantee, unless the server keeps it."""
+    return job.plan.private and not server_keeps(job)
+
+
 def ledger_run(job: Job) -> str:
     """The run as ledgers know it: the same name only where the same seed repeats every step bit by bit.
 
@@ -52,15 +67,16 @@ def _torch_version() -> str:
 def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:
     """The client's ledger with the whole run reserved; raises LedgerError, before any data is touched."""
     plan = job.plan.clients[client]
-    assert plan.step is not None
+    event = job.plan.event_of(plan)
+    assert event is not None
     assert job.plan.delta is not None
     path = ledger_path(job, client)
     path.parent.mkdir(parents=True, exist_ok=True)
     ledger = PrivacyLedger(path, create=not job.resumed)
     reservation = Reservation(
         run_id=ledger_run(job),
-        step=plan.step,
-        steps=plan.reserved_steps,
+        step=event,
+        steps=job.plan.reserved_events(plan),
         noise_source=job.plan.noise_source,
         records=records_of(job, prepared, [client]),
     )
@@ -69,7 +85,7 @@ def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:
 
 
 def server_ledger(job: Job) -> PrivacyLedger:
-    """The server's ledger, kept where the unit is a client: a round is one release for all of them."""
+    """The ledger of a server that is trusted, where the unit is a client: a round is one release for all of them."""
     return PrivacyLedger(ledger_path(job, 0).with_name("server.sqlite"), create=not job.resumed)
 
 
@@ -99,7 +115,7 @@ def recorded_steps(
     A client that never started has no entry and took no step; one that ``answered`` must have one. ``opened`` are
     ledgers of clients that are open in this process, which need not be opened once more.
     """
-    if job.plan.client_release is not None:
+    if server_keeps(job):
         with closing(server_ledger(job)) as ledger:
             begun = _begun(ledger, ledger_run(job))
         return {plan.client: begun for plan in job.plan.clients}
@@ -120,7 +136,7 @@ def _begun(ledger: PrivacyLedger, run: str) -> int:
 
 def finish_ledgers(job: Job) -> None:
     """Give back what was reserved and never begun."""
-    if job.plan.client_release is not None:
+    if server_keeps(job):
         with closing(server_ledger(job)) as ledger:
             if ledger.knows(ledger_run(job)):
                 ledger.finish(ledger_run(job))

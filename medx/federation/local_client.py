@@ -9,9 +9,12 @@ from flwr.app import ArrayRecord, Context
 from torch import nn
 
 from medx.aggregation.integer_noise import NoiseStream
+from medx.aggregation.journal import Journal
 from medx.federation.job import Job, Prepared, build_module, prepare, secret_key
-from medx.federation.ledgers import ledger_run, open_ledger
-from medx.federation.payload import from_record, hash_of
+from medx.federation.ledgers import journal_path, keeps_ledger, ledger_run, open_ledger
+from medx.federation.payload import from_record, hash_of, signature_of, to_record
+from medx.federation.request import Signature
+from medx.federation.sums import sent_state
 from medx.machine import keep_freed_memory
 from medx.privacy.base import ClientPlan
 from medx.privacy.ledger import PrivacyLedger
@@ -21,15 +24,21 @@ from medx.trainer.base import ClientUpdate
 
 @dataclass
 class LocalClient:
-    """What one client keeps in this process between rounds. All of it can be made again from the job."""
+    """What one client keeps in this process between rounds. All of it can be made again from the job.
+
+    ``model`` is the layout that a model from the server must have.
+    """
 
     plan: ClientPlan
     inputs: torch.Tensor = field(repr=False)
     labels: torch.Tensor = field(repr=False)
     ledger: PrivacyLedger | None
+    model: Signature
 
 
 _CLIENTS: OrderedDict[tuple[str, int], LocalClient] = OrderedDict()
+_JOURNALS: dict[str, Journal] = {}
+_OPENING = threading.Lock()
 _MODULES: dict[tuple[str, int], nn.Module] = {}
 _KEEP = 1024  # clients of finished jobs make room for those of the next
 
@@ -41,9 +50,9 @@ def local_client(job: Job, client: int) -> LocalClient:
         keep_freed_memory()  # here too: on Ray this is a process of its own
         prepared = prepare(job.setup)
         inputs, labels = prepared.client(client)
-        private = job.plan.clients[client].step is not None
-        ledger = open_ledger(job, prepared, client) if private else None
-        _CLIENTS[key] = LocalClient(job.plan.clients[client], inputs, labels, ledger)
+        ledger = open_ledger(job, prepared, client) if keeps_ledger(job) else None
+        model = signature_of(to_record(sent_state(job, workspace(job, prepared))))
+        _CLIENTS[key] = LocalClient(job.plan.clients[client], inputs, labels, ledger, model)
         while len(_CLIENTS) > _KEEP:
             _CLIENTS.popitem(last=False)
     return _CLIENTS[key]
@@ -55,6 +64,14 @@ def open_ledgers(job: Job) -> dict[int, PrivacyLedger]:
     return {client: ledger for client, ledger in found.items() if ledger is not None}
 
 
+def journal_of(job: Job) -> Journal:
+    """What the clients of this process have answered in secure sums; the file lies beside their ledgers."""
+    with _OPENING:
+        if job.run_id not in _JOURNALS:
+            _JOURNALS[job.run_id] = Journal(journal_path(job), create=not job.resumed)
+        return _JOURNALS[job.run_id]
+
+
 def workspace(job: Job, prepared: Prepared) -> nn.Module:
     """A module for this thread: clients load their state into it, so it holds nothing between rounds."""
     key = (job.run_id, threading.get_ident())
@@ -64,7 +81,9 @@ def workspace(job: Job, prepared: Prepared) -> nn.Module:
 
 
 def forget(job: Job) -> None:
-    """Close the job's ledgers and drop its clients from this process."""
+    """Close the job's ledgers and its journal, and drop its clients from this process."""
+    if journal := _JOURNALS.pop(job.run_id, None):
+        journal.close()
     for key in [key for key in _CLIENTS if key[0] == job.run_id]:
         local = _CLIENTS.pop(key)
         if local.ledger is not None:
@@ -81,10 +100,11 @@ def index_of(context: Context) -> int:
 def train_locally(job: Job, client: int, arrays: ArrayRecord, server_round: int, proximal_mu: float) -> ClientUpdate:
     """The client's steps of one round from the given state; its ledger is charged before any data is read."""
     local = local_client(job, client)
-    if local.ledger is not None:
-        steps = local.plan.steps_per_round
-        local.ledger.begin_round(ledger_run(job), server_round, steps, model=hash_of(arrays))
-    sample, noise, views = generators(job, client, server_round, hash_of(arrays))
+    ledger = local.ledger if local.plan.step is not None else None  # without, the sum is what is charged
+    model = hash_of(arrays)
+    if ledger is not None:
+        ledger.begin_round(ledger_run(job), server_round, local.plan.steps_per_round, model=model)
+    sample, noise, views = generators(job, client, server_round, model)
     prepared = prepare(job.setup)
     update = job.setup.trainer.train(
         module=workspace(job, prepared),
@@ -100,8 +120,8 @@ def train_locally(job: Job, client: int, arrays: ArrayRecord, server_round: int,
         view_generator=views,
         first_step=(server_round - 1) * local.plan.steps_per_round,
     )
-    if local.ledger is not None:
-        local.ledger.commit_round(ledger_run(job), server_round)
+    if ledger is not None:
+        ledger.commit_round(ledger_run(job), server_round)
     return update
 
 

@@ -130,9 +130,10 @@ def to_array(values: np.ndarray) -> Array:
     return Array(name_of(kind), values.shape, NUMPY, npy_header(kind, values.shape) + values.tobytes())
 
 
-def hash_of(record: ArrayRecord) -> bytes:
-    """The hash of a model as it was received."""
-    return model_hash((layout, values_of(array)) for layout, array in record.items())
+def hash_of(record: ArrayRecord, clip_norm: float | None = None) -> bytes:
+    """The hash of a model as it was received, and of the clip norm that came with it."""
+    values = [(layout, values_of(array)) for layout, array in record.items()]
+    return model_hash(values if clip_norm is None else [*values, ("clip-norm", np.array(clip_norm))])
 
 
 def from_record(record: ArrayRecord) -> State:

@@ -50,7 +50,6 @@ class RoundOutcome:
     clients: int
     abstained: int = 0
     failed: int = 0
-    saturated: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -213,7 +212,8 @@ def check_enough(
     limit = getattr(job.setup.privacy, "max_abstentions", None)  # None without privacy: then nothing leaks by it
     if limit is not None and abstentions > limit:
         raise RoundAborted(
-            f"round {number}: {abstentions} updates were not finite, more than privacy.max_abstentions={limit}"
+            f"round {number}: {abstentions} updates were not finite or beyond the grid, more than "
+            f"privacy.max_abstentions={limit}"
         )
     minimum = min(job.setup.federation.min_clients, job.setup.num_clients) if least is None else least
     if usable < minimum:

@@ -123,7 +123,6 @@ class Server:
             clients=outcome.clients,
             abstained=outcome.abstained,
             failed=outcome.failed,
-            saturated=outcome.saturated,
         )
         abstentions = server.abstentions + outcome.abstained
         buffers = self.engine.buffers()

@@ -1,8 +1,8 @@
 """A hospital's part in a sum: its words in the clear, or the five stages of secure aggregation."""
 
-from collections.abc import Mapping
+import math
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -10,22 +10,25 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 
 from medx.aggregation.client import SecureClient
-from medx.aggregation.client_state import ClientState
+from medx.aggregation.client_state import ClientState, Stage
+from medx.aggregation.errors import ProtocolError, Reason
 from medx.aggregation.integer_noise import NoiseStream, add_discrete_gaussian
 from medx.federation.job import Job, prepare, secret_key
-from medx.federation.ledgers import ledger_run
-from medx.federation.local_client import index_of, local_client, train_locally, workspace
+from medx.federation.ledgers import keeps_ledger, ledger_run
+from medx.federation.local_client import index_of, journal_of, local_client, train_locally, workspace
 from medx.federation.payload import from_record, hash_of
-from medx.federation.sums import SATURATED, SMALL, WEIGHT, SumPlan, flatten, shared_state
+from medx.federation.request import config_of, data_of, model_of, position_of
+from medx.federation.sums import SMALL, WEIGHT, SumPlan, flatten, shared_state
 from medx.randomness import Key, keyed_generator
 from medx.schema import MedxError, PrivacyError
 
+CLIP = "clip-norm"
+EXPONENT = 700.0  # beyond it exp overflows
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")
-Settings = Mapping[str, Any]
 
 
 class AbstainedError(MedxError):
-    """A client leaves a round because its gradient or update is not finite."""
+    """A client leaves a round because its gradient or update is not finite, or lies beyond the grid."""
 
 
 class Position(NamedTuple):
@@ -35,30 +38,25 @@ class Position(NamedTuple):
     attempt: int
 
 
-def words_of(job: Job, client: int, arrays: ArrayRecord, position: Position, settings: Settings) -> np.ndarray:
+def words_of(job: Job, client: int, arrays: ArrayRecord, position: Position, clip_norm: float | None) -> np.ndarray:
     """The client's words ``uint32 [layout.size]`` for one attempt; its ledger is charged before data is read.
 
-    ``settings`` are the server's for this round: ``proximal-mu``, and ``clip-norm`` where updates are clipped.
+    ``clip_norm`` is the round's, which moves within what the client's own configuration allows; None elsewhere.
     """
     plan = sum_plan(job)
     if plan.kind == "gradient":
         return _gradient_words(job, client, arrays, position)
-    delta = _update(job, client, arrays, position, float(settings.get("proximal-mu", 0.0)))
     if plan.kind == "clipped_update":
-        clip_norm = float(settings["clip-norm"])
-        return _clipped_words(job, client, delta, position, clip_norm=clip_norm, model=hash_of(arrays))
+        return _clipped_words(job, client, arrays, position, allowed_clip_norm(job, position.round, clip_norm))
+    delta = _update(job, client, arrays, position, job.setup.federation.pull)
     weight = job.plan.clients[client].num_records / sum(other.num_records for other in job.plan.clients)
-    _, saturated = plan.layout.encode(delta * weight, {WEIGHT: weight, SATURATED: 0.0})
-    return plan.layout.encode(delta * weight, {WEIGHT: weight, SATURATED: float(saturated)})[0]
+    return _on_grid(job, client, delta * weight, {WEIGHT: weight})
 
 
 def _gradient_words(job: Job, client: int, arrays: ArrayRecord, position: Position) -> np.ndarray:
-    # Every attempt is a release of its own: new sampling, new noise, and an entry of its own in the ledger. It is
-    # entered before the words leave, because others can unmask the sum whether or not this client is still there.
     plan, local, prepared = sum_plan(job), local_client(job, client), prepare(job.setup)
-    assert local.ledger is not None
     model = hash_of(arrays)
-    local.ledger.begin_round(ledger_run(job), ledger_entry(job, position), 1, model=model)
+    _charge(job, client, position, model)
     sums = job.setup.trainer.clipped_gradient(
         module=workspace(job, prepared),
         objective=prepared.objective,
@@ -70,16 +68,22 @@ def _gradient_words(job: Job, client: int, arrays: ArrayRecord, position: Positi
         device=torch.device(job.setup.device),
         view_generator=_generator(job, "views", client, position, model),
     )
-    words, saturated = plan.layout.encode(flatten(sums), {})
-    if saturated:
-        raise AbstainedError(f"client {client}: {saturated} coordinates beyond the bound, which clipping excludes")
+    words = _on_grid(job, client, flatten(sums), {})
     add_discrete_gaussian(words, noise_stream(job, client, position, model), plan.noise_stddev)
     return words
 
 
-def _update(job: Job, client: int, arrays: ArrayRecord, position: Position, proximal_mu: float) -> np.ndarray:
+def _charge(job: Job, client: int, position: Position, model: bytes) -> None:
+    # Every attempt is a release of its own: new noise, and an entry of its own in the ledger. It is entered before
+    # the words leave, because others can unmask the sum whether or not this client is still there.
+    ledger = local_client(job, client).ledger
+    assert ledger is not None
+    ledger.begin_round(ledger_run(job), ledger_entry(job, position), 1, model=model)
+
+
+def _update(job: Job, client: int, arrays: ArrayRecord, position: Position, pull: float) -> np.ndarray:
     """New minus old parameters, ``float64 [dimension]``, after the client's local steps."""
-    update = train_locally(job, client, arrays, position.round, proximal_mu)
+    update = train_locally(job, client, arrays, position.round, pull)
     if not update.finite:
         raise AbstainedError(f"client {client}: the update of round {position.round} is not finite")
     state = from_record(arrays)
@@ -87,16 +91,49 @@ def _update(job: Job, client: int, arrays: ArrayRecord, position: Position, prox
     return flatten([update.state[name].double() - state[name].double() for name in names])
 
 
-def _clipped_words(
-    job: Job, client: int, delta: np.ndarray, position: Position, *, clip_norm: float, model: bytes
-) -> np.ndarray:
+def _clipped_words(job: Job, client: int, arrays: ArrayRecord, position: Position, clip_norm: float) -> np.ndarray:
     """The update in units of the clip norm, at most 1 long, under the client's share of the noise where it has one."""
     plan = sum_plan(job)
-    unit, small = clipped_to_unit(delta, clip_norm)
-    words, _ = plan.layout.encode(unit, {SMALL: small - 0.5} if plan.layout.fields else {})
+    model = hash_of(arrays, clip_norm)
+    if keeps_ledger(job):
+        _charge(job, client, position, model)
+    unit, small = clipped_to_unit(_update(job, client, arrays, position, job.setup.federation.pull), clip_norm)
+    words = _on_grid(job, client, unit, {SMALL: small - 0.5} if plan.layout.fields else {})
     if plan.noise_stddev:
-        add_discrete_gaussian(words, noise_stream(job, client, position, model, clip_norm.hex()), plan.noise_stddev)
+        add_discrete_gaussian(words, noise_stream(job, client, position, model), plan.noise_stddev)
     return words
+
+
+def _on_grid(job: Job, client: int, vector: np.ndarray, scalars: dict[str, float]) -> np.ndarray:
+    """The words of a vector within the bound; one beyond it would show by how much, so its client abstains."""
+    layout = sum_plan(job).layout
+    words, saturated = layout.encode(vector, scalars)
+    if saturated:
+        raise AbstainedError(f"client {client}: {saturated} coordinates beyond the bound {layout.bound:g} of the sum")
+    return words
+
+
+def allowed_clip_norm(job: Job, number: int, clip_norm: float | None) -> float:
+    """The server's clip norm of round ``number`` if the rule that is configured can have led there, else PrivacyError.
+
+    It starts at ``privacy.clip_norm`` and each round moves its logarithm by ``rate * (target - share)``, where the
+    share of small updates is in [0, 1] (Andrew et al. 2021, section 2).
+    """
+    release = job.plan.client_release
+    assert release is not None
+    low = high = 0.0
+    if release.quantile is not None:
+        reach = (number - 1) * release.quantile.learning_rate
+        low, high = -reach * (1 - release.quantile.target), reach * release.quantile.target
+    first, slack = release.event.clip_norm, 1e-9 * number  # of rounding
+    known = isinstance(clip_norm, float) and 0 < clip_norm < np.inf
+    if not known or not low - slack <= np.log(cast(float, clip_norm) / first) <= high + slack:
+        raise PrivacyError(
+            f"clip-norm={clip_norm} of the server in round {number}: accepted with privacy.clip_norm={first:g} is "
+            f"{first * math.exp(low):.6g}"
+            + (f" to {first * math.exp(min(high, EXPONENT)):.6g}" if release.quantile else "")
+        )
+    return cast(float, clip_norm)
 
 
 def clipped_to_unit(delta: np.ndarray, clip_norm: float) -> tuple[np.ndarray, bool]:
@@ -148,44 +185,82 @@ def sum_plan(job: Job) -> SumPlan:
 
 
 def answer_stage(job: Job, stage: str, content: RecordDict, context: Context) -> RecordDict:
-    """One stage of secure aggregation; what the client must remember lies in its context, never in the ledger."""
+    """One stage of secure aggregation. What the client must remember lies in its context, what it answered in a file.
+
+    A context that was lost, or is an older one, ends the attempt: the journal knows the last one by its hash.
+    """
     client = index_of(context)
-    settings = cast(ConfigRecord, content["config"])  # by key: Flower builds its typed views anew at each access
-    data = cast(bytes, settings["data"])
+    data = data_of(content)
     secure = _restored(job, client, context)
 
     def make_words(round: int, attempt: int) -> np.ndarray:
-        # Round and attempt are those that everybody's keys are signed over, not what this message says of itself.
-        arrays = cast(ArrayRecord, context.state["model"])
-        return words_of(job, client, arrays, Position(round + 1, attempt), settings)
+        # Round, attempt, model and clip norm are those that everybody's keys are signed over, whatever this message
+        # says of itself.
+        arrays, clip_norm = _started_from(secure, context)
+        return words_of(job, client, arrays, Position(round + 1, attempt), clip_norm)
 
     try:
         if stage == "keys":
-            arrays = cast(ArrayRecord, content["arrays"])
-            reply = secure.begin(data, hash_of(arrays))
-            context.state["model"] = arrays
+            reply = _begin(job, client, secure, content, context)
         elif stage == "masked":
             reply = secure.mask(data, make_words)
-            del context.state["model"]
         else:
             step = {"shares": secure.share, "confirm": secure.confirm, "unmask": secure.unmask}[stage]
             reply = step(data)
     finally:  # also after a refusal, which ends the attempt: its secrets must not come back with the next message
         context.state["secure"] = ConfigRecord({"state": secure.state.to_bytes()})
-    return answer(reply, settings)
+        if secure.state.stage not in (Stage.KEYS, Stage.SHARES):
+            _forget_model(context)
+    return answer(reply, Position(secure.state.round + 1, secure.state.attempt))
+
+
+def _begin(job: Job, client: int, secure: SecureClient, content: RecordDict, context: Context) -> bytes:
+    """Stage 1, over all that the server may choose in this round: the model, and the clip norm where there is one."""
+    arrays = model_of(content, local_client(job, client).model)
+    clip_norm = _clip_norm_of(job, content)
+    reply = secure.begin(data_of(content), hash_of(arrays, clip_norm))
+    context.state["model"] = arrays
+    if clip_norm is not None:
+        context.state["settings"] = ConfigRecord({CLIP: clip_norm})
+    return reply
+
+
+def _started_from(secure: SecureClient, context: Context) -> tuple[ArrayRecord, float | None]:
+    """Model and clip norm as they came with stage 1; raises ProtocolError where the node has others now, or none."""
+    arrays, settings = context.state.get("model"), cast(ConfigRecord, context.state.get("settings", {}))
+    clip_norm = cast("float | None", settings.get(CLIP))
+    if not isinstance(arrays, ArrayRecord) or hash_of(arrays, clip_norm) != secure.state.model_hash:
+        raise ProtocolError(Reason.MODEL, "server", "the model that this attempt began with is not there any more")
+    return arrays, clip_norm
+
+
+def _forget_model(context: Context) -> None:
+    for name in ("model", "settings"):
+        if name in context.state:
+            del context.state[name]
+
+
+def _clip_norm_of(job: Job, content: RecordDict) -> float | None:
+    """The round's clip norm, where updates are clipped; what it may be is checked before data is read."""
+    if sum_plan(job).kind != "clipped_update":
+        return None
+    clip_norm = config_of(content).get(CLIP)
+    if not isinstance(clip_norm, float):
+        raise ProtocolError(Reason.MALFORMED, "server", "a message without a clip norm")
+    return clip_norm
 
 
 def answer_sum(job: Job, content: RecordDict, context: Context) -> RecordDict:
     """Words in the clear, for an aggregator that is trusted with them."""
-    settings = cast(ConfigRecord, content["config"])
-    position = Position(*cast(list[int], settings["position"]))
-    words = words_of(job, index_of(context), cast(ArrayRecord, content["arrays"]), position, settings)
-    return answer(words.tobytes(), settings)
+    client = index_of(context)
+    position = Position(*position_of(job, content, attempts_of(job)))
+    arrays = model_of(content, local_client(job, client).model)
+    return answer(words_of(job, client, arrays, position, _clip_norm_of(job, content)).tobytes(), position)
 
 
-def answer(data: bytes, settings: ConfigRecord) -> RecordDict:
+def answer(data: bytes, position: Position) -> RecordDict:
     """A reply that says which round and attempt it belongs to, so that a late one is known as such."""
-    return RecordDict({"reply": ConfigRecord({"data": data, "position": settings["position"]})})
+    return RecordDict({"reply": ConfigRecord({"data": data, "position": list(position)})})
 
 
 def _restored(job: Job, client: int, context: Context) -> SecureClient:
@@ -198,14 +273,19 @@ def _restored(job: Job, client: int, context: Context) -> SecureClient:
         # Entered as begun before the words left; the first share that leaves makes it a release.
         ledger = local_client(job, client).ledger
         if ledger is not None:
-            entry = ledger_entry(job, Position(round + 1, attempt)) if plan.kind == "gradient" else round + 1
+            entry = round + 1 if plan.kind == "update" else ledger_entry(job, Position(round + 1, attempt))
             ledger.commit_round(ledger_run(job), entry)
 
-    state = None
-    if "secure" in context.state:
-        record = cast(ConfigRecord, context.state["secure"])
-        state = ClientState.from_bytes(cast(bytes, record["state"]), client)
-    return SecureClient(plan.roster, client, _identity(plan.identities[client]), on_first_unmask=commit, state=state)
+    identity, journal = _identity(plan.identities[client]), journal_of(job)
+    state = _remembered(client, context)
+    return SecureClient(plan.roster, client, identity, on_first_unmask=commit, journal=journal, state=state)
+
+
+def _remembered(client: int, context: Context) -> ClientState | None:
+    record = context.state.get("secure")
+    if not isinstance(record, ConfigRecord):
+        return None
+    return ClientState.from_bytes(cast(bytes, record["state"]), client)
 
 
 @lru_cache(maxsize=1024)

@@ -8,7 +8,6 @@ from typing import cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.app.typing import ConfigRecordValues
 from flwr.serverapp import Grid
 
 from medx.aggregation.errors import ProtocolError
@@ -16,7 +15,7 @@ from medx.aggregation.errors import RoundAborted as SumAborted
 from medx.aggregation.server import SecureServer
 from medx.federation.payload import hash_of
 from medx.federation.replies import Code, Failure, ReplyError, ask, config_of, line_of
-from medx.federation.sum_client import STAGES, Position
+from medx.federation.sum_client import CLIP, STAGES, Position
 from medx.federation.sums import SumPlan
 
 log = logging.getLogger(__name__)
@@ -49,12 +48,12 @@ class Summed:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at one round: which nodes are asked, with which model and settings."""
+    """One attempt at one round: which nodes are asked, with which model and, where updates are clipped, clip norm."""
 
     grid: Grid
     nodes: Mapping[int, int]
     arrays: ArrayRecord
-    settings: Mapping[str, ConfigRecordValues]
+    settings: Mapping[str, float]
     position: Position
     timeout: float | None
 
@@ -62,7 +61,7 @@ class Attempt:
 def plain_sum(plan: SumPlan, attempt: Attempt, needed: int, summed: Summed) -> None:
     """Words in the clear: the server, which is trusted, adds them up. Raises SumAborted below ``needed``."""
     content = RecordDict({"arrays": attempt.arrays, "config": config(attempt, b"")})
-    summed.asked.update(attempt.nodes)
+    summed.asked.update(list(attempt.nodes))
     total = np.zeros(plan.layout.size, np.uint32)
     survivors = []
     for client, reply in exchange(attempt, "sum", dict.fromkeys(attempt.nodes, content), summed):
@@ -81,7 +80,8 @@ def plain_sum(plan: SumPlan, attempt: Attempt, needed: int, summed: Summed) -> N
 def secure_sum(plan: SumPlan, attempt: Attempt, summed: Summed) -> None:
     """The five stages; the server learns the sum of the survivors. Raises SumAborted or another ProtocolError."""
     assert plan.roster is not None
-    server = SecureServer(plan.roster, attempt.position.round - 1, attempt.position.attempt, hash_of(attempt.arrays))
+    start = hash_of(attempt.arrays, attempt.settings.get(CLIP))
+    server = SecureServer(plan.roster, attempt.position.round - 1, attempt.position.attempt, start)
     receive: dict[str, Callable[[int, bytes], None]] = {
         "keys": server.receive_keys,
         "shares": server.receive_shares,

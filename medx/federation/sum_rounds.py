@@ -7,7 +7,6 @@ from typing import cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.app.typing import ConfigRecordValues
 from flwr.serverapp import Grid
 from torch import nn
 
@@ -16,6 +15,7 @@ from medx.aggregation.errors import ProtocolError
 from medx.federation.checkpoint import ServerState
 from medx.federation.clipped_updates import ClippedUpdates
 from medx.federation.job import Job
+from medx.federation.ledgers import server_keeps
 from medx.federation.payload import MOMENTUM, State, all_finite, from_record, momentum_of, parameters_of, to_record
 from medx.federation.replies import Code, Failure, first_of, refuse_exhausted
 from medx.federation.rounds import (
@@ -26,9 +26,9 @@ from medx.federation.rounds import (
     restore_strategy,
     strategy_state,
 )
-from medx.federation.sum_client import Position, attempts_of, sum_plan
+from medx.federation.sum_client import CLIP, Position, attempts_of, sum_plan
 from medx.federation.sum_exchange import Attempt, Summed, plain_sum, secure_sum
-from medx.federation.sums import SATURATED, WEIGHT, unflatten
+from medx.federation.sums import WEIGHT, unflatten
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ class SumRounds:
         """Attempts until one gives a sum; a round that never does leaves the model as it was."""
         started = time.perf_counter()
         state = parameters_of(server.state) if self.plan.kind == "gradient" else server.state
-        arrays, settings = to_record(state), self.settings(server, number)
+        arrays, settings = to_record(state), self.settings()
+        self.announce(server, number)
         summed = Summed()
         for attempt in range(attempts_of(self.job)):
             asked = {client: node for client, node in nodes.items() if client not in self.out}
@@ -85,7 +86,7 @@ class SumRounds:
                 self.leave_out(error, summed.failures, len(asked))
         self.check(nodes, server, number, summed)
         collected = time.perf_counter()
-        new, saturated = self.step(server, summed) if self.plan.kind == "gradient" else self.mean(server, summed)
+        new = self.step(server, summed) if self.plan.kind == "gradient" else self.mean(server, summed)
         if not all_finite(new):
             raise RoundAborted(f"round {number}: the aggregate is not finite")
         outcome = RoundOutcome(
@@ -94,7 +95,6 @@ class SumRounds:
             clients=len(summed.survivors),
             abstained=summed.abstained,
             failed=len(nodes) - len(summed.survivors),
-            saturated=saturated,
             bytes_up=summed.bytes_up,
             bytes_down=summed.bytes_down,
             seconds={"train": collected - started, "aggregate": time.perf_counter() - collected},
@@ -130,12 +130,14 @@ class SumRounds:
             last = summed.aborted[-1] if summed.aborted else f"too few clients are left{first_of(summed.failures)}"
             raise RoundAborted(f"round {number}: no attempt gave a sum; the last failure: {last}")
 
-    def settings(self, server: ServerState, number: int) -> dict[str, ConfigRecordValues]:
-        """What clients must know beside the model: the strategy's settings, and the round's clip norm."""
+    def settings(self) -> dict[str, float]:
+        """What the server may choose beside the model: the round's clip norm, where updates are clipped."""
+        return {CLIP: self.clipped.clip_norm} if self.clipped else {}
+
+    def announce(self, server: ServerState, number: int) -> None:
+        """Show the strategy the round's model: server optimisers take their step from what they were shown here."""
         shown = cast(Grid, SampledGrid([1]))
-        messages = self.strategy.configure_train(number, to_record(parameters_of(server.state)), ConfigRecord(), shown)
-        settings = dict(next(iter(messages)).content.config_records["config"])
-        return settings | ({"clip-norm": self.clipped.clip_norm} if self.clipped else {})
+        list(self.strategy.configure_train(number, to_record(parameters_of(server.state)), ConfigRecord(), shown))
 
     def collect(self, attempt: Attempt, summed: Summed) -> None:
         """One attempt at the sum, noised where the server is to add the noise."""
@@ -151,16 +153,16 @@ class SumRounds:
 
     def steps(self, summed: Summed) -> dict[int, int]:
         """Releases by client that answered. A retry is another one, unless it repeats the same noise bit by bit."""
-        if self.clipped:
+        if self.clipped and server_keeps(self.job):
             return self.clipped.steps()
         repeats = self.plan.kind == "update" and self.job.plan.noise_source == "seed"
         return {
-            client: self.job.plan.clients[client].steps_per_round * (1 if repeats else attempts)
+            client: self.job.plan.events_per_round(self.job.plan.clients[client]) * (1 if repeats else attempts)
             for client, attempts in summed.asked.items()
             if client in summed.answered
         }
 
-    def step(self, server: ServerState, summed: Summed) -> tuple[State, int]:
+    def step(self, server: ServerState, summed: Summed) -> State:
         """One step of SGD with momentum on the noised mean, with a public denominator; then the strategy's."""
         assert summed.total is not None
         trainer, state = self.job.setup.trainer, server.state
@@ -176,16 +178,16 @@ class SumRounds:
                 direction = trainer.momentum * state[MOMENTUM + name] + direction
                 new[MOMENTUM + name] = direction
             new[name] = state[name] - rate * direction
-        return self.moved(server, new), 0
+        return self.moved(server, new)
 
-    def mean(self, server: ServerState, summed: Summed) -> tuple[State, int]:
+    def mean(self, server: ServerState, summed: Summed) -> State:
         """The mean of the updates, weighted or clipped, through the strategy."""
         assert summed.total is not None
         vector, scalars = self.plan.layout.decode(summed.total)
         vector = self.clipped.mean(vector, scalars) if self.clipped else vector / self.weight(summed.survivors)
         deltas = unflatten(vector, self.like(server.state))
         mean = {name: tensor + deltas[name].to(tensor.dtype) for name, tensor in server.state.items()}
-        return self.moved(server, mean), round(scalars.get(SATURATED, 0.0))
+        return self.moved(server, mean)
 
     def weight(self, survivors: Sequence[int]) -> float:
         """What the survivors weigh together by the plan, on the grid; what they say in the sum is not asked."""

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from medx.aggregation.encoding import HALF_RING, Layout, ScalarField, largest_scale
+from medx.aggregation.encoding import Layout, ScalarField, largest_scale
 from medx.aggregation.integer_noise import accounting_gap, client_noise_stddev
 from medx.aggregation.plain import PlainAggregation
 from medx.aggregation.roster import Parameters, Roster
 from medx.aggregation.secure import SecureAggregation
 from medx.federation.base import Federation
 from medx.federation.job import Job, Prepared, Setup, build_module
-from medx.federation.payload import MOMENTUM, State
+from medx.federation.payload import MOMENTUM, State, parameters_of
 from medx.privacy.base import ClientRelease, SampledGaussian, SharedNoise
 from medx.privacy.distributed_dp import DistributedDP
 from medx.results import AggregationResult
@@ -25,7 +25,7 @@ from medx.trainer.gradients.record_loss import float32_slack
 from medx.trainer.local_training import Trainer
 
 Kind = Literal["gradient", "update", "clipped_update"]
-WEIGHT, SATURATED, SMALL = "weight", "saturated", "small"
+WEIGHT, SMALL = "weight", "small"
 UPDATE_BOUND = 64.0
 NEGLIGIBLE_GAP = 1e-4
 
@@ -133,12 +133,8 @@ def _update_plan(job: Job, module: nn.Module, grid: SecureAggregation) -> SumPla
     clients = job.setup.num_clients
     dimension = sum(tensor.numel() for tensor in shared_state(job, module).values())
     scale = grid.scale_for(clients, grid.update_bound, 0.0)
-    countable = float(min(dimension, (HALF_RING - 1) // clients))
-    fields = (
-        ScalarField(WEIGHT, largest_scale(clients, 1.0, 0.0), 1.0),
-        ScalarField(SATURATED, 1.0, countable),
-    )
-    return SumPlan("update", Layout(dimension, scale, grid.update_bound, fields))
+    weight = ScalarField(WEIGHT, largest_scale(clients, 1.0, 0.0), 1.0)
+    return SumPlan("update", Layout(dimension, scale, grid.update_bound, (weight,)))
 
 
 def _clipped_plan(job: Job, module: nn.Module, grid: SecureAggregation, release: ClientRelease) -> SumPlan:
@@ -177,6 +173,7 @@ def _with_roster(job: Job, plan: SumPlan, aggregation: SecureAggregation) -> Sum
         scale=plan.layout.scale,
         bound=plan.layout.bound,
         num_rounds=job.setup.federation.num_rounds,
+        max_attempts=aggregation.max_attempts,
         noise_stddev=plan.noise_stddev,
         noise_multiplier=event.noise_multiplier if event else None,
         clip_norm=event.clip_norm if event else None,
@@ -225,6 +222,13 @@ def shared_state(job: Job, module: nn.Module) -> State:
     if trainer.share_momentum:
         state |= {MOMENTUM + name: value.clone() for name, value in state.items()}
     return state
+
+
+def sent_state(job: Job, module: nn.Module) -> State:
+    """What clients get as the round's model, at zero: a step of the server's keeps its momentum to itself."""
+    state = shared_state(job, module)
+    by_server = isinstance(job.sums, SumPlan) and job.sums.kind == "gradient"
+    return parameters_of(state) if by_server else state
 
 
 def flatten(tensors: Sequence[torch.Tensor]) -> np.ndarray:

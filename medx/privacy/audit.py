@@ -19,11 +19,15 @@ ACCOUNTANTS: dict[str, Callable[[tuple[Release, ...], float], float]] = {
 def recompute(clients: Iterable[ClientEvents], delta: float) -> dict[str, float]:
     """The largest epsilon of any client by ``prv``, ``pld`` and ``rdp``, composed anew without any cache.
 
+    All that is given of a client is composed: for a run with baselines, its ``clients`` and its ``baselines``.
     ``prv`` is left out where that accountant fails on what was executed. Raises PrivacyError where a client took
     steps without noise, for which there is no epsilon.
     """
     check_delta(delta)
-    histories = {_history(client) for client in clients}
+    by_client: dict[int, list[ClientEvents]] = {}
+    for client in clients:
+        by_client.setdefault(client.client, []).append(client)
+    histories = {_history(events) for events in by_client.values()}
     found: dict[str, float] = {}
     for name, accountant in ACCOUNTANTS.items():
         try:
@@ -34,10 +38,11 @@ def recompute(clients: Iterable[ClientEvents], delta: float) -> dict[str, float]
     return found
 
 
-def _history(client: ClientEvents) -> tuple[Release, ...]:
-    if client.steps == 0:
-        return ()
-    if client.sampling_probability is None or client.noise_multiplier is None or client.clip_norm is None:
-        raise PrivacyError(f"client {client.client} took {client.steps} steps without noise: no epsilon covers them")
-    step = SampledGaussian(client.sampling_probability, client.noise_multiplier, client.clip_norm)
-    return merge_events([(step, client.steps)])
+def _history(events: Iterable[ClientEvents]) -> tuple[Release, ...]:
+    return merge_events([_event(each) for each in events if each.steps])
+
+
+def _event(each: ClientEvents) -> tuple[SampledGaussian, int]:
+    if each.sampling_probability is None or each.noise_multiplier is None or each.clip_norm is None:
+        raise PrivacyError(f"client {each.client} took {each.steps} steps without noise: no epsilon covers them")
+    return SampledGaussian(each.sampling_probability, each.noise_multiplier, each.clip_norm), each.steps

@@ -122,7 +122,7 @@ class PrivacyPlan:
     """The whole run's plan. ``clients`` are disjoint in records, so epsilon is the maximum over them.
 
     With a ``client_release`` the unit is a client: clients' own steps carry no noise, and each round is one release.
-    ``target_epsilon`` is for ``num_runs`` runs like this one together.
+    ``target_epsilon`` is for ``num_runs`` runs like this one together, or for the run and its ``baselines`` together.
     """
 
     mechanism: str
@@ -135,6 +135,7 @@ class PrivacyPlan:
     shared_noise: SharedNoise | None = None
     client_release: ClientRelease | None = None
     num_runs: int = 1
+    baselines: tuple[str, ...] = ()
 
     def event_of(self, client: ClientPlan) -> SampledGaussian | None:
         """What is accounted for this client; None without a guarantee."""

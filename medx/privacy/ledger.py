@@ -76,7 +76,6 @@ class PrivacyLedger:
         if budget is None:
             self._enter(reservation)
             return
-        self._check_budget(reservation, delta, budget)  # fills the accountant's cache: the lock is held for less time
         with self._folder_lock():
             self._check_budget(reservation, delta, budget)
             self._enter(reservation)

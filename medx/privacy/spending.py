@@ -1,12 +1,14 @@
 """What a run has spent: epsilon after every round, and the result's privacy record from what was executed."""
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from medx.privacy.accounting import Event, epsilon_curve, epsilon_pld, epsilon_rdp, epsilon_spent
+from medx.privacy.accounting import Event, epsilon_curve, epsilon_pld, epsilon_prv, epsilon_rdp, epsilon_spent
 from medx.privacy.base import ClientPlan, PrivacyPlan, SampledGaussian
 from medx.privacy.statement import planned_events, statement
 from medx.results import AggregationResult, ClientEvents, PrivacyResult
+from medx.schema import PrivacyError
 
 SERVER = "the server and its assumed colluders"
 
@@ -32,16 +34,22 @@ def client_epsilon(plan: PrivacyPlan, client: ClientPlan, steps: int) -> float:
         return 0.0
     per_round = plan.events_per_round(client)
     rounds, rest = divmod(steps, per_round)
-    covered = client.num_rounds + client.spare_rounds
-    if rest or rounds > covered:
+    if rest or rounds > client.num_rounds:
         return epsilon_spent([(event, steps)], plan.delta).value
-    return _curve(event, per_round, covered, plan.delta)[rounds - 1]
+    return _curve(event, per_round, client.num_rounds, plan.delta)[rounds - 1]
 
 
 def privacy_result(
-    plan: PrivacyPlan, steps: dict[int, int], synthetic: bool, aggregation: AggregationResult | None = None
+    plan: PrivacyPlan,
+    steps: dict[int, int],
+    synthetic: bool,
+    aggregation: AggregationResult | None = None,
+    baselines: Mapping[int, Sequence[Event]] | None = None,
 ) -> PrivacyResult:
-    """The guarantee of a run, composed over exactly the steps that its clients executed."""
+    """The guarantee of a run, composed over exactly the steps that its clients executed.
+
+    ``baselines`` are the events of other models that were trained on a client's records, by client.
+    """
     clients = [_events(plan, client, steps.get(client.client, 0)) for client in plan.clients]
     if not plan.private:
         return PrivacyResult(
@@ -53,17 +61,13 @@ def privacy_result(
         )
     assert plan.delta is not None
     executed = executed_events(plan, steps)
-    events = {event for history in executed for event in history}
-    observers = epsilon_by_observer(plan, events)
-    by_accountant = {
-        "prv": max((epsilon_spent([event], plan.delta).value for event in events), default=0.0),
-        "pld": max((epsilon_pld([event], plan.delta) for event in events), default=0.0),
-        "rdp": max((epsilon_rdp([event], plan.delta) for event in events), default=0.0),
-    }
+    beside = [list((baselines or {}).get(client.client, ())) for client in plan.clients]
+    observers = epsilon_by_observer(plan, executed, beside)
+    spent = {(*own, *others) for own, others in zip(executed, beside, strict=True)}
     return PrivacyResult(
         mechanism=plan.mechanism,
-        epsilon=by_accountant["prv"],
-        epsilon_by_accountant=by_accountant,
+        epsilon=max((epsilon_spent(history, plan.delta).value for history in spent), default=0.0),
+        epsilon_by_accountant=by_accountant(spent, plan.delta),
         delta=plan.delta,
         target_epsilon=plan.target_epsilon,
         unit=plan.unit,
@@ -71,9 +75,26 @@ def privacy_result(
         noise_source=plan.noise_source,
         epsilon_by_observer=observers,
         clients=clients,
+        baselines=[
+            _record(client, event, count, plan.delta)
+            for client, others in zip(plan.clients, beside, strict=True)
+            for event, count in others
+        ],
         aggregation=aggregation,
-        statement=statement(plan, synthetic, executed, observers, aggregation),
+        statement=statement(plan, synthetic, executed, observers, aggregation, beside=beside),
     )
+
+
+def by_accountant(histories: Collection[Sequence[Event]], delta: float) -> dict[str, float]:
+    """The largest epsilon by ``prv``, ``pld`` and ``rdp``, each its own; ``prv`` is left out where it fails."""
+    found = {
+        "pld": max((epsilon_pld(history, delta) for history in histories), default=0.0),
+        "rdp": max((epsilon_rdp(history, delta) for history in histories), default=0.0),
+    }
+    try:
+        return {"prv": max((epsilon_prv(history, delta) for history in histories), default=0.0), **found}
+    except PrivacyError:
+        return found
 
 
 def executed_events(plan: PrivacyPlan, steps: dict[int, int]) -> list[list[Event]]:
@@ -99,17 +120,33 @@ def _events(plan: PrivacyPlan, client: ClientPlan, steps: int) -> ClientEvents:
     )
 
 
+def _record(client: ClientPlan, event: SampledGaussian, steps: int, delta: float) -> ClientEvents:
+    return ClientEvents(
+        client=client.client,
+        num_records=client.num_records,
+        sampling_probability=event.sampling_probability,
+        noise_multiplier=event.noise_multiplier,
+        clip_norm=event.clip_norm,
+        steps=steps,
+        epsilon=epsilon_spent([(event, steps)], delta).value,
+    )
+
+
 def planned_observers(plan: PrivacyPlan) -> dict[str, float]:
     """``epsilon_by_observer`` of a run that executes all of its plan."""
-    return epsilon_by_observer(plan, {event for history in planned_events(plan) for event in history})
+    planned = planned_events(plan)
+    return epsilon_by_observer(plan, planned, [[]] * len(planned))
 
 
-def epsilon_by_observer(plan: PrivacyPlan, events: set[Event]) -> dict[str, float]:
+def epsilon_by_observer(
+    plan: PrivacyPlan, executed: Sequence[Sequence[Event]], beside: Sequence[Sequence[Event]]
+) -> dict[str, float]:
     """Epsilon towards the outside, the server with its colluders, and all other hospitals together.
 
     Empty unless the noise is shared: then an observer subtracts the shares that it knows. The outside knows none, so
     all ``minimum_survivors`` shares count; the others together leave one hospital with its own share alone, and so
-    does a trusted aggregator, which sees each hospital's part by itself.
+    does a trusted aggregator, which sees each hospital's part by itself. ``beside`` are events of baselines, whose
+    noise is nobody's share.
     """
     shared = plan.shared_noise
     if shared is None or plan.delta is None:
@@ -119,6 +156,12 @@ def epsilon_by_observer(plan: PrivacyPlan, events: set[Event]) -> dict[str, floa
     result = {}
     for observer, shares in known.items():
         factor = (shares / shared.contributors) ** 0.5
-        seen = [(replace(event, noise_multiplier=event.noise_multiplier * factor), count) for event, count in events]
-        result[observer] = max((epsilon_spent([event], plan.delta).value for event in seen), default=0.0)
+        seen = {
+            (
+                *((replace(event, noise_multiplier=event.noise_multiplier * factor), count) for event, count in own),
+                *others,
+            )
+            for own, others in zip(executed, beside, strict=True)
+        }
+        result[observer] = max((epsilon_spent(history, plan.delta).value for history in seen), default=0.0)
     return result

@@ -60,18 +60,21 @@ def statement(
     executed: Sequence[Sequence[Event]] | None = None,
     observers: Mapping[str, float] | None = None,
     aggregation: AggregationResult | None = None,
+    *,
+    beside: Sequence[Sequence[Event]] | None = None,
 ) -> str:
     """About a dozen lines of text. ``executed`` has one list of events a client and replaces the plan's steps.
 
-    ``observers`` maps who sees something to the epsilon that holds towards them, where those differ.
+    ``observers`` maps who sees something to the epsilon that holds towards them, where those differ. ``beside`` has a
+    client's events of the run's baselines.
     """
     shared = plan.shared_noise
     secure = aggregation.secure if aggregation else shared is not None and not shared.trusted_aggregator
     sees = f"Who sees what: {SEES[plan.mechanism][secure]}."
     lines = ["Privacy statement"]
-    lines += _guarantee(plan, executed, observers, sees) if plan.private else _nothing(sees)
+    lines += _guarantee(plan, executed, beside, observers, sees) if plan.private else _nothing(sees)
     if aggregation is not None and aggregation.secure:
-        lines += _aggregation(aggregation)
+        lines += _aggregation(aggregation, noised=plan.private)
     if synthetic:
         lines.append("Data: synthetic images that show nobody, so no guarantee is needed; this is a trial.")
     return "\n".join(lines)
@@ -97,22 +100,41 @@ def planned_events(plan: PrivacyPlan) -> list[list[Event]]:
     ]
 
 
-def _shared_target(num_runs: int) -> str:
-    return (
-        "" if num_runs == 1 else f" for {num_runs} runs together, of which this is one (all figures here are its own)"
-    )
+def _shared_target(plan: PrivacyPlan, planned: bool) -> str:
+    if plan.baselines:
+        return " for the run and its baselines together" + (" (the figures here are the run's own)" if planned else "")
+    if plan.num_runs == 1:
+        return ""
+    return f" for {plan.num_runs} runs together, of which this is one (all figures here are its own)"
+
+
+def _baselines(plan: PrivacyPlan, own: Sequence[Sequence[Event]], planned: bool) -> list[str]:
+    if not plan.baselines or planned:
+        return []
+    assert plan.delta is not None
+    alone = max(epsilon_spent(history, plan.delta).value for history in own)
+    return [
+        f"Baselines: {', '.join(plan.baselines)} trained on the same records, and what they spent is in that epsilon; "
+        f"the run alone spent {alone:.3f}."
+    ]
 
 
 def _guarantee(
-    plan: PrivacyPlan, executed: Sequence[Sequence[Event]] | None, observers: Mapping[str, float] | None, sees: str
+    plan: PrivacyPlan,
+    executed: Sequence[Sequence[Event]] | None,
+    beside: Sequence[Sequence[Event]] | None,
+    observers: Mapping[str, float] | None,
+    sees: str,
 ) -> list[str]:
     assert plan.delta is not None
-    events = planned_events(plan) if executed is None else executed
+    own = planned_events(plan) if executed is None else executed
+    events = [[*one, *others] for one, others in zip(own, beside or [[]] * len(own), strict=True)]
     return [
         f"Unit: {UNITS[str(plan.unit)][0]}; neighbouring data sets {plan.adjacency}. {UNITS[str(plan.unit)][1]}",
         f"Mechanism: {MECHANISMS[plan.mechanism]}.",
         f"Guarantee{' as planned' if executed is None else ' as executed'}: {_epsilons(events, plan.delta)}, "
-        f"delta {plan.delta:g}; target epsilon {plan.target_epsilon:g}{_shared_target(plan.num_runs)}.",
+        f"delta {plan.delta:g}; target epsilon {plan.target_epsilon:g}{_shared_target(plan, executed is None)}.",
+        *_baselines(plan, own, executed is None),
         COMPOSITION[plan.client_release is not None],
         *_spare(plan),
         *(f"Towards {who}: epsilon {value:.3f}." for who, value in (observers or {}).items()),
@@ -185,20 +207,34 @@ def _who(plan: PrivacyPlan) -> str:
     return "which hospitals took part"
 
 
-def _aggregation(aggregation: AggregationResult) -> list[str]:
+def _aggregation(aggregation: AggregationResult, *, noised: bool) -> list[str]:
     colluders = aggregation.tolerated_colluders or {}
+    part = "words, which the noise on them alone protects" if noised else "exact update"
     lines = [
         f"Secure aggregation: {aggregation.num_clients} hospitals, threshold {aggregation.threshold}, at least "
         f"{aggregation.minimum_survivors} survivors; single updates stay hidden from a server that follows the "
-        f"protocol with up to {colluders.get('curious')} colluding hospitals, and from one that lies with up to "
-        f"{colluders.get('lying')}. Roster sha256 {aggregation.roster_hash}.",
+        f"protocol with up to {_hospitals(colluders.get('curious'))}, and from one that lies with up to "
+        f"{_hospitals(colluders.get('lying'))}; beyond that, colluders can have another hospital's {part}. "
+        f"Roster sha256 {aggregation.roster_hash}.",
+        "Masks are agreed by X25519: who records the traffic and breaks it one day, by a quantum computer, has what "
+        "the masks hid.",
     ]
+    if not noised:
+        lines.append(
+            "Masks without noise do not protect images from a server that chooses the model: the sum of updates can "
+            "then hold them as they are (Fowl et al. 2022; Boenisch et al. 2023). Different models for different "
+            "hospitals (Pasquini et al. 2022) are refused."
+        )
     if aggregation.trust_domain == "one":
         lines.append(
             "One trust domain: this was a simulation whose process held every hospital's keys and data, so nothing "
             "was hidden from whoever ran it; the lines above are about a deployment with these parameters."
         )
     return lines
+
+
+def _hospitals(count: int | None) -> str:
+    return "1 colluding hospital" if count == 1 else f"{count} colluding hospitals"
 
 
 def _nothing(sees: str) -> list[str]:

@@ -77,7 +77,7 @@ def end_tags(result: ExperimentResult) -> dict[str, str]:
 
 def round_metrics(record: RoundRecord) -> dict[str, float]:
     """A round's metrics; undefined ones are absent."""
-    counts = ("bytes_up", "bytes_down", "clients", "abstained", "failed", "saturated")
+    counts = ("bytes_up", "bytes_down", "clients", "abstained", "failed")
     values: dict[str, float | None] = dict(record.metrics) | {"epsilon": record.epsilon}
     values |= {f"seconds/{phase}": seconds for phase, seconds in record.seconds.items()}
     values |= {name: float(getattr(record, name)) for name in counts}

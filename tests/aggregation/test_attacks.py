@@ -12,7 +12,18 @@ from medx.aggregation import shamir
 from medx.aggregation.client import SecureClient
 from medx.aggregation.client_state import ClientState, Stage
 from medx.aggregation.errors import EncodingError, ProtocolError, Reason, RoundAborted
-from medx.aggregation.messages import Confirm, Inbox, KeyList, Keys, Masked, Shares, Survivors, Unmask, UnmaskRequest
+from medx.aggregation.messages import (
+    Begin,
+    Confirm,
+    Inbox,
+    KeyList,
+    Keys,
+    Masked,
+    Shares,
+    Survivors,
+    Unmask,
+    UnmaskRequest,
+)
 from medx.aggregation.roster import Roster
 from medx.aggregation.server import Collecting, SecureServer
 
@@ -238,8 +249,12 @@ def test_old_rounds_and_rounds_that_were_not_planned(make_parties, script) -> No
     client = parties.clients[0]
     same = SecureServer(parties.roster, 1, 0, MODEL).begin()
     refused(lambda: client.begin(same, MODEL), Reason.REPLAY, SERVER)
-    refused(lambda: client.begin(SecureServer(parties.roster, 0, 9, MODEL).begin(), MODEL), Reason.REPLAY, SERVER)
-    refused(lambda: client.begin(SecureServer(parties.roster, 2, 0, MODEL).begin(), MODEL), Reason.POSITION, SERVER)
+    refused(lambda: client.begin(SecureServer(parties.roster, 0, 2, MODEL).begin(), MODEL), Reason.REPLAY, SERVER)
+    unplanned = {(2, 0): Reason.POSITION, (1, 3): Reason.POSITION}
+    unplanned |= dict.fromkeys(((-1, 5), (-(2**63), 0), (2**62, 0), (1, -1)), Reason.MALFORMED)
+    for position, reason in unplanned.items():
+        begin = Begin(*position, parties.roster.digest, MODEL).to_bytes()
+        refused(lambda b=begin: client.begin(b, MODEL), reason, SERVER)
 
 
 def test_flipped_bit_replayed_and_rerouted_shares(flow, script) -> None:

@@ -30,7 +30,7 @@ def test_hash_is_pinned_and_covers_every_field(tmp_path: Path) -> None:
     keys = [Ed25519PrivateKey.from_private_bytes(bytes([i]) * 32).public_key().public_bytes_raw() for i in range(5)]
     roster = make_roster(parameters(), keys, None, None, "separate")
     assert (roster.threshold, roster.minimum_survivors) == (4, 4)
-    assert roster.digest.hex() == "037f1eb42d5f739cf1f9116bac7fef4567e0b0919a62af17d037a493ac7573ed"
+    assert roster.digest.hex() == "5f130cf7ed8d754aca8a82dc6c570cffbae952e44c8f07b8e2db907ff43ecb64"
     roster.save(tmp_path / "roster.json")
     assert Roster.load(tmp_path / "roster.json") == roster
     assert Roster.load(tmp_path / "roster.json").digest == roster.digest
@@ -40,6 +40,7 @@ def test_hash_is_pinned_and_covers_every_field(tmp_path: Path) -> None:
         "scale": 2.0,
         "bound": 99.0,
         "num_rounds": 2,
+        "max_attempts": 4,
         "noise_stddev": 1,
         "noise_multiplier": 1.0,
         "clip_norm": 1.0,
@@ -134,7 +135,7 @@ def test_thresholds_that_are_refused(n: int, threshold: int | None, minimum: int
 
 def test_a_majority_is_allowed_and_costs_the_colluders_beside_a_lying_server() -> None:
     roster, _ = simulated_roster(parameters(), 5, 3)
-    assert (roster.minimum_survivors, roster.tolerated_colluders) == (3, {"curious": 2, "lying": 0})
+    assert (roster.minimum_survivors, roster.tolerated_colluders) == (3, {"curious": 1, "lying": 0})
 
 
 def test_ring_bound_and_colluders() -> None:
@@ -142,8 +143,12 @@ def test_ring_bound_and_colluders() -> None:
         simulated_roster(parameters(noise_stddev=2**27), 5)
     roster, identities = simulated_roster(parameters(), 20)
     assert roster.trust_domain == "one"
-    assert roster.tolerated_colluders == {"curious": 13, "lying": 7}
+    assert roster.tolerated_colluders == {"curious": 12, "lying": 7}
     assert SecureClient(roster, 19, identities[19]).number == 19
+    three, _ = simulated_roster(parameters(), 3)  # two colluders subtract their own parts from the sum of three
+    assert three.tolerated_colluders == {"curious": 1, "lying": 1}
+    whole, _ = simulated_roster(parameters(), 5, None, 5)  # with nobody missing the masks are the bound
+    assert whole.tolerated_colluders == {"curious": 3, "lying": 2}
 
 
 def test_command_makes_identities_and_a_roster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

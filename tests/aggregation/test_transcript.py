@@ -26,7 +26,7 @@ def uniform(words: np.ndarray) -> bool:
 def residuals(make_parties, script) -> dict[int, np.ndarray]:
     """Honest clients' masked words less all that t - 1 colluders and the server know, own inputs included."""
     parties = make_parties(5, dimension=WORDS)
-    assert len(COLLUDERS) == parties.roster.tolerated_colluders["curious"]
+    assert len(COLLUDERS) == parties.roster.threshold - 1
     flow = script(parties, parties.server())
     flow.shares()
     known_keys = {i: X25519PrivateKey.from_private_bytes(parties.clients[i].state.mask_private) for i in COLLUDERS}

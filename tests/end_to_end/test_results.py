@@ -152,6 +152,34 @@ def test_baselines_and_majority(tmp_path: Path) -> None:
     assert result.majority_accuracy == pytest.approx(max(labels) / sum(labels), abs=0.1)
     # The hospitals' ledgers hold the run alone: each baseline kept its own.
     assert [client.steps for client in result.privacy.clients] == [4, 4, 4]
+    # Three models saw each record, and epsilon is what all of them spent of it: composed anew from the ledgers' steps.
+    assert sorted((each.client, each.steps) for each in result.privacy.baselines) == [
+        (c, 4) for c in (0, 0, 1, 1, 2, 2)
+    ]
+    assert result.privacy.delta is not None
+    assert result.privacy.epsilon is not None
+    composed = recompute([*result.privacy.clients, *result.privacy.baselines], result.privacy.delta)
+    assert composed["prv"] == pytest.approx(result.privacy.epsilon)
+    assert composed == pytest.approx(result.privacy.epsilon_by_accountant)
+    run_alone = recompute(result.privacy.clients, result.privacy.delta)["prv"]
+    assert run_alone < 0.7 * result.privacy.epsilon
+    assert 9 < result.privacy.epsilon <= 10
+    assert "local_only, centralized trained on the same records" in result.privacy.statement
+    assert f"the run alone spent {run_alone:.3f}" in result.privacy.statement
+
+
+def test_a_shared_sum_and_its_baselines_stay_within_one_epsilon(tmp_path: Path) -> None:
+    step = ("trainer.local_steps=1", "trainer.sampling_probability=0.3", "trainer.expected_batch_size=null")
+    ran = call(tmp_path, "privacy=distributed_dp", *step, "baseline=[centralized,local_only]")
+    assert ran.code == 0, ran.err
+    privacy = ran.result.privacy
+    assert privacy.epsilon is not None
+    assert privacy.delta is not None
+    composed = recompute([*privacy.clients, *privacy.baselines], privacy.delta)["prv"]
+    assert composed == pytest.approx(privacy.epsilon)
+    assert 9.8 < privacy.epsilon <= 10
+    others = privacy.epsilon_by_observer["all other hospitals together"]
+    assert privacy.epsilon_by_observer["the outside"] <= privacy.epsilon < others
 
 
 def test_a_model_that_always_answers_the_same_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,9 @@ from medx.dataset.base import content_hash
 from medx.federation.client import client_app
 from medx.federation.job import Job, Setup, make_job, prepare
 from medx.federation.local_client import forget
-from medx.federation.payload import to_record
+from medx.federation.payload import parameters_of, to_record
 from medx.federation.server import Server
-from medx.federation.sum_client import Position, words_of
+from medx.federation.sum_client import CLIP, Position, words_of
 from medx.federation.sums import with_sums
 from medx.model.network import WholeNetwork
 from medx.partition.iid import Iid
@@ -201,10 +201,11 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def arrays_of(job: Job) -> Any:
-    """The initial model as clients receive it."""
-    return to_record(server_of(job).initial_state().state)
+    """The initial model as clients receive it: a server that takes the step keeps its momentum to itself."""
+    state = server_of(job).initial_state().state
+    return to_record(parameters_of(state) if job.sums is not None and job.sums.kind == "gradient" else state)
 
 
-def words(job: Job, client: int, round: int, attempt: int = 0, **settings: Any) -> np.ndarray:
+def words(job: Job, client: int, round: int, attempt: int = 0, **settings: float) -> np.ndarray:
     """One client's words at the initial model."""
-    return words_of(job, client, arrays_of(job), Position(round, attempt), settings)
+    return words_of(job, client, arrays_of(job), Position(round, attempt), settings.get(CLIP))

@@ -38,6 +38,7 @@ from tests.federation.sum_examples import (
     words,
 )
 
+AT_ONE = Position(1, 0)
 MAJORITY = {"threshold": 3, "minimum_survivors": 3}
 
 
@@ -48,11 +49,11 @@ def own_cache(tmp_path_factory):
         yield
 
 
-def summed(job, collect, lost=lambda *_: False):
-    """One attempt at round 1 from the initial model."""
+def summed(job, collect, lost=lambda *_: False, position=AT_ONE):
+    """One attempt from the initial model."""
     result = Summed()
     with grid_of(job, lost) as grid:
-        collect(job.sums, at_round_one(job, grid), summed=result)
+        collect(job.sums, replace(at_round_one(job, grid), position=position), summed=result)
     return result
 
 
@@ -66,13 +67,18 @@ def client_state(grid, client):
 
 
 @pytest.mark.parametrize("privacy", ["distributed_dp", "local_dp", "none"])
-def test_plain_and_secure_give_the_same_words(tmp_path, privacy):
+def test_a_secure_sum_is_the_sum_of_the_words(tmp_path, privacy):
     job = make(tmp_path / "s", privacy=privacy)
     secure = summed(job, secure_sum)
-    plain = summed(job, lambda plan, attempt, summed: plain_sum(plan, attempt, 5, summed))
-    assert secure.survivors == plain.survivors == (0, 1, 2, 3, 4)
-    assert np.array_equal(secure.total, plain.total)
+    assert secure.survivors == (0, 1, 2, 3, 4)
+    parts = [words(job, client, 1) for client in range(5)]
+    assert np.array_equal(secure.total, np.sum(parts, axis=0, dtype=np.uint32))
     assert not np.array_equal(secure.total, summed(make(tmp_path / "t", privacy=privacy, seed=1), secure_sum).total)
+    if privacy == "distributed_dp":
+        trusted = make(tmp_path / "p", secure=False)
+        plain = summed(trusted, lambda plan, attempt, summed: plain_sum(plan, attempt, 5, summed))
+        assert plain.survivors == secure.survivors
+        assert np.array_equal(secure.total, plain.total)
 
 
 def test_a_trusted_sum_ends_in_the_same_model_as_a_secure_one(tmp_path):
@@ -81,6 +87,7 @@ def test_a_trusted_sum_ends_in_the_same_model_as_a_secure_one(tmp_path):
     assert all(same(a.state, b.state) for a, b in zip(secure, plain, strict=True))
     assert not same(secure[0].state, secure[1].state)
     assert secure[-1].records[-1].metrics == plain[-1].records[-1].metrics
+    assert [record.epsilon for record in secure[-1].records] == [record.epsilon for record in plain[-1].records]
     other = run(make(tmp_path / "other", secure=False, aggregation={"minimum_survivors": 3}))
     assert not same(plain[1].state, other[1].state)  # another minimum is other noise
 
@@ -127,15 +134,16 @@ def test_a_noised_step_goes_through_the_strategy(tmp_path, monkeypatch):
 
 def test_every_drop_out_gives_the_sum_of_the_survivors(tmp_path):
     """Each stage and each set of one or two of five, the rest above the minimum of three; then two stages at once."""
-    job = make(tmp_path / "secure", rounds=1, aggregation=MAJORITY)
+    job = make(tmp_path / "secure", rounds=150, aggregation=MAJORITY)
     sets = [set(ids) for size in (1, 2) for ids in itertools.combinations(range(5), size)]
     cases = [{stage: ids} for stage in STAGES for ids in sets]
     cases += [{first: {0}, second: {4}} for first, second in itertools.combinations(STAGES, 2)]
-    parts = [words(job, client, 1) for client in range(5)]
-    for case in cases:
+    for number, case in enumerate(cases, start=1):
+        parts = [words(job, client, number) for client in range(5)]
         gone = {client for stage, ids in case.items() for client in ids if STAGES.index(stage) < 3}
         expected = np.sum([parts[client] for client in range(5) if client not in gone], axis=0, dtype=np.uint32)
-        result = summed(job, secure_sum, lambda stage, client, _, case=case: client in case.get(stage, ()))
+        lost = lambda stage, client, _, case=case: client in case.get(stage, ())  # noqa: E731
+        result = summed(job, secure_sum, lost, Position(number, 0))
         assert set(result.survivors) == set(range(5)) - gone
         assert np.array_equal(result.total, expected), case
         assert not np.array_equal(result.total, expected + parts[0])
@@ -262,10 +270,11 @@ def test_words_follow_the_signed_position_and_not_what_a_message_says(tmp_path):
         grid.rewrite = lie
         engine = server_of(job)
         list(itertools.islice(engine.rounds(grid, engine.initial_state()), 1))
-        attempt = replace(at_round_one(job, grid), position=Position(2, 1))
-        with pytest.raises(Exception, match="left after stage masked"):
-            secure_sum(job.sums, attempt, Summed())  # its answers belong to another position for the server itself
-    assert ledger_rows(job, 0) == [(0, 1, 1), (4, 1, 0)]
+        result = Summed()
+        secure_sum(job.sums, replace(at_round_one(job, grid), position=Position(2, 1)), result)
+        expected = np.sum([words(job, client, 2, 1) for client in range(5)], axis=0, dtype=np.uint32)
+    assert np.array_equal(result.total, expected)
+    assert ledger_rows(job, 0) == [(0, 1, 1), (4, 1, 1)]
 
 
 def test_a_refused_message_ends_the_attempt_and_charges_nothing(tmp_path):

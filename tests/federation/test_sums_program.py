@@ -51,11 +51,18 @@ def test_plain_and_secure_runs_end_in_the_same_metrics_under_the_same_noise(secu
 def test_the_result_says_what_the_protocol_stands_against(secure):
     aggregation = secure.privacy.aggregation
     assert (aggregation.num_clients, aggregation.threshold, aggregation.minimum_survivors) == (3, 3, 3)
-    assert aggregation.tolerated_colluders == {"curious": 2, "lying": 2}
+    assert aggregation.tolerated_colluders == {"curious": 1, "lying": 1}
     assert aggregation.trust_domain == "one"
     assert len(bytes.fromhex(aggregation.roster_hash)) == 32
     text = secure.privacy.statement
-    for said in (aggregation.roster_hash, "One trust domain", "with up to 2 colluding hospitals", "from one that lies"):
+    for said in (
+        aggregation.roster_hash,
+        "One trust domain",
+        "with up to 1 colluding hospital,",
+        "beyond that, colluders can have",
+        "X25519",
+        "from one that lies",
+    ):
         assert said in text
     assert len(secure.privacy.epsilon_by_observer) == 3
     assert secure.privacy.epsilon == pytest.approx(secure.rounds[-1].epsilon)

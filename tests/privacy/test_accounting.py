@@ -14,6 +14,8 @@ from medx.privacy.accounting import (
     gaussian_epsilon,
 )
 from medx.privacy.audit import recompute
+from medx.privacy.base import ClientPlan, PrivacyPlan
+from medx.privacy.spending import privacy_result
 from medx.results import ClientEvents
 from medx.schema import PrivacyError
 
@@ -192,3 +194,18 @@ def test_the_audit_takes_the_largest_client_and_refuses_bare_steps():
     }
     with pytest.raises(PrivacyError, match="client 3 took 4 steps without noise"):
         recompute([client_events(0, 40), client_events(3, 4, noise_multiplier=None)], DELTA)
+
+
+def test_an_accountant_that_fails_has_no_figure_of_another_ones(monkeypatch):
+    step = release(0.1, 1.03)
+    client = ClientPlan(0, 100, 0.1, 10.0, 1, 51, step, 10.0)
+    plan = PrivacyPlan("local_dp", "record", "add or remove one record", DELTA, 10.0, "seed", (client,))
+
+    def fails(*_):
+        raise PrivacyError("PRV has no bound here")
+
+    monkeypatch.setattr(accountants, "prv", fails)
+    result = privacy_result(plan, {0: 51}, synthetic=False)
+    assert list(result.epsilon_by_accountant) == ["pld", "rdp"]
+    assert result.epsilon == result.epsilon_by_accountant["pld"] == epsilon_pld([(step, 51)], DELTA)
+    assert "PRV has no bound here" in result.statement

@@ -81,9 +81,9 @@ def update_of(job, client):
 
 @pytest.mark.parametrize("quantile", [{}, QUANTILE], ids=["fixed", "adaptive"])
 def test_the_sum_is_that_of_a_naive_loop_over_clients(tmp_path, quantile):
-    job = central(tmp_path, mechanism=quantile)
-    updates = [update_of(job, client) for client in range(6)]
+    updates = [update_of(central(tmp_path), client) for client in range(6)]
     clip_norm = float(np.median([np.linalg.norm(update) for update in updates]))  # some are cut, some are not
+    job = central(tmp_path / "at the median", mechanism=quantile | {"clip_norm": clip_norm})
     expected = sum(update * min(1.0, clip_norm / np.linalg.norm(update)) for update in updates)
     vector, scalars = job.sums.layout.decode(sum_of(quiet(job), range(6), clip_norm=clip_norm).astype(np.uint32))
     np.testing.assert_allclose(vector * clip_norm, expected, atol=1e-5)
@@ -108,9 +108,10 @@ def test_one_client_moves_the_sum_by_no_more_than_the_sensitivity(tmp_path, monk
     noise = central(tmp_path).sums, central(tmp_path, mechanism=QUANTILE).sums.server_noise_stddev
     loss = math.hypot((layout.scale + math.sqrt(DIMENSION)) / noise[1], layout.fields[0].scale / 2 / noise[1])
     assert 0.99 / release.event.noise_multiplier < loss <= 1 / release.event.noise_multiplier
-    monkeypatch.setattr("medx.federation.sum_client.clipped_to_unit", lambda delta, clip_norm: (delta, True))
+    triple = lambda delta, clip_norm: (3 * delta / np.linalg.norm(delta), True)  # noqa: E731
+    monkeypatch.setattr("medx.federation.sum_client.clipped_to_unit", triple)
     wide = replace(job, sums=replace(job.sums, layout=replace(layout, bound=7.0)))
-    planted = sum_of(wide, range(6)) - sum_of(wide, range(1, 6))  # the planted fault: no clipping
+    planted = sum_of(wide, range(6)) - sum_of(wide, range(1, 6))  # the planted fault: clipped too late
     assert np.linalg.norm(planted[:-1]) > 2 * layout.scale
 
 
