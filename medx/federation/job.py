@@ -28,10 +28,11 @@ from medx.trainer.local_training import Trainer
 class Setup:
     """The configured components that data and clients follow from. Picklable, so that it can go to a worker.
 
+    Its ``repr`` shows no seed: with noise of the seed, who has it can take the noise off.
     ``only_client`` and ``pooled`` make the baselines: one hospital alone, or all records in one place.
     """
 
-    seed: int
+    seed: int = field(repr=False)
     device: str
     dataset: Dataset
     partition: Partition
@@ -41,7 +42,7 @@ class Setup:
     federation: Federation
     aggregation: Aggregation
     cache: Path
-    data_key: str
+    data_key: str = field(repr=False)
     draw_key: str
     only_client: int | None = None
     pooled: bool = False
@@ -78,10 +79,10 @@ class Job:
 class Prepared:
     """Data in memory: model inputs (images, or fixed features of them) of every split, and the clients' rows."""
 
-    splits: DataSplits
-    parts: tuple[np.ndarray, ...]
-    inputs: dict[str, torch.Tensor]
-    labels: dict[str, torch.Tensor]
+    splits: DataSplits = field(repr=False)
+    parts: tuple[np.ndarray, ...] = field(repr=False)
+    inputs: dict[str, torch.Tensor] = field(repr=False)
+    labels: dict[str, torch.Tensor] = field(repr=False)
     objective: Objective
     features: FixedFeatures | None = field(repr=False)
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from flwr.app import ArrayRecord, Context
@@ -30,8 +30,8 @@ class LocalClient:
     """
 
     plan: ClientPlan
-    inputs: torch.Tensor
-    labels: torch.Tensor
+    inputs: torch.Tensor = field(repr=False)
+    labels: torch.Tensor = field(repr=False)
     ledger: PrivacyLedger | None
     model: Signature
 

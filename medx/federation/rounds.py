@@ -209,8 +209,8 @@ def check_enough(
 
     A budget that is spent is told as such, with a LedgerError, where it is what the round lacks.
     """
-    limit = getattr(job.setup.privacy, "max_abstentions", 0)
-    if abstentions > limit:
+    limit = getattr(job.setup.privacy, "max_abstentions", None)  # None without privacy: then nothing leaks by it
+    if limit is not None and abstentions > limit:
         raise RoundAborted(
             f"round {number}: {abstentions} updates were not finite or beyond the grid, more than "
             f"privacy.max_abstentions={limit}"

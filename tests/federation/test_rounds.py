@@ -183,6 +183,15 @@ def test_abstentions_are_counted_and_end_the_run_beyond_the_limit() -> None:
         run([answer(0, 1.0), answer(1, 0.0, finite=0), answer(2, 1.0)], engine(max_abstentions=0))
 
 
+def test_without_privacy_an_update_that_is_not_finite_is_left_out_and_ends_nothing() -> None:
+    rounds = engine(private=False)
+    rounds.job.setup.privacy = SimpleNamespace()  # type: ignore[misc]
+    outcome = run([answer(0, 1.0), answer(1, float("inf")), answer(2, 1.0)], rounds)
+    assert (outcome.clients, outcome.abstained) == (2, 1)
+    with pytest.raises(RoundAborted, match="0 usable answers"):
+        run([answer(client, float("nan")) for client in range(3)], rounds)
+
+
 def test_failures_down_to_the_minimum() -> None:
     outcome = run([answer(0, 1.0), failure(1, "RuntimeError: no power"), answer(2, 1.0)])
     assert (outcome.clients, outcome.failed) == (2, 1)
