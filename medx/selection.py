@@ -94,13 +94,13 @@ def select(results: Sequence[ExperimentResult], metric: str) -> Selection:
 
 def by_seed(results: Sequence[ExperimentResult], metric: str) -> Iterator[Selection]:
     """One selection a seed: another seed is another study, not another candidate."""
-    for seed in sorted({result.seed for result in results}):
+    for seed in sorted({result.seed for result in results if result.seed is not None}):
         yield select([result for result in results if result.seed == seed], metric)
 
 
 def refuse_unlike(results: Sequence[ExperimentResult]) -> None:
     """Raise ConfigError unless all runs dealt the same records to the same hospitals, at one delta."""
-    kinds = {
+    kinds: dict[str, set[object]] = {
         "dataset": {result.dataset.content_hash for result in results},
         "partition": {json.dumps(result.config["partition"], sort_keys=True, default=str) for result in results},
         "federation.num_clients": {result.config["federation"]["num_clients"] for result in results},

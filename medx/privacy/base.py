@@ -5,6 +5,10 @@ from typing import Literal, Protocol
 
 import torch
 
+from medx.results import STUDY_ONLY
+
+ZERO_OUT = "differ in one record's content, which is there or taken out (zero-out)"
+ZERO_OUT_CLIENT = "differ in what one hospital holds, which is there or taken out (zero-out)"
 NoiseSource = Literal["seed", "system"]
 
 
@@ -138,6 +142,11 @@ class PrivacyPlan:
     def events_per_round(self, client: ClientPlan) -> int:
         """How many of these events one round is."""
         return 1 if self.client_release else client.steps_per_round
+
+    @property
+    def warning(self) -> str | None:
+        """What a reader must know where the noise comes from the seed."""
+        return STUDY_ONLY if self.private and self.noise_source == "seed" else None
 
     @property
     def private(self) -> bool:

@@ -10,6 +10,8 @@ from medx.privacy.accounting import calibrate_noise_multiplier
 from medx.privacy.base import NoiseSource
 from medx.schema import component
 
+Delta = Annotated[float, Gt(0), Lt(1)]
+
 
 @component
 class GaussianMechanism:
@@ -22,7 +24,6 @@ class GaussianMechanism:
     """
 
     epsilon: Annotated[float, Gt(0)]
-    delta: Annotated[float, Gt(0), Lt(1)]
     clip_norm: Annotated[float, Gt(0)]
     num_runs: Annotated[int, Ge(1)]
     noise_source: NoiseSource
@@ -38,6 +39,6 @@ class GaussianMechanism:
             raise ValueError(f"epsilon={self.epsilon:g} is above budget={self.budget:g}")
         return self
 
-    def noise_multiplier(self, sampling_probability: float, steps: int) -> float:
+    def noise_multiplier(self, delta: float, sampling_probability: float, steps: int) -> float:
         """The noise of each of one run's ``steps`` releases; one calibration for all runs."""
-        return calibrate_noise_multiplier(self.epsilon, self.delta, sampling_probability, steps * self.num_runs)
+        return calibrate_noise_multiplier(self.epsilon, delta, sampling_probability, steps * self.num_runs)

@@ -5,10 +5,12 @@ from functools import lru_cache
 
 from medx.privacy.accounting import Event, epsilon_curve, epsilon_pld, epsilon_rdp, epsilon_spent
 from medx.privacy.base import ClientPlan, PrivacyPlan, SampledGaussian
+from medx.privacy.groups import epsilon_by_group, epsilon_replace
 from medx.privacy.statement import planned_events, statement
 from medx.results import AggregationResult, ClientEvents, PrivacyResult
 
 SERVER = "the server and its assumed colluders"
+OTHERS = "all other hospitals together"
 
 
 @lru_cache(maxsize=256)
@@ -54,6 +56,8 @@ def privacy_result(
     executed = executed_events(plan, steps)
     events = {event for history in executed for event in history}
     observers = epsilon_by_observer(plan, events)
+    single = max((epsilon_spent([event], plan.delta).value for event in events), default=0.0)
+    groups = epsilon_by_group(events, plan.delta, single), epsilon_replace(events, plan.delta, single)
     by_accountant = {
         "prv": max((epsilon_spent([event], plan.delta).value for event in events), default=0.0),
         "pld": max((epsilon_pld([event], plan.delta) for event in events), default=0.0),
@@ -69,9 +73,14 @@ def privacy_result(
         adjacency=plan.adjacency,
         noise_source=plan.noise_source,
         epsilon_by_observer=observers,
+        epsilon_by_group=groups[0],
+        epsilon_replace=groups[1],
+        warning=plan.warning,
         clients=clients,
         aggregation=aggregation,
-        statement=statement(plan, synthetic, executed, observers, aggregation),
+        statement=statement(
+            plan, synthetic, executed=executed, observers=observers, aggregation=aggregation, groups=groups
+        ),
     )
 
 
@@ -104,17 +113,18 @@ def planned_observers(plan: PrivacyPlan) -> dict[str, float]:
 
 
 def epsilon_by_observer(plan: PrivacyPlan, events: set[Event]) -> dict[str, float]:
-    """Epsilon towards the outside, the server with its colluders, and all other hospitals together.
+    """Epsilon towards the outside, the server with its colluders, one other hospital, and all others together.
 
     Empty unless the noise is shared: then an observer subtracts the shares that it knows. The outside knows none, so
-    all ``minimum_survivors`` shares count; the others together leave one hospital with its own share alone, and so
-    does a trusted aggregator, which sees each hospital's part by itself.
+    all ``minimum_survivors`` shares count; one other hospital knows its own; the others together leave one hospital
+    with its own share alone, and so does a trusted aggregator, which sees each hospital's part by itself.
     """
     shared = plan.shared_noise
     if shared is None or plan.delta is None:
         return {}
     server = ("the server (trusted)", 1) if shared.trusted_aggregator else (SERVER, shared.contributors)
-    known = {"the outside": shared.minimum_survivors, server[0]: server[1], "all other hospitals together": 1}
+    fewest = shared.minimum_survivors
+    known = {"the outside": fewest, server[0]: server[1], "one other hospital": max(1, fewest - 1), OTHERS: 1}
     result = {}
     for observer, shares in known.items():
         factor = (shares / shared.contributors) ** 0.5
