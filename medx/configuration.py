@@ -20,18 +20,22 @@ from medx.schema import CheckpointError, ConfigError
 GROUPS = ("dataset", "partition", "model", "trainer", "privacy", "federation", "aggregation", "runtime", "tracking")
 # What a run's numbers do not depend on, so that it is known by the same hash wherever and whenever it runs.
 WHERE = ("cache", "tracking", "runtime")
+NOT_KEPT = ("jobs", "noise")
 NOT_HASHED = ("seed", "resume", "study", "select", *WHERE)
 CONF = Path(__file__).parent.parent / "conf"
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration of a run as plain dicts and lists, without what is a sweep's (``jobs``)."""
+    """The resolved configuration of a run as plain dicts and lists.
+
+    Left out are ``jobs``, which is a sweep's, and ``noise``, which the mechanism's own setting follows.
+    """
     try:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     named = container.items() if isinstance(container, dict) else ()
-    return {str(key): value for key, value in named if key != "jobs"}
+    return {str(key): value for key, value in named if key not in NOT_KEPT}
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -185,6 +189,7 @@ def resumed_config(folder: Path, current: dict[str, Any], overrides: list[str]) 
     differences = []
     for override in overrides:
         name = override.lstrip("+~").split("=", 1)[0].split("@")[0]
+        name = "privacy.noise_source" if name == "noise" else name
         group = name.partition(".")[0]
         if name in ("resume", "experiment") or group.startswith("hydra"):
             continue

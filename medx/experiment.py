@@ -38,7 +38,7 @@ from medx.privacy.central_dp import CentralDP
 from medx.privacy.preflight import check_independence, check_module
 from medx.privacy.spending import planned_observers, privacy_result
 from medx.privacy.statement import statement, summarise
-from medx.results import ExperimentResult, RoundRecord, Status
+from medx.results import ExperimentResult, PrivacyResult, RoundRecord, Status
 from medx.runtime.base import Runtime
 from medx.schema import CheckpointError, ConfigError, LedgerError, component
 from medx.trainer.local_training import Trainer
@@ -125,11 +125,17 @@ def run_experiment(
         "measure": time.perf_counter() - trained,
         "total": time.perf_counter() - began,
     }
-    result.save(folder / "result.json")
+    write_down(result, folder)
     for observer in observers:
         observer.on_end(result)
-    result.save(folder / "result.json")  # again: now it says where it is tracked
+    write_down(result, folder)  # again: now it says where it is tracked
     return result
+
+
+def write_down(result: ExperimentResult, folder: Path) -> None:
+    """The owner's view as ``result.json``, and beside it what may leave the house as ``released.json``."""
+    result.save(folder / "result.json")
+    result.released().save(folder / "released.json")
 
 
 def make_setup(experiment: Experiment, config: dict[str, Any]) -> Setup:
@@ -205,6 +211,8 @@ def make_context(
         num_rounds=experiment.federation.num_rounds,
         resumed=resume,
         synthetic=splits.synthetic,
+        public=splits.public,
+        warning=job.plan.warning,
         statement=statement(
             job.plan,
             splits.synthetic,
@@ -286,9 +294,18 @@ def finish(
     module.load_state_dict(module.state_dict() | average)  # what is not trained stays as it was built
     checkpoint = job.folder / "model.safetensors"
     splits = prepared.splits
-    about = describe_model(setup.model, splits.spec, splits.mean, splits.std, threshold=measured.threshold)
-    save_model(checkpoint, about, prepared.features, module.cpu())
     baselines = run_baselines(planned, config)
+    steps = executed_steps(job, outcome)
+    privacy = privacy_result(job.plan, steps, splits.synthetic, aggregation_result(job), baselines.spent)
+    about = describe_model(
+        setup.model,
+        splits.spec,
+        splits.mean,
+        splits.std,
+        threshold=measured.threshold,
+        privacy=guarantee(privacy),
+    )
+    save_model(checkpoint, about, prepared.features, module.cpu())
     return ExperimentResult(
         status=outcome.status,
         error=outcome.error,
@@ -304,19 +321,20 @@ def finish(
         curves=measured.curves,
         clients=measure_clients(module.to(setup.device), average, prepared, setup.device),
         baselines=baselines.results,
-        privacy=privacy_result(
-            job.plan,
-            executed_steps(job, outcome),
-            prepared.splits.synthetic,
-            aggregation_result(job),
-            baselines.spent,
-        ),
+        privacy=privacy,
         rounds=outcome.server.records,
         timing={},
         checkpoint=str(checkpoint),
         environment=environment(setup.device),
         config=config,
     )
+
+
+def guarantee(privacy: PrivacyResult) -> dict[str, Any]:
+    """What a model file says of its own privacy, and of the threshold beside the weights."""
+    kept = ("mechanism", "unit", "adjacency", "epsilon", "delta", "noise_source", "warning")
+    covered = {name: getattr(privacy, name) for name in kept}
+    return covered | {"threshold": "chosen on validation records, which epsilon does not cover"}
 
 
 def executed_steps(job: Job, outcome: Outcome) -> dict[int, int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from medx.configuration import GROUPS, build, config_hash, construct, plain, resumed_config
-from medx.experiment import Experiment, config_name, run_experiment
+from medx.experiment import Experiment, config_name, run_experiment, write_down
 from medx.machine import environment
 from medx.observer import Observer, RunContext
 from medx.results import ExperimentResult, RoundRecord, Status
@@ -40,7 +40,7 @@ def run_job(
         resume=resume is not None,
     )
     if output != folder:
-        result.save(folder / "result.json")
+        write_down(result, folder)
     if result.status != "finished":
         mark_failed(folder.name, killed=result.status == "killed")
     return result.validation["auc"].value
@@ -84,6 +84,8 @@ class Tracked:
                 privacy=config_name(config, "privacy"),
                 target_epsilon=config["privacy"].get("epsilon"),
                 synthetic=context.synthetic,
+                public=context.public,
+                warning=context.warning,
                 config_hash=context.config_hash,
                 config=config,
                 environment=environment("cpu"),

@@ -10,7 +10,8 @@ from medx.federation.job import Prepared
 from medx.federation.payload import State
 from medx.metrics import bootstrap, choose_threshold, curve_data, evaluate, is_degenerate, majority_accuracy
 from medx.randomness import derive_seed, numpy_generator
-from medx.results import ClientResult, CurveData, DatasetInfo, Interval, Record
+from medx.released import Record
+from medx.results import ClientResult, CurveData, DatasetInfo, Interval
 
 RESAMPLES = 1000
 
@@ -79,6 +80,7 @@ def describe(splits: DataSplits) -> DatasetInfo:
         md5=splits.md5,
         content_hash=splits.content_hash,
         synthetic=splits.synthetic,
+        public=splits.public,
         sizes={name: len(split) for name, split in parts.items()},
         class_names=list(splits.class_names),
         class_counts={

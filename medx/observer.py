@@ -9,7 +9,7 @@ from medx.results import ExperimentResult, RoundRecord
 
 @dataclass(frozen=True)
 class RunContext:
-    """What observers hear before the first round."""
+    """What observers hear before the first round. ``warning`` is None, or what a reader must know of the noise."""
 
     title: str
     dataset: str
@@ -19,6 +19,8 @@ class RunContext:
     num_rounds: int
     resumed: bool
     synthetic: bool
+    public: bool
+    warning: str | None
     statement: str
     plan_rows: list[dict[str, Any]]
     partition_rows: list[dict[str, Any]]

@@ -1,17 +1,18 @@
-"""What a run leaves behind, to and from JSON. ``docs/results.md`` describes every field."""
+"""What a run leaves behind, to and from JSON. ``docs/results.md`` describes every field.
+
+Every field says by its type who may see it (``medx.released``): the owner's view is ``result.json``, what may leave
+the house is ``released.json``.
+"""
 
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from medx.released import Covered, Named, Owner, Public, Record, released
+
+STUDY_ONLY = "epsilon holds only while the seed is secret; study only"
 Status = Literal["finished", "failed", "killed", "budget_exhausted", "aborted"]
-
-
-class Record(BaseModel):
-    """Base of all records: unknown fields are an error, so that a typo cannot pass for a result."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class Interval(Record):
@@ -28,15 +29,15 @@ class RoundRecord(Record):
     ``seconds`` by phase: ``train``, ``aggregate``, ``evaluate``, ``total``. Bytes are over all clients.
     """
 
-    round: int
-    epsilon: float | None
-    metrics: dict[str, float | None]
-    seconds: dict[str, float]
-    bytes_up: int = 0
-    bytes_down: int = 0
-    clients: int
-    abstained: int = 0
-    failed: int = 0
+    round: Public[int]
+    epsilon: Named[float | None]
+    metrics: Owner[dict[str, float | None]] = Field(default_factory=dict)
+    seconds: Owner[dict[str, float]] = Field(default_factory=dict)
+    bytes_up: Named[int] = 0
+    bytes_down: Named[int] = 0
+    clients: Named[int]
+    abstained: Named[int] = 0
+    failed: Named[int] = 0
 
 
 class ClientEvents(Record):
@@ -46,13 +47,13 @@ class ClientEvents(Record):
     ``epsilon`` is composed over exactly these events.
     """
 
-    client: int
-    num_records: int
-    sampling_probability: float | None
-    noise_multiplier: float | None
-    clip_norm: float | None
-    steps: int
-    epsilon: float | None
+    client: Public[int]
+    num_records: Public[int]
+    sampling_probability: Public[float | None]
+    noise_multiplier: Public[float | None]
+    clip_norm: Public[float | None]
+    steps: Named[int]
+    epsilon: Named[float | None]
 
 
 class AggregationResult(Record):
@@ -62,13 +63,13 @@ class AggregationResult(Record):
     protocol, and with one that does not. ``trust_domain`` is ``one`` in a simulation: nothing is hidden there.
     """
 
-    secure: bool
-    roster_hash: str | None = None
-    num_clients: int | None = None
-    threshold: int | None = None
-    minimum_survivors: int | None = None
-    tolerated_colluders: dict[str, int] | None = None
-    trust_domain: Literal["one", "separate"] | None = None
+    secure: Public[bool]
+    roster_hash: Public[str | None] = None
+    num_clients: Public[int | None] = None
+    threshold: Public[int | None] = None
+    minimum_survivors: Public[int | None] = None
+    tolerated_colluders: Public[dict[str, int] | None] = None
+    trust_domain: Public[Literal["one", "separate"] | None] = None
 
 
 class PrivacyResult(Record):
@@ -78,35 +79,39 @@ class PrivacyResult(Record):
     what. ``baselines`` is what they executed on the records of each client: ``epsilon`` composes it with ``clients``.
     """
 
-    mechanism: str
-    epsilon: float | None
-    epsilon_by_accountant: dict[str, float] = Field(default_factory=dict)
-    epsilon_by_observer: dict[str, float] = Field(default_factory=dict)
-    delta: float | None = None
-    target_epsilon: float | None = None
-    unit: str | None = None
-    adjacency: str | None = None
-    noise_source: str | None = None
+    mechanism: Public[str]
+    epsilon: Named[float | None]
+    epsilon_by_accountant: Named[dict[str, float]] = Field(default_factory=dict)
+    epsilon_by_observer: Named[dict[str, float]] = Field(default_factory=dict)
+    delta: Public[float | None] = None
+    target_epsilon: Public[float | None] = None
+    epsilon_by_group: Named[dict[str, float]] = Field(default_factory=dict)
+    epsilon_replace: Named[float | None] = None
+    warning: Public[str | None] = None
+    unit: Public[str | None] = None
+    adjacency: Public[str | None] = None
+    noise_source: Public[str | None] = None
     clients: list[ClientEvents] = Field(default_factory=list)
     baselines: list[ClientEvents] = Field(default_factory=list)
     aggregation: AggregationResult | None = None
-    statement: str
+    statement: Named[str]
 
 
 class DatasetInfo(Record):
     """Which data: ``sizes`` and ``class_counts`` by split; ``synthetic`` is true for phantoms."""
 
-    name: str
-    title: str
-    task: str
-    md5: str | None
-    content_hash: str
-    synthetic: bool
-    sizes: dict[str, int]
-    class_names: list[str]
-    class_counts: dict[str, list[int]]
-    image_size: int
-    num_channels: int
+    name: Public[str]
+    title: Public[str]
+    task: Public[str]
+    md5: Owner[str | None] = None
+    content_hash: Owner[str | None] = None
+    synthetic: Public[bool]
+    public: Public[bool] = False
+    sizes: Public[dict[str, int]]
+    class_names: Public[list[str]]
+    class_counts: Owner[dict[str, list[int]]] = Field(default_factory=dict)
+    image_size: Public[int]
+    num_channels: Public[int]
 
 
 class CurveData(Record):
@@ -130,29 +135,30 @@ class ClientResult(Record):
 
 
 class ExperimentResult(Record):
-    """Everything about one run; written as ``result.json`` in its output folder."""
+    """Everything about one run: ``result.json`` is its owner's view, ``released.json`` what may leave the house."""
 
-    status: Status
-    error: str | None = None
-    seed: int
-    config_hash: str
+    view: Public[Literal["owner", "released"]] = "owner"
+    status: Named[Status]
+    error: Owner[str | None] = None
+    seed: Owner[int | None] = None
+    config_hash: Owner[str | None] = None
     dataset: DatasetInfo
-    model: dict[str, Any]
-    validation: dict[str, Interval]
-    test: dict[str, Interval]
-    threshold: float | None = None
-    majority_accuracy: float
-    degenerate: bool
-    curves: CurveData | None = None
-    clients: list[ClientResult] = Field(default_factory=list)
-    baselines: dict[str, dict[str, Interval]] = Field(default_factory=dict)
+    model: Public[dict[str, Any]]
+    validation: Owner[dict[str, Interval]] = Field(default_factory=dict)
+    test: Owner[dict[str, Interval]] = Field(default_factory=dict)
+    threshold: Named[float | None] = None
+    majority_accuracy: Owner[float | None] = None
+    degenerate: Owner[bool | None] = None
+    curves: Owner[CurveData | None] = None
+    clients: Owner[list[ClientResult]] = Field(default_factory=list)
+    baselines: Owner[dict[str, dict[str, Interval]]] = Field(default_factory=dict)
     privacy: PrivacyResult
     rounds: list[RoundRecord]
-    timing: dict[str, float]
-    checkpoint: str | None = None
-    tracking: dict[str, str] = Field(default_factory=dict)
-    environment: dict[str, str] = Field(default_factory=dict)
-    config: dict[str, Any] = Field(default_factory=dict)
+    timing: Owner[dict[str, float]] = Field(default_factory=dict)
+    checkpoint: Covered[str | None] = None
+    tracking: Public[dict[str, str]] = Field(default_factory=dict)
+    environment: Public[dict[str, str]] = Field(default_factory=dict)
+    config: Public[dict[str, Any]] = Field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write JSON beside the target and move it into place, so that a reader never sees half a file."""
@@ -160,7 +166,19 @@ class ExperimentResult(Record):
         temporary.write_text(self.model_dump_json(indent=1))
         temporary.replace(path)
 
+    def released(self) -> "ExperimentResult":
+        """What may leave the house: the owner's fields are at their defaults, the configuration is without secrets."""
+        return released(self).model_copy(update={"view": "released", "config": released_config(self.config)})
+
     @classmethod
     def load(cls, path: Path) -> "ExperimentResult":
         """Read ``result.json``; raises pydantic's ValidationError on another layout."""
         return cls.model_validate_json(path.read_text())
+
+
+def released_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without the seed, which may undo the noise, and without the checksum of the data's file."""
+    kept = {key: value for key, value in config.items() if key != "seed"}
+    if isinstance(kept.get("dataset"), dict):
+        kept["dataset"] = {key: value for key, value in kept["dataset"].items() if key != "md5"}
+    return kept

@@ -20,6 +20,7 @@ HEADERS = (
 PLAIN_LINES = 10
 SYNTHETIC = "SYNTHETIC: these images were drawn by a program and show no patient; the figures say nothing of medicine"
 DEGENERATE = "DEGENERATE: every test image gets the same answer"
+OWNER = "OWNER'S VIEW: epsilon does not cover these metrics, counts by class and times; released.json is without them"
 OPEN_UI = "Compare runs: make ui"
 Rows = Sequence[dict[str, Any]]
 Outcome = tuple[str, ExperimentResult | str]
@@ -41,6 +42,16 @@ class Plan(Protocol):
     @property
     def synthetic(self) -> bool:
         """Whether the images are drawn."""
+        ...
+
+    @property
+    def public(self) -> bool:
+        """Whether everybody has the records."""
+        ...
+
+    @property
+    def warning(self) -> str | None:
+        """What a reader must know of the noise."""
         ...
 
     @property
@@ -76,13 +87,14 @@ class Screen:
         """Show the plan and begin the progress display."""
         self._num_rounds = context.num_rounds
         self._began = time.monotonic()
+        shouts = [SYNTHETIC] * context.synthetic + _of_noise(context.warning) + [OWNER] * (not context.public)
         if not self._live:
-            self._plain(context.title, *[f"!! {SYNTHETIC}"] * context.synthetic)
+            self._plain(context.title, *(f"!! {text}" for text in shouts))
             self._plain(*_plain_table(*_cells(context.plan_rows)), *_plain_table(*_cells(context.partition_rows)))
             return
         console = self._console()
-        if context.synthetic:
-            console.print(_shout(SYNTHETIC))
+        for text in shouts:
+            console.print(_shout(text))
         console.print(Panel(Text(context.statement), title=Text(context.title), expand=False))
         for title, rows in {"Plan": context.plan_rows, "Hospitals": context.partition_rows}.items():
             console.print(_rich_table(title, *_cells(rows)))
@@ -147,6 +159,8 @@ def sweep_table(
         headers, rows = headers[1:], [row[1:] for row in rows]
     shouts = [f"{_label(job)}{DEGENERATE}" for job, result in finished if result.degenerate]
     shouts += [SYNTHETIC] if any(result.dataset.synthetic for _, result in finished) else []
+    shouts += list(dict.fromkeys(text for _, result in finished for text in _of_noise(result.privacy.warning)))
+    shouts += [OWNER] if any(not result.dataset.public for _, result in finished) else []
     shouts += [f"{_label(job)}{result.status}: {result.error}" for job, result in finished if result.error]
     shouts += [f"{_label(job)}FAILED: {result}" for job, result in results if isinstance(result, str)]
     closing = [*notes, *([_open_ui(finished)] if finished else [])]
@@ -166,7 +180,8 @@ def sweep_table(
 def _row(job: str, result: ExperimentResult) -> list[str]:
     auc = result.test.get("auc", Interval(value=None))
     between = "" if auc.low is None or auc.high is None else f" [{auc.low:.3f}, {auc.high:.3f}]"
-    flags = ["DEGENERATE"] * result.degenerate + ["SYNTHETIC"] * result.dataset.synthetic
+    flags = ["DEGENERATE"] * bool(result.degenerate) + ["SYNTHETIC"] * result.dataset.synthetic
+    flags += ["SEEDED NOISE"] * (result.privacy.warning is not None)
     flags += [result.status.upper()] * (result.status != "finished")
     return [
         job,
@@ -226,6 +241,10 @@ def _rich_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*[Text(cell, style="bold red" if "DEGENERATE" in cell else "") for cell in row])
     return table
+
+
+def _of_noise(warning: str | None) -> list[str]:
+    return [] if warning is None else [f"NOISE FROM THE SEED: {warning}"]
 
 
 def _shout(text: str) -> Text:

@@ -94,7 +94,7 @@ def select(results: Sequence[ExperimentResult], metric: str) -> Selection:
 
 def by_seed(results: Sequence[ExperimentResult], metric: str) -> Iterator[Selection]:
     """One selection a seed: another seed is another study, not another candidate."""
-    for seed in sorted({result.seed for result in results}):
+    for seed in sorted({result.seed for result in results if result.seed is not None}):
         yield select([result for result in results if result.seed == seed], metric)
 
 
@@ -103,7 +103,7 @@ def refuse_unlike(results: Sequence[ExperimentResult]) -> None:
 
     Each run's noise is calibrated for ``num_runs`` like it: unlike ones together would exceed the target.
     """
-    kinds = {
+    kinds: dict[str, set[object]] = {
         "dataset": {result.dataset.content_hash for result in results},
         "partition": {json.dumps(result.config["partition"], sort_keys=True, default=str) for result in results},
         "federation.num_clients": {result.config["federation"]["num_clients"] for result in results},

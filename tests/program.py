@@ -22,7 +22,7 @@ WORK = (
     "federation.num_rounds=2",
 )
 SCATTERNET = ("model=scatternet", "model.num_phantoms=60", "model.num_components=20", "model.num_views=1")
-TINY = (*DATA, *MODEL, *WORK, "tracking=none", "device=cpu")
+TINY = (*DATA, *MODEL, *WORK, "tracking=none", "device=cpu", "noise=seed")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
+from medx.results import STUDY_ONLY
 from medx.screen import Outcome, Screen, sweep_table
 from tests.tracking.examples import make_record, make_result
 
@@ -19,6 +20,8 @@ def context(**changes: Any) -> Any:
         "title": "PneumoniaMNIST: scatternet, local_dp [red], seed 0",
         "num_rounds": 50,
         "synthetic": False,
+        "public": True,
+        "warning": None,
         "statement": "Privacy statement\nUnit: one record.",
         "plan_rows": [{"clients": "0, 1", "noise_multiplier": 8.66}, {"clients": "2"}],
         "partition_rows": [{"hospital": 0, "records": 941, "normal": 241, "pneumonia": 700}],
@@ -103,3 +106,19 @@ def test_undefined_figures_and_a_server_link() -> None:
     ]  # fmt: skip
     assert not header.startswith("job")
     assert closing == "Compare runs: http://tracker:5000/#/x"
+
+
+def test_noise_of_the_seed_and_the_owners_view_are_said_with_and_without_a_terminal() -> None:
+    for file in (io.StringIO(), Terminal()):
+        screen = Screen(file, 400)
+        screen.on_start(context(public=False, warning=STUDY_ONLY))
+        result = make_result()
+        privacy = result.privacy.model_copy(update={"warning": STUDY_ONLY})
+        dataset = result.dataset.model_copy(update={"public": False})
+        screen.on_end(result.model_copy(update={"privacy": privacy, "dataset": dataset}))
+        assert file.getvalue().count(f"NOISE FROM THE SEED: {STUDY_ONLY}") == 2, "before and after"
+        assert "SEEDED NOISE" in file.getvalue()
+        assert file.getvalue().count("OWNER'S VIEW") == 2
+    text = follow(io.StringIO())
+    assert "NOISE FROM THE SEED" not in text
+    assert "OWNER'S VIEW" not in text

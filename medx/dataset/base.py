@@ -46,6 +46,7 @@ class DataSplits:
 
     ``content_hash`` is over the multiset of (image, label) rows of each split, so it ignores row order.
     ``mean`` and ``std`` (one a channel, on the 0..1 scale) are public constants, never computed from the data.
+    ``public`` is true where everybody has these records: drawn images, a published benchmark's very file.
     """
 
     name: str
@@ -60,6 +61,7 @@ class DataSplits:
     synthetic: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    public: bool = False
 
     @property
     def spec(self) -> InputSpec:

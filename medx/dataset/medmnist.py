@@ -76,6 +76,7 @@ class MedMNIST:
             synthetic=False,
             mean=(NORMALISATION,) * channels,
             std=(NORMALISATION,) * channels,
+            public=md5 == info[f"MD5{suffix}"].lower(),  # another file of this layout may be a hospital's own
         )
 
     def _find(self, filename: str, url: str) -> Path:

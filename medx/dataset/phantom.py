@@ -59,6 +59,7 @@ class Phantom:
             synthetic=True,
             mean=(NORMALISATION,) * channels,
             std=(NORMALISATION,) * channels,
+            public=True,
         )
 
     def _draw(self, split: str, count: int) -> Split:

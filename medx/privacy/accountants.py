@@ -103,15 +103,16 @@ def prv(releases: tuple[Release, ...], delta: float) -> float:
     return bound
 
 
-def loss_interval(releases: Sequence[Release]) -> float:
-    """Grid of a privacy loss distribution that adds about .1 % to its standard deviation, from 1e-6 to 1e-3.
+def loss_interval(releases: Sequence[Release], part: float = 0.1, widest: float = 1e-3) -> float:
+    """Grid of a privacy loss distribution that adds about .1 % to its standard deviation, from 1e-6 to ``widest``.
 
-    The connect-the-dots grid of width h adds a variance of about h^2 / 6 to every composed step. Little noise,
-    whose losses are of the order of 1 / sigma^2, gets a wider grid: the bound stays an upper one.
+    It is ``part`` of a step's standard deviation. The connect-the-dots grid of width h adds a variance of about
+    h^2 / 6 to every composed step. Little noise, whose losses are of the order of 1 / sigma^2, gets a wider grid: the
+    bound stays an upper one.
     """
     variance = sum(r.steps * r.sampling_probability**2 * math.expm1(min(r.noise_multiplier**-2, 99)) for r in releases)
-    largest = 1e-3 * max(1.0, 0.1 / max(r.noise_multiplier for r in releases) ** 2)
-    return float(np.clip(0.1 * math.sqrt(variance / sum(r.steps for r in releases)), 1e-6, largest))
+    largest = widest * max(1.0, 0.1 / max(r.noise_multiplier for r in releases) ** 2)
+    return float(np.clip(part * math.sqrt(variance / sum(r.steps for r in releases)), 1e-6, largest))
 
 
 def single_loss(release: Release, interval: float) -> "PrivacyLossDistribution":

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from medx.results import STUDY_ONLY
+
+ZERO_OUT = "differ in one record's content, which is there or taken out (zero-out)"
+ZERO_OUT_CLIENT = "differ in what one hospital holds, which is there or taken out (zero-out)"
 NoiseSource = Literal["seed", "system"]
 
 
@@ -148,6 +152,11 @@ class PrivacyPlan:
     def reserved_events(self, client: ClientPlan) -> int:
         """How many of them the noise covers, spare rounds included."""
         return self.events_per_round(client) * (client.num_rounds + client.spare_rounds)
+
+    @property
+    def warning(self) -> str | None:
+        """What a reader must know where the noise comes from the seed."""
+        return STUDY_ONLY if self.private and self.noise_source == "seed" else None
 
     @property
     def private(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 LIBRARIES = ("opacus", "dp-accounting", "numpy", "scipy")
-SOURCES = ("accountants.py", "accounting.py")
+SOURCES = ("accountants.py", "accounting.py", "groups.py")
 
 
 def cache_folder() -> Path:

@@ -6,6 +6,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Lt
 
 from medx.privacy.base import (
+    ZERO_OUT_CLIENT,
     ClientRelease,
     Exposure,
     PrivacyPlan,
@@ -13,22 +14,26 @@ from medx.privacy.base import (
     SampledGaussian,
     SharedNoise,
 )
-from medx.privacy.gaussian import GaussianMechanism
+from medx.privacy.gaussian import Delta, GaussianMechanism
 from medx.privacy.planning import check_exposure, client_plans
 from medx.schema import ConfigError, PrivacyError, component
+
+LARGEST_DELTA = 1e-3
 
 
 @component
 class CentralDP(GaussianMechanism):
     """DP-FedAvg with a fixed denominator (McMahan et al. 2018, algorithm 1).
 
-    Unit: a client with all its records, added or removed. Each round draws every client with probability
-    ``federation.fraction_clients`` (Poisson) and releases the noised *sum* of their updates, clipped to the l2 norm
-    ``clip_norm`` and not weighted, so the sensitivity is ``clip_norm``. With aggregation=plain a trusted server adds
-    the noise; with aggregation=secure every client adds a share, and the draw must be of all. ``target_quantile`` lets
-    the clip norm follow that quantile of the norms (Andrew et al. 2021); its noise, ``quantile_noise``, is accounted.
+    Unit: a client with all its records, whose content is taken out while counts stay public (zero-out). Each round
+    draws every client with probability ``federation.fraction_clients`` (Poisson) and releases the noised *sum* of
+    their updates, clipped to the l2 norm ``clip_norm`` and not weighted, so the sensitivity is ``clip_norm``. With
+    aggregation=plain a trusted server adds the noise; with aggregation=secure every client adds a share, and the draw
+    must be of all. ``target_quantile`` lets the clip norm follow that quantile of the norms (Andrew et al. 2021); its
+    noise, ``quantile_noise``, is accounted.
     """
 
+    delta: Delta | None
     target_quantile: Annotated[float, Gt(0), Lt(1)] | None
     clip_learning_rate: Annotated[float, Gt(0)]
     quantile_noise: Annotated[float, Gt(0)] | None
@@ -36,20 +41,21 @@ class CentralDP(GaussianMechanism):
 
     def plan(self, exposure: Exposure) -> PrivacyPlan:
         """One calibration over all rounds; raises PrivacyError if delta >= 1 / num_clients."""
+        delta = self.delta_for(len(exposure.num_records))
         check_exposure(exposure)
         clients = len(exposure.num_records)
-        if self.delta >= 1 / clients:
+        if delta >= 1 / clients:
             raise PrivacyError(
-                f"privacy.delta={self.delta:g}: must be below 1/num_clients = {1 / clients:.3g}, the unit is a client"
+                f"privacy.delta={delta:g}: must be below 1/num_clients = {1 / clients:.3g}, the unit is a client"
             )
         q = exposure.fraction_clients
-        noise_multiplier = self.noise_multiplier(q, exposure)
+        noise_multiplier = self.noise_multiplier(delta, q, exposure)
         quantile = self._quantile(noise_multiplier, q * clients)
         return PrivacyPlan(
             mechanism="central_dp",
             unit="client",
-            adjacency="add or remove one client",
-            delta=self.delta,
+            adjacency=ZERO_OUT_CLIENT,
+            delta=delta,
             target_epsilon=self.epsilon,
             noise_source=self.noise_source,
             num_runs=self.num_runs,
@@ -61,6 +67,14 @@ class CentralDP(GaussianMechanism):
                 quantile=quantile,
             ),
         )
+
+    def delta_for(self, clients: int) -> float:
+        """``delta``, or where it is None a tenth of 1 / num_clients, but at most ``LARGEST_DELTA``.
+
+        A mechanism that publishes one hospital whole with probability delta satisfies it: with few hospitals a share
+        of 1 / num_clients alone would allow that too often.
+        """
+        return min(LARGEST_DELTA, 0.1 / clients) if self.delta is None else self.delta
 
     def _quantile(self, noise_multiplier: float, expected_clients: float) -> QuantileClipping | None:
         if self.target_quantile is None:

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from medx.privacy.base import Exposure, PrivacyPlan, SampledGaussian, SharedNoise
-from medx.privacy.gaussian import GaussianMechanism
-from medx.privacy.planning import check_delta_of_clients, check_exposure, client_plans
+from medx.privacy.base import ZERO_OUT, Exposure, PrivacyPlan, SampledGaussian, SharedNoise
+from medx.privacy.gaussian import Delta, GaussianMechanism
+from medx.privacy.planning import check_delta, check_exposure, client_plans
 from medx.schema import ConfigError, component
 
 
@@ -15,27 +15,28 @@ class DistributedDP(GaussianMechanism):
     """The distributed Gaussian mechanism over a sum of clipped gradients (Kairouz, Liu and Steinke 2021).
 
     A round is one global DP-SGD step (Abadi et al. 2016): the same sampling probability everywhere, each record
-    clipped, the *sum* released. Unit: a record, added or removed. Sensitivity of the sum: ``clip_norm`` in the l2
-    norm, plus sqrt(dimension) grid units of rounding and an allowance for float32. ``assumed_colluders`` clients may
-    subtract their shares: the others still make up the noise. Without secure aggregation the server sees every share,
-    so ``trusted_aggregator`` must say that it is trusted.
+    clipped, the *sum* released. Unit: a record, whose content is taken out (zero-out). Sensitivity of the sum:
+    ``clip_norm`` in the l2 norm, plus sqrt(dimension) grid units of rounding and an allowance for float32.
+    ``assumed_colluders`` clients may subtract their shares: the others still make up the noise. Without secure
+    aggregation the server sees every share, so ``trusted_aggregator`` must say that it is trusted.
     """
 
+    delta: Delta
     assumed_colluders: Annotated[int, Ge(0)]
     trusted_aggregator: bool
 
     def plan(self, exposure: Exposure) -> PrivacyPlan:
         """One calibration for all: the sum is one release, whoever contributes to it."""
         check_exposure(exposure)
-        check_delta_of_clients(self.delta, exposure.num_records)
+        check_delta(self.delta, exposure.num_records)
         self._check_sum(exposure)
         q = exposure.sampling_probability[0]
-        noise_multiplier = self.noise_multiplier(q, exposure)
+        noise_multiplier = self.noise_multiplier(self.delta, q, exposure)
         step = SampledGaussian(q, noise_multiplier, self.clip_norm)
         return PrivacyPlan(
             mechanism="distributed_dp",
             unit="record",
-            adjacency="add or remove one record",
+            adjacency=ZERO_OUT,
             delta=self.delta,
             target_epsilon=self.epsilon,
             noise_source=self.noise_source,

@@ -11,6 +11,8 @@ from medx.privacy.accounting import calibrate_noise_multiplier
 from medx.privacy.base import Exposure, NoiseSource
 from medx.schema import component
 
+Delta = Annotated[float, Gt(0), Lt(1)]
+
 
 @component
 class GaussianMechanism:
@@ -27,7 +29,6 @@ class GaussianMechanism:
     """
 
     epsilon: Annotated[float, Gt(0)]
-    delta: Annotated[float, Gt(0), Lt(1)]
     clip_norm: Annotated[float, Gt(0)]
     num_runs: Annotated[int, Ge(1)]
     spare_rounds: Annotated[int, Ge(0)] | None
@@ -50,7 +51,9 @@ class GaussianMechanism:
             return self.spare_rounds
         return math.ceil(num_rounds / 50) if self.noise_source == "system" else 0
 
-    def noise_multiplier(self, sampling_probability: float, exposure: Exposure, releases_per_round: int = 1) -> float:
+    def noise_multiplier(
+        self, delta: float, sampling_probability: float, exposure: Exposure, releases_per_round: int = 1
+    ) -> float:
         """The noise of each of one run's releases, spare ones included; one calibration for all runs."""
         releases = releases_per_round * (exposure.num_rounds + self.spare(exposure.num_rounds))
-        return calibrate_noise_multiplier(self.epsilon, self.delta, sampling_probability, releases * self.num_runs)
+        return calibrate_noise_multiplier(self.epsilon, delta, sampling_probability, releases * self.num_runs)

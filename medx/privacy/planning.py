@@ -26,13 +26,16 @@ def check_exposure(exposure: Exposure) -> None:
             )
 
 
-def check_delta_of_clients(delta: float, num_records: Sequence[int]) -> None:
-    """Refuse ``delta >= 1 / N`` for any client's N: a mechanism that publishes one record whole would satisfy it."""
-    for client, records in enumerate(num_records):
-        if records and delta >= 1 / records:
-            raise PrivacyError(
-                f"delta={delta:g}: must be below 1/N = {1 / records:.3g} of client {client} with N={records} records"
-            )
+def check_delta(delta: float, num_records: Sequence[int]) -> None:
+    """Refuse ``delta >= 1 / N`` for the N of all clients together.
+
+    A mechanism that publishes one record whole, drawn among all of the federation's, would satisfy it.
+    """
+    total = sum(num_records)
+    if total and delta >= 1 / total:
+        raise PrivacyError(
+            f"privacy.delta={delta:g}: must be below 1/N = {1 / total:.3g} of the federation's N={total} records"
+        )
 
 
 def client_plans(

@@ -6,11 +6,13 @@ from functools import lru_cache
 
 from medx.privacy.accounting import Event, epsilon_curve, epsilon_pld, epsilon_prv, epsilon_rdp, epsilon_spent
 from medx.privacy.base import ClientPlan, PrivacyPlan, SampledGaussian
+from medx.privacy.groups import epsilon_by_group, epsilon_replace
 from medx.privacy.statement import planned_events, statement
 from medx.results import AggregationResult, ClientEvents, PrivacyResult
 from medx.schema import PrivacyError
 
 SERVER = "the server and its assumed colluders"
+OTHERS = "all other hospitals together"
 
 
 @lru_cache(maxsize=256)
@@ -64,9 +66,11 @@ def privacy_result(
     beside = [list((baselines or {}).get(client.client, ())) for client in plan.clients]
     observers = epsilon_by_observer(plan, executed, beside)
     spent = {(*own, *others) for own, others in zip(executed, beside, strict=True)}
+    single = max((epsilon_spent(history, plan.delta).value for history in spent), default=0.0)
+    groups = epsilon_by_group(spent, plan.delta, single), epsilon_replace(spent, plan.delta, single)
     return PrivacyResult(
         mechanism=plan.mechanism,
-        epsilon=max((epsilon_spent(history, plan.delta).value for history in spent), default=0.0),
+        epsilon=single,
         epsilon_by_accountant=by_accountant(spent, plan.delta),
         delta=plan.delta,
         target_epsilon=plan.target_epsilon,
@@ -74,6 +78,9 @@ def privacy_result(
         adjacency=plan.adjacency,
         noise_source=plan.noise_source,
         epsilon_by_observer=observers,
+        epsilon_by_group=groups[0],
+        epsilon_replace=groups[1],
+        warning=plan.warning,
         clients=clients,
         baselines=[
             _record(client, event, count, plan.delta)
@@ -81,7 +88,15 @@ def privacy_result(
             for event, count in others
         ],
         aggregation=aggregation,
-        statement=statement(plan, synthetic, executed, observers, aggregation, beside=beside),
+        statement=statement(
+            plan,
+            synthetic,
+            executed=executed,
+            observers=observers,
+            aggregation=aggregation,
+            beside=beside,
+            groups=groups,
+        ),
     )
 
 
@@ -141,18 +156,19 @@ def planned_observers(plan: PrivacyPlan) -> dict[str, float]:
 def epsilon_by_observer(
     plan: PrivacyPlan, executed: Sequence[Sequence[Event]], beside: Sequence[Sequence[Event]]
 ) -> dict[str, float]:
-    """Epsilon towards the outside, the server with its colluders, and all other hospitals together.
+    """Epsilon towards the outside, the server with its colluders, one other hospital, and all others together.
 
     Empty unless the noise is shared: then an observer subtracts the shares that it knows. The outside knows none, so
-    all ``minimum_survivors`` shares count; the others together leave one hospital with its own share alone, and so
-    does a trusted aggregator, which sees each hospital's part by itself. ``beside`` are events of baselines, whose
-    noise is nobody's share.
+    all ``minimum_survivors`` shares count; one other hospital knows its own; the others together leave one hospital
+    with its own share alone, and so does a trusted aggregator, which sees each hospital's part by itself. ``beside``
+    are events of baselines, whose noise is nobody's share.
     """
     shared = plan.shared_noise
     if shared is None or plan.delta is None:
         return {}
     server = ("the server (trusted)", 1) if shared.trusted_aggregator else (SERVER, shared.contributors)
-    known = {"the outside": shared.minimum_survivors, server[0]: server[1], "all other hospitals together": 1}
+    fewest = shared.minimum_survivors
+    known = {"the outside": fewest, server[0]: server[1], "one other hospital": max(1, fewest - 1), OTHERS: 1}
     result = {}
     for observer, shares in known.items():
         factor = (shares / shared.contributors) ** 0.5

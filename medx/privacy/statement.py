@@ -6,7 +6,10 @@ from typing import Any
 
 from medx.privacy.accounting import Event, epsilon_pld, epsilon_rdp, epsilon_spent
 from medx.privacy.base import ClientPlan, ClientRelease, PrivacyPlan
-from medx.results import AggregationResult
+from medx.released import Release, marked
+from medx.results import STUDY_ONLY, AggregationResult, ExperimentResult
+
+Groups = tuple[Mapping[str, float], float]
 
 MECHANISMS = {
     "local_dp": "DP-SGD at every hospital (Abadi et al. 2016): each step clips every record's gradient and adds "
@@ -38,9 +41,18 @@ SEES = {
         "the server sees the noised sum of a round and nobody's part of it",
     ),
 }
+# What is protected, what several of them are called, and what that means for a patient.
 UNITS = {
-    "record": ("one record (one image)", "A patient with several images is protected less."),
-    "client": ("one hospital with all its records", "So every record and every patient of one hospital is covered."),
+    "record": (
+        "one record (one image)",
+        "records of one hospital (a patient's images, copies of an image)",
+        "The records of one patient at several hospitals: those hospitals' epsilons, and their deltas, add up.",
+    ),
+    "client": (
+        "one hospital with all its records",
+        "hospitals",
+        "So every record and every patient of one hospital is covered.",
+    ),
 }
 COMPOSITION = (
     "Composition: every step of every round is counted; hospitals hold different records, so the largest of their "
@@ -49,7 +61,7 @@ COMPOSITION = (
 )
 NOISE = {
     "seed": "drawn from the run's seed: reproducible, and whoever knows the seed can subtract it; "
-    "for studies only, not for release",
+    f"{STUDY_ONLY}, not for release",
     "system": "drawn from the operating system: nobody can make it again; fit for release",
 }
 
@@ -57,13 +69,14 @@ NOISE = {
 def statement(
     plan: PrivacyPlan,
     synthetic: bool = False,
+    *,
     executed: Sequence[Sequence[Event]] | None = None,
     observers: Mapping[str, float] | None = None,
     aggregation: AggregationResult | None = None,
-    *,
     beside: Sequence[Sequence[Event]] | None = None,
+    groups: Groups | None = None,
 ) -> str:
-    """About a dozen lines of text. ``executed`` has one list of events a client and replaces the plan's steps.
+    """About twenty lines of text. ``executed`` has one list of events a client and replaces the plan's steps.
 
     ``observers`` maps who sees something to the epsilon that holds towards them, where those differ. ``beside`` has a
     client's events of the run's baselines.
@@ -72,11 +85,16 @@ def statement(
     secure = aggregation.secure if aggregation else shared is not None and not shared.trusted_aggregator
     sees = f"Who sees what: {SEES[plan.mechanism][secure]}."
     lines = ["Privacy statement"]
-    lines += _guarantee(plan, executed, beside, observers, sees) if plan.private else _nothing(sees)
+    lines += (
+        _guarantee(plan, executed=executed, beside=beside, observers=observers, groups=groups, sees=sees)
+        if plan.private
+        else _nothing(sees)
+    )
     if aggregation is not None and aggregation.secure:
         lines += _aggregation(aggregation, noised=plan.private)
     if synthetic:
         lines.append("Data: synthetic images that show nobody, so no guarantee is needed; this is a trial.")
+    lines += _fields(plan.private)
     return "\n".join(lines)
 
 
@@ -121,32 +139,61 @@ def _baselines(plan: PrivacyPlan, own: Sequence[Sequence[Event]], planned: bool)
 
 def _guarantee(
     plan: PrivacyPlan,
+    *,
     executed: Sequence[Sequence[Event]] | None,
     beside: Sequence[Sequence[Event]] | None,
     observers: Mapping[str, float] | None,
+    groups: Groups | None,
     sees: str,
 ) -> list[str]:
     assert plan.delta is not None
+    unit, several, patient = UNITS[str(plan.unit)]
     own = planned_events(plan) if executed is None else executed
     events = [[*one, *others] for one, others in zip(own, beside or [[]] * len(own), strict=True)]
     return [
-        f"Unit: {UNITS[str(plan.unit)][0]}; neighbouring data sets {plan.adjacency}. {UNITS[str(plan.unit)][1]}",
+        f"Unit: {unit}; neighbouring data sets {plan.adjacency}. How many records a hospital has is public, so what is "
+        f"proved concerns content, not presence. {patient}",
         f"Mechanism: {MECHANISMS[plan.mechanism]}.",
         f"Guarantee{' as planned' if executed is None else ' as executed'}: {_epsilons(events, plan.delta)}, "
         f"delta {plan.delta:g}; target epsilon {plan.target_epsilon:g}{_shared_target(plan, executed is None)}.",
         *_baselines(plan, own, executed is None),
         COMPOSITION[plan.client_release is not None],
         *_spare(plan),
+        *_several(several, groups),
         *(f"Towards {who}: epsilon {value:.3f}." for who, value in (observers or {}).items()),
         f"Noise: {NOISE[plan.noise_source]}.",
         sees,
         f"Steps: {_steps(plan, executed)}.",
-        f"Public: hospitals' record counts, the partition, this configuration, {_who(plan)}, and timing"
+        f"Public: hospitals' record counts, the partition, this configuration, and {_who(plan)}"
         f"{'; none of this is protected, though it depends on a hospital' if plan.client_release else ''}.",
-        "Not covered: validation and test metrics and metrics by hospital, which the study computes on data it holds; "
+        "Not covered: validation and test records and what is computed on them (metrics, and the threshold in the "
+        "model file), metrics by hospital, timing; "
         f"{'' if plan.num_runs > 1 else 'a choice among several runs; '}other runs on the same data, whose epsilons "
         "add up.",
     ]
+
+
+def _several(several: str, groups: Groups | None) -> list[str]:
+    """The guarantee for k that belong together, and for one that is replaced; at the same delta."""
+    if groups is None:
+        return [f"Several {several}, and one that is replaced by another: a larger epsilon, in the final statement."]
+    by_size, replaced = groups
+    table = ", ".join(f"k = {size}: {value:.4g}" for size, value in by_size.items())
+    return [f"k {several} together, at the same delta: epsilon {table}. One replaced by another: {replaced:.4g}."]
+
+
+def _fields(private: bool) -> list[str]:
+    """Every field of the run's record under the reason why it may leave the house, or may not."""
+    by_release: dict[Release, dict[str, list[str]]] = {kind: {} for kind in Release}
+    for path, kind in marked(ExperimentResult):
+        head, _, rest = path.partition(".")
+        by_release[kind].setdefault(head, []).extend([rest] if rest else [])
+    lines = []
+    for kind, found in by_release.items():
+        names = "; ".join(head + (f" ({', '.join(rest)})" if rest else "") for head, rest in found.items())
+        why = kind.value if private or kind is not Release.COVERED else "released without any guarantee"
+        lines.append(f"Fields {why}: {names}.")
+    return lines
 
 
 def _epsilons(events: Sequence[Sequence[Event]], delta: float) -> str:

@@ -44,6 +44,7 @@ class Report:
     sections: list[Section]
     gaps: list[str]
     synthetic: bool
+    warning: str | None
 
     def tables(self) -> list[Table]:
         """All tables, in order."""
@@ -75,7 +76,8 @@ def build_report(
     gaps = list(gaps) + ([f"runs of {len(mixed)} revisions of the code: {', '.join(mixed)}"] if len(mixed) > 1 else [])
     gaps += [f"run {row.run} is DEGENERATE: every test image gets the same answer"
              for row in frame.itertuples() if row.degenerate and "overhead" not in str(row.roles)]  # fmt: skip
-    return Report(name, study, command, frame, sections, gaps, bool(frame["synthetic"].any()))
+    warning = next((run.result.privacy.warning for run in runs if run.result.privacy.warning), None)
+    return Report(name, study, command, frame, sections, gaps, bool(frame["synthetic"].any()), warning)
 
 
 Results = dict[int, ExperimentResult]

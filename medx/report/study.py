@@ -13,7 +13,7 @@ from hydra.errors import HydraException, MissingConfigException
 from pydantic import ValidationError
 
 from medx.configuration import CONF, config_hash, explain, plain
-from medx.results import Record
+from medx.released import Record
 from medx.schema import ConfigError
 
 STUDIES = CONF.parent / "experiments"

@@ -6,25 +6,29 @@ from typing import Any, Protocol
 
 from pydantic import Field
 
-from medx.results import ExperimentResult, Record, RoundRecord, Status
+from medx.released import Record
+from medx.results import ExperimentResult, RoundRecord, Status, released_config
 
 
 class TrackedRun(Record):
     """A run as tracking sees it. ``privacy`` is the mechanism's name; ``sweep_dir`` is None outside a sweep.
 
+    ``public`` says that everybody has the data, ``warning`` what a reader must know of the noise.
     ``config`` is the composed configuration as plain containers; ``environment`` has the revision as ``git``.
     """
 
     output_dir: Path
     sweep_dir: Path | None = None
     study: str
-    seed: int
+    seed: int | None
     dataset: str
     model: str
     privacy: str
     target_epsilon: float | None
     synthetic: bool
-    config_hash: str
+    public: bool = False
+    warning: str | None = None
+    config_hash: str | None
     config: dict[str, Any]
     environment: dict[str, str] = Field(default_factory=dict)
     description: str = ""
@@ -33,8 +37,12 @@ class TrackedRun(Record):
     def title(self) -> str:
         """A name that reads: ``pneumoniamnist scatternet local_dp ε=5 seed=0``."""
         target = [] if self.target_epsilon is None else [f"ε={self.target_epsilon:g}"]
-        words = [self.dataset, self.model, self.privacy, *target, f"seed={self.seed}"]
+        words = [self.dataset, self.model, self.privacy, *target, *([] if self.seed is None else [f"seed={self.seed}"])]
         return " ".join([*words, "SYNTHETIC"] if self.synthetic else words)
+
+    def released(self) -> "TrackedRun":
+        """The same without what is its owner's alone."""
+        return self.model_copy(update={"seed": None, "config_hash": None, "config": released_config(self.config)})
 
 
 class Tracker(Protocol):

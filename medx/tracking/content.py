@@ -9,6 +9,7 @@ from medx.results import ExperimentResult, Interval, RoundRecord, Status
 from medx.tracking.base import TrackedRun
 
 PARAM_LENGTH = 6000
+WITHHELD = "told to the study's owner only, who finds it in result.json and in the log"
 RUN_STATUS: dict[Status, str] = {
     "finished": "FINISHED",
     "failed": "FAILED",
@@ -29,6 +30,8 @@ A parent run is a sweep, a child run is a job. To compare: choose the child runs
 | `final/test/..._at_threshold` | at the threshold that was chosen on validation |
 | `final/majority_accuracy` | accuracy of always answering the most frequent class: the figure to beat |
 | tag `degenerate` | `true`: every test image gets the same answer |
+| tag `view` | `owner`: with figures that epsilon does not cover; `released`: without (`tracking.owner_view`) |
+| tag `warning` | other than `none`: noise from a seed, for studies only |
 | tag `synthetic` | `true`: procedurally drawn images, no patient's |
 | `seconds/...`, `bytes_up`, `bytes_down` | of one round, over all clients |
 """
@@ -53,26 +56,31 @@ def start_tags(run: TrackedRun) -> dict[str, str]:
         "model": run.model,
         "privacy": run.privacy,
         "target_epsilon": "none" if run.target_epsilon is None else f"{run.target_epsilon:g}",
-        "seed": str(run.seed),
         "synthetic": _flag(run.synthetic),
-        "config_hash": run.config_hash,
+        "public": _flag(run.public),
+        "warning": run.warning or "none",
         "status": "running",
         "output_dir": str(run.output_dir),
         "mlflow.note.content": run.description,
         "mlflow.source.name": "medx.run",
     }
+    tags |= {"seed": str(run.seed)} if run.seed is not None else {}
+    tags |= {"config_hash": run.config_hash} if run.config_hash is not None else {}
     revision = run.environment.get("git")
     return tags | ({"git_revision": revision, "mlflow.source.git.commit": revision} if revision else {})
 
 
 def end_tags(result: ExperimentResult) -> dict[str, str]:
     """What only the end tells."""
-    return {
+    told = result.error or ("none" if result.status == "finished" else WITHHELD)
+    tags = {
         "status": result.status,
-        "degenerate": _flag(result.degenerate),
+        "view": result.view,
         "synthetic": _flag(result.dataset.synthetic),
-        "error": (result.error or "none")[:5000],
+        "warning": result.privacy.warning or "none",
+        "error": told[:5000],
     }
+    return tags | ({} if result.degenerate is None else {"degenerate": _flag(result.degenerate)})
 
 
 def round_metrics(record: RoundRecord) -> dict[str, float]:

@@ -27,14 +27,19 @@ probabilities = model.probabilities(model(inputs))  # [n, classes]
 Classes, in order: {classes}.{threshold}
 {note}"""
 
-THRESHOLD = " The threshold chosen on validation: the second class from a probability of {:.6g} upwards."
+RECORDS = {"owner": "result.json", "released": "released.json"}
+THRESHOLD = (
+    " The threshold chosen on validation: the second class from a probability of {:.6g} upwards; epsilon does not "
+    "cover the images that it was chosen on."
+)
 
 
 def run_files(result: ExperimentResult, output_dir: Path, given: list[Path]) -> list[tuple[Path, str | None]]:
     """Files to keep and the artifact folder of each (None: the top).
 
     ``given`` come first; of ``statement.txt``, ``config.yaml``, ``environment.txt``, ``how_to_load.md`` and
-    ``result.json``, those not given are written here from the result, as are the figures.
+    ``result.json`` (``released.json`` where that is all there is), those not given are written here from the result, as
+    are the figures.
     """
     checkpoint = _checkpoint(result, output_dir)
     given = [path for path in given if path.absolute() not in [each.absolute() for each in checkpoint]]
@@ -59,13 +64,14 @@ def installed_packages() -> list[str]:
 def _texts(result: ExperimentResult) -> dict[str, str]:
     described = [f"{name}: {value}" for name, value in result.environment.items()]
     texts = {
-        "result.json": result.model_dump_json(indent=1),
+        RECORDS[result.view]: result.model_dump_json(indent=1),
         "statement.txt": result.privacy.statement,
         "config.yaml": yaml.safe_dump(result.config, sort_keys=False),
         "environment.txt": "\n".join([*described, "", *installed_packages()]) + "\n",
     }
     if result.checkpoint is not None:
         note = "\nThe images were synthetic: the model knows nothing of patients.\n" if result.dataset.synthetic else ""
+        note += f"\nNoise from a seed: {result.privacy.warning}.\n" if result.privacy.warning else ""
         threshold = "" if result.threshold is None else THRESHOLD.format(result.threshold)
         texts["how_to_load.md"] = HOW_TO_LOAD.format(
             checkpoint=Path(result.checkpoint).name,

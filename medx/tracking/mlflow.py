@@ -10,10 +10,12 @@ from typing import Annotated
 from annotated_types import Gt
 from pydantic import field_validator
 
+from medx.released import released
 from medx.results import ExperimentResult, RoundRecord, Status
 from medx.schema import component
 from medx.tracking.backlog import Backlog
 from medx.tracking.base import TrackedRun
+from medx.tracking.content import WITHHELD
 from medx.tracking.courier import Errand, current
 from medx.tracking.spool import Kind, Spool
 from medx.tracking.store import SQLITE, Destination, embedded_uri
@@ -24,12 +26,16 @@ log = logging.getLogger(__name__)
 
 @component
 class MlflowTracking:
-    """``tracking=mlflow``: the embedded store where ``uri`` is None, else ``sqlite:///FILE`` or ``http(s)://HOST``."""
+    """``tracking=mlflow``: the embedded store where ``uri`` is None, else ``sqlite:///FILE`` or ``http(s)://HOST``.
+
+    ``owner_view`` records also what epsilon does not cover: metrics, times, texts of errors; None: of public data only.
+    """
 
     uri: str | None
     experiment: Annotated[str, Gt("")]
     request_timeout: Annotated[int, Gt(0)]
     final_wait: Annotated[float, Gt(0)]
+    owner_view: bool | None
 
     @field_validator("uri")
     @classmethod
@@ -51,25 +57,29 @@ class MlflowTracking:
 
     def tracker(self) -> "MlflowTracker":
         """A fresh tracker for one run."""
-        return MlflowTracker(self.destination(Path.cwd()), self.final_wait)
+        return MlflowTracker(self.destination(Path.cwd()), self.final_wait, self.owner_view)
 
 
 class MlflowTracker:
     """Follows one run into MLflow. The methods cost a line in a file; only the end waits, for ``final_wait`` seconds.
 
     What could not be delivered stays in the run's folder, and goes out with the next run that reaches the store or
-    by ``python -m medx.tracking deliver FOLDER``.
+    by ``python -m medx.tracking deliver FOLDER``. What is the owner's alone is not even spooled where it must stay.
     """
 
-    def __init__(self, destination: Destination, final_wait: float) -> None:
+    def __init__(self, destination: Destination, final_wait: float, owner_view: bool | None = None) -> None:
         self._destination = destination
         self._final_wait = final_wait
+        self._owner_view = owner_view
+        self._whole = False
         self._folder = Path.cwd()
         self._spool: Spool | None = None
         self._errand: Errand | None = None
 
     def start(self, run: TrackedRun) -> None:
         """Spool the run's configuration and let the courier begin to deliver."""
+        self._whole = run.public if self._owner_view is None else self._owner_view
+        run = run if self._whole else run.released()
         sweep_dir = None if run.sweep_dir is None else run.sweep_dir.absolute()
         run = run.model_copy(update={"output_dir": run.output_dir.absolute(), "sweep_dir": sweep_dir})
         self._spool = Spool(run.output_dir)
@@ -83,17 +93,19 @@ class MlflowTracker:
     def log_round(self, record: RoundRecord) -> None:
         """Spool one round."""
         spool, _ = self._started
-        spool.append("round", record.model_dump(mode="json"))
+        shown = record if self._whole else released(record)
+        spool.append("round", shown.model_dump(mode="json"))
 
     def finish(self, result: ExperimentResult, files: Sequence[Path] = ()) -> dict[str, str]:
         """Spool the result and the names of its files, and wait for delivery."""
         spool, _ = self._started
         names = [os.path.relpath(path.absolute(), spool.output_dir) for path in files]
-        return self._close("finish", {"result": result.model_dump(mode="json"), "files": names})
+        shown = result if self._whole else result.released()
+        return self._close("finish", {"result": shown.model_dump(mode="json"), "files": names})
 
     def abort(self, status: Status, error: str) -> dict[str, str]:
         """Spool how the run ended without a result, and wait for delivery."""
-        return self._close("abort", {"status": status, "error": error})
+        return self._close("abort", {"status": status, "error": error if self._whole else WITHHELD})
 
     def info(self) -> dict[str, str]:
         """``uri``, ``experiment``; once the store has answered ``run_id``, and of a server the link ``view``."""

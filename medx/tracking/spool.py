@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from medx.results import Record
+from medx.released import Record
 
 log = logging.getLogger(__name__)
 Kind = Literal["start", "round", "finish", "abort"]

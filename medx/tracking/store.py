@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medx.results import Record
+from medx.released import Record
 from medx.schema import MedxError
 from medx.tracking.content import DESCRIPTION
 from medx.tracking.spool import file_lock

@@ -11,9 +11,11 @@ import torch
 
 from medx.dataset.phantom import draw_chest
 from medx.federation.checkpoint import load_checkpoint
+from medx.model.export import load_model
 from medx.model.storage import read_tensors
 from medx.privacy.audit import recompute
 from medx.randomness import numpy_generator
+from medx.results import STUDY_ONLY, ExperimentResult
 from tests.end_to_end import golden
 from tests.program import SCATTERNET, WORK, Ran, call
 
@@ -261,3 +263,17 @@ def test_a_set_of_eight_classes_from_a_file_of_medmnists_layout(tmp_path: Path) 
     assert 98 < ran.result.privacy.epsilon <= 100
     assert ran.result.test["accuracy"].value > 3 * ran.result.majority_accuracy  # type: ignore[operator]
     assert {f"recall_{index}" for index in range(8)} <= ran.result.test.keys()
+
+
+def test_the_folder_and_the_model_file_say_what_is_released(reference: Ran, tmp_path: Path) -> None:
+    released = ExperimentResult.load(reference.folder / "released.json")
+    assert (reference.result.view, released.view) == ("owner", "released")
+    assert (released.test, released.seed, released.rounds[0].seconds) == ({}, None, {})
+    assert "seed" not in released.config
+    about = load_model(reference.folder / "model.safetensors").metadata
+    privacy = reference.result.privacy
+    told = {name: about["privacy"][name] for name in ("epsilon", "delta", "noise_source", "warning")}
+    assert told == {"epsilon": privacy.epsilon, "delta": 1e-5, "noise_source": "seed", "warning": STUDY_ONLY}
+    assert about["threshold"] == reference.result.threshold
+    assert "validation records, which epsilon does not cover" in about["privacy"]["threshold"]
+    assert f"NOISE FROM THE SEED: {STUDY_ONLY}" in reference.out

@@ -109,7 +109,7 @@ def make(
 ) -> Job:
     """A job with its sums worked out."""
     dataset = dataset or Pixels()
-    own = {} if privacy == "none" else {"delta": 1e-3}
+    own: dict[str, Any] = {} if privacy == "none" else {"delta": 1e-3, "noise_source": "seed"}
     if privacy == "distributed_dp":
         own |= {"trusted_aggregator": not secure}
     summed = option("aggregation", "secure" if secure else "plain", **(aggregation or {}))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import medx.results
 from medx.metrics import metric_names
-from medx.results import Record
+from medx.released import Record
 
 TEXT = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S))

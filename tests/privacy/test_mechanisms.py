@@ -10,6 +10,7 @@ from medx.privacy import Exposure
 from medx.privacy.accounting import epsilon_pld, epsilon_spent
 from medx.privacy.local_dp import LocalDP
 from medx.privacy.none import NoPrivacy
+from medx.privacy.spending import privacy_result
 from medx.privacy.statement import statement, summarise
 from medx.schema import ConfigError, PrivacyError
 
@@ -28,7 +29,12 @@ def test_options_build_and_hold_every_field():
     assert isinstance(configured("none"), NoPrivacy)
     mechanism = configured("local_dp")
     assert isinstance(mechanism, LocalDP)
-    assert (mechanism.epsilon, mechanism.delta, mechanism.clip_norm, mechanism.noise_source) == (10, 1e-5, 0.1, "seed")
+    assert (mechanism.epsilon, mechanism.delta, mechanism.clip_norm, mechanism.noise_source) == (
+        10,
+        1e-5,
+        0.1,
+        "system",
+    )
     with pytest.raises(Exception, match=r"epsilon"):
         configured("none", epsilon=1.0)
 
@@ -53,7 +59,7 @@ def test_options_build_and_hold_every_field():
     ],
 )
 def test_bad_settings_are_refused_at_construction(changes):
-    given = yaml.safe_load((CONF / "local_dp.yaml").read_text()) | changes
+    given = yaml.safe_load((CONF / "local_dp.yaml").read_text()) | {"noise_source": "system"} | changes
     del given["_target_"]
     with pytest.raises(ValidationError, match=next(iter(changes))):
         LocalDP(**given)
@@ -81,10 +87,30 @@ def test_an_empty_client_adds_noise_of_the_others_size():
         configured("local_dp").plan(exposure(records=(0, 0), q=(0.5, 0.5)))
 
 
-@pytest.mark.parametrize("delta", [1 / 400, 0.1, 1 / 900])
-def test_delta_of_one_over_n_is_refused(delta):
-    with pytest.raises(PrivacyError, match="must be below 1/N"):
+@pytest.mark.parametrize("delta", [0.1, 1 / 900, 1 / 2200])
+def test_delta_of_one_over_all_records_of_the_federation_is_refused(delta):
+    with pytest.raises(PrivacyError, match=r"must be below 1/N = 0.000455 of the federation's N=2200"):
         configured("local_dp", delta=delta).plan(exposure())
+    assert configured("local_dp", delta=0.99 / 2200).plan(exposure()).private
+
+
+@pytest.mark.parametrize("option", ["local_dp", "distributed_dp", "central_dp"])
+def test_noise_of_the_seed_is_asked_for_and_marked(option):
+    content = yaml.safe_load((CONF / f"{option}.yaml").read_text())
+    given = content.get("privacy", content)
+    seen = exposure(q=(0.5,) * 3, steps=1 if option == "distributed_dp" else 6)
+    more = {"trusted_aggregator": True} if option == "distributed_dp" else {}
+    default, seeded = (instantiate(given | more | noise).plan(seen) for noise in ({}, {"noise_source": "seed"}))
+    assert (default.noise_source, default.warning) == ("system", None)
+    assert "study only" in seeded.warning
+    assert seeded.warning in statement(seeded)
+    assert privacy_result(seeded, {}, False).warning == seeded.warning
+
+
+def test_central_delta_fits_the_number_of_hospitals():
+    content = yaml.safe_load((CONF / "central_dp.yaml").read_text())["privacy"]
+    plans = {n: instantiate(content).plan(exposure((10,) * n, (0.5,) * n)) for n in (5, 100, 2000)}
+    assert {n: plan.delta for n, plan in plans.items()} == {5: 1e-3, 100: 1e-3, 2000: 5e-5}
 
 
 @pytest.mark.parametrize("option", ["none", "local_dp"])
@@ -95,14 +121,23 @@ def test_sampling_probabilities_out_of_range_are_refused(option, q):
 
 
 def test_statement_says_what_holds_and_what_does_not():
-    plan = configured("local_dp", epsilon=2.0).plan(exposure())
+    plan = configured("local_dp", epsilon=2.0, noise_source="seed").plan(exposure())
     text = statement(plan)
-    said = ("one record", "add or remove", "delta 1e-05; target epsilon 2.", "PRV", "PLD", "RDP", "Abadi")
+    said = (
+        "one record",
+        "zero-out",
+        "How many records a hospital has is public",
+        "delta 1e-05; target epsilon 2.",
+        "PRV",
+        "PLD",
+        "RDP",
+        "Abadi",
+    )
     for words in (*said, "subtract it", "server", "Poisson", "Not covered", "other runs on the same data"):
         assert words in text
-    assert len(text.splitlines()) <= 14
+    assert len(text.splitlines()) <= 18
     assert "show nobody" in statement(plan, synthetic=True)
-    assert "fit for release" in statement(configured("local_dp", epsilon=2.0, noise_source="system").plan(exposure()))
+    assert "fit for release" in statement(configured("local_dp", epsilon=2.0).plan(exposure()))
     half = statement(plan, executed=[[(c.step, 30)] for c in plan.clients], observers={"the server": 1.25})
     assert "30 of 60" in half
     assert "the server: epsilon 1.250" in half

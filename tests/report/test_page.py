@@ -1,6 +1,7 @@
 """The golden report of a stored tiny set of results, what a changed result changes, and the page's own promises."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from medx.report.figures import convergence_figures
 from medx.report.page import Report, render, write_csv, write_report
 from medx.report.rows import Run
 from medx.report.style import GROUND, INK
+from medx.results import STUDY_ONLY
 from tests.report.examples import GOLDEN, changed, load_runs, tiny_report
 
 RUNS = load_runs()
@@ -130,3 +132,11 @@ def test_text_is_escaped() -> None:
     report = tiny_report(runs)
     assert "<b>bad" not in render(report, "index.html.j2")
     assert "<b>bad</b>\\|x" in render(report, "report.md.j2")
+
+
+def test_noise_of_the_seed_is_said_on_top_of_the_page() -> None:
+    assert "NOISE FROM THE SEED" not in render(tiny_report(RUNS), "index.html.j2")
+    privacy = RUNS[0].result.privacy.model_copy(update={"warning": STUDY_ONLY})
+    seeded = replace(RUNS[0], result=RUNS[0].result.model_copy(update={"privacy": privacy}))
+    for template in ("index.html.j2", "report.md.j2"):
+        assert f"NOISE FROM THE SEED: {STUDY_ONLY}" in render(tiny_report([seeded, *RUNS[1:]]), template)

@@ -18,9 +18,10 @@ import pytest
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
+from medx.results import STUDY_ONLY
 from medx.tracking import courier, deliverer
 from medx.tracking.__main__ import main
-from medx.tracking.content import final_metrics, flatten, round_metrics
+from medx.tracking.content import WITHHELD, final_metrics, flatten, round_metrics
 from medx.tracking.delivery import deliver
 from medx.tracking.mlflow import MlflowTracker, MlflowTracking
 from medx.tracking.spool import Spool
@@ -114,6 +115,45 @@ def test_a_run_with_all_that_belongs_to_it(destination: Destination, tmp_path: P
     text = (output / "tracking" / "files" / "how_to_load.md").read_text()
     compile(text.split("```python")[1].split("```")[0], "how_to_load.md", "exec")
     assert "libtorch" not in Path(f"/proc/{courier.current().pid}/maps").read_text()  # it would cost the child seconds
+
+
+@pytest.mark.parametrize(
+    ("public", "asked", "whole"), [(False, None, False), (True, False, False), (False, True, True)]
+)
+def test_the_owners_view_is_recorded_of_public_data_or_where_it_is_asked_for(
+    public: bool, asked: bool | None, whole: bool, destination: Destination, tmp_path: Path
+) -> None:
+    config = {"seed": 4711, "dataset": {"md5": "f00d"}, "privacy": {"epsilon": 5.0}}
+    tracker = MlflowTracker(destination, 60, asked)
+    given = make_run(tmp_path / "job").model_copy(
+        update={"public": public, "config": config, "seed": 4711, "warning": STUDY_ONLY}
+    )
+    tracker.start(given)
+    tracker.log_round(make_record(1, 1.5))
+    failed = make_result(status="failed", error="row 17 is 9", seed=4711, config=config, config_hash="beef")
+    info = tracker.finish(failed)
+
+    client = connect(destination).client
+    run = client.get_run(info["run_id"])
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    client.download_artifacts(info["run_id"], "", str(kept))
+    texts = [path.read_text() for path in kept.rglob("*") if path.suffix in (".json", ".yaml", ".txt", ".md")]
+    told = "\n".join([*map(str, (run.data.params, run.data.metrics, run.data.tags, run.info.run_name)), *texts])
+    told += (tmp_path / "job" / "tracking" / "spool.jsonl").read_text()
+    for secret in ("4711", "f00d", "row 17", "beef", "final/test/auc", "0.625", "timing/total"):
+        assert (secret in told) == whole, secret
+    assert (kept / "result.json").exists() == whole
+    assert (kept / "released.json").exists() != whole
+    assert (kept / "figures").exists() == whole
+    assert run.data.metrics["epsilon"] == pytest.approx(4.95)
+    assert run.data.tags["view"] == ("owner" if whole else "released")
+    assert run.data.tags["error"] == ("row 17 is 9" if whole else WITHHELD)
+    aborted = MlflowTracker(destination, 60, asked)
+    aborted.start(given.model_copy(update={"output_dir": tmp_path / "aborted"}))
+    info = aborted.abort("failed", "row 17 is 9")
+    assert (client.get_run(info["run_id"]).data.tags["error"] == "row 17 is 9") == whole
+    assert client.get_run(info["run_id"]).data.tags["warning"] == STUDY_ONLY
 
 
 def test_calls_cost_next_to_nothing_and_a_dead_server_stops_no_run(
@@ -383,7 +423,7 @@ def test_metrics_leave_out_what_is_undefined() -> None:
 )
 def test_a_wrong_uri_is_refused(uri: str, says: str) -> None:
     with pytest.raises(ValidationError, match=says):
-        MlflowTracking(uri=uri, experiment="x", request_timeout=1, final_wait=1)
+        MlflowTracking(uri=uri, experiment="x", request_timeout=1, final_wait=1, owner_view=None)
 
 
 @pytest.mark.parametrize("option", ["mlflow", "none"])
@@ -403,7 +443,7 @@ def test_a_courier_and_a_tracker_are_made_without_heavy_imports() -> None:
         "courier.warm_up({'_target_': 'medx.tracking.none.NoTracking'}); assert not courier._COURIERS;"
         "print([m for m in ('pydantic', 'torch') if m in sys.modules]);"
         "from medx.tracking.mlflow import MlflowTracking;"
-        "MlflowTracking(uri=None, experiment='x', request_timeout=1, final_wait=1).tracker();"
+        "MlflowTracking(uri=None, experiment='x', request_timeout=1, final_wait=1, owner_view=None).tracker();"
         "print([m for m in ('mlflow', 'matplotlib', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -1,0 +1,86 @@
+"""What several records together, a replaced one, and one curious hospital mean for epsilon."""
+
+import numpy as np
+import pytest
+from scipy.stats import binom, norm
+
+from medx.privacy.accountants import Release, gaussian_epsilon
+from medx.privacy.accounting import calibrate_noise_multiplier, epsilon_spent
+from medx.privacy.base import ClientPlan, PrivacyPlan, SampledGaussian, SharedNoise
+from medx.privacy.groups import epsilon_by_group, epsilon_replace, mixture, replacing
+from medx.privacy.spending import epsilon_by_observer, privacy_result
+
+DELTA = 1e-5
+
+
+def test_at_full_batches_a_group_scales_the_sensitivity_and_a_replacement_doubles_it() -> None:
+    sigma = calibrate_noise_multiplier(10.0, DELTA, 1.0, 300)
+    event = (SampledGaussian(1.0, sigma, 0.1), 300)
+    single = epsilon_spent([event], DELTA).value
+    table = epsilon_by_group([[event]], DELTA, single)
+    assert list(table) == ["1", "2", "3", "5", "10"]
+    assert table["1"] == single <= 10
+    for size in (2, 3, 5, 10):
+        assert table[str(size)] == pytest.approx(gaussian_epsilon(size * 300**0.5 / sigma, DELTA))
+    assert epsilon_replace([[event]], DELTA, single) == pytest.approx(24.4, abs=0.15), "where 10 is logged"
+    assert (epsilon_by_group([], DELTA, 0.0)["10"], epsilon_replace([], DELTA, 0.0)) == (0.0, 0.0)
+
+
+def hockey_stick(high: np.ndarray, low: np.ndarray, width: float, epsilon: float) -> float:
+    return float(np.maximum(high - np.exp(epsilon) * low, 0).sum() * width)
+
+
+@pytest.mark.parametrize(("q", "sigma", "size"), [(0.3, 1.5, 2), (0.1, 0.8, 5)])
+def test_one_sampled_step_of_a_group_is_bounded_from_above_and_closely(q: float, sigma: float, size: int) -> None:
+    bound = mixture((Release(q, sigma, 1),), size, DELTA)
+    x = np.linspace(-12 * sigma, 12 * sigma + size, 400_001)
+    width = float(x[1] - x[0])
+    counts = range(size + 1)
+    mixed = sum(binom.pmf(count, size, q) * norm.pdf(x, count, sigma) for count in counts)
+    alone = norm.pdf(x, 0, sigma)
+    spent = max(hockey_stick(mixed, alone, width, bound), hockey_stick(alone, mixed, width, bound))
+    assert spent <= DELTA, "an upper bound"
+    less = 0.96 * bound
+    assert max(hockey_stick(mixed, alone, width, less), hockey_stick(alone, mixed, width, less)) > DELTA
+
+
+@pytest.mark.parametrize("q", [0.3, 0.999999])
+def test_a_replacement_under_sampling_is_bounded_from_above(q: float) -> None:
+    sigma = 1.5
+    bound = replacing((Release(q, sigma, 1),), DELTA)
+    x = np.linspace(-14 * sigma, 14 * sigma, 400_001)
+    width = float(x[1] - x[0])
+    parts = [(1 - q) * norm.pdf(x, 0, sigma) + q * norm.pdf(x, side, sigma) for side in (1, -1)]
+    assert hockey_stick(*parts, width, bound) <= DELTA
+    if q > 0.9:
+        assert bound == pytest.approx(gaussian_epsilon(2 / sigma, DELTA), rel=0.02)
+
+
+def shared_plan(minimum: int, colluders: int) -> PrivacyPlan:
+    sigma = calibrate_noise_multiplier(10.0, DELTA, 1.0, 300)
+    step = SampledGaussian(1.0, sigma, 0.1)
+    clients = tuple(ClientPlan(i, 900, 1.0, 900.0, 1, 300, step, 4500.0) for i in range(5))
+    shared = SharedNoise(minimum, colluders, trusted_aggregator=False)
+    return PrivacyPlan("distributed_dp", "record", "zero-out", DELTA, 10.0, "system", clients, shared_noise=shared)
+
+
+def test_one_curious_hospital_knows_its_own_share() -> None:
+    plan = shared_plan(4, 0)
+    step = plan.clients[0].step
+    assert step is not None
+    found = epsilon_by_observer(plan, [[(step, 300)]], [[]])
+    assert found["the outside"] == pytest.approx(9.98, abs=0.01)
+    assert found["one other hospital"] == pytest.approx(11.92, abs=0.02)
+    exact = gaussian_epsilon((4 / 3 * 300) ** 0.5 / step.noise_multiplier, DELTA)
+    assert found["one other hospital"] == pytest.approx(exact, abs=0.02)
+    assert found["one other hospital"] < found["all other hospitals together"]
+    alone = epsilon_by_observer(shared_plan(1, 0), [[(step, 300)]], [[]])
+    assert alone["one other hospital"] == alone["all other hospitals together"], "the hospital's own share is there"
+
+
+def test_the_result_and_its_statement_hold_the_table() -> None:
+    result = privacy_result(shared_plan(4, 0), dict.fromkeys(range(5), 300), synthetic=False)
+    assert result.epsilon_replace == pytest.approx(24.4, abs=0.15)
+    assert "k = 1: 9.98, k = 2: 24.3" in result.statement
+    assert "One replaced by another: 24.3" in result.statement
+    assert "Towards one other hospital: epsilon 11.9" in result.statement
