@@ -78,6 +78,7 @@ def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:
         step=event,
         steps=job.plan.reserved_events(plan),
         noise_source=job.plan.noise_source,
+        unit="client" if job.plan.client_release else "record",
         records=records_of(job, prepared, [client]),
     )
     ledger.reserve(reservation, delta=job.plan.delta, budget=getattr(job.setup.privacy, "budget", None))

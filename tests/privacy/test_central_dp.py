@@ -12,13 +12,14 @@ from scipy import stats
 
 from medx.federation.clipped_updates import drawn_clients
 from medx.federation.job import prepare
-from medx.federation.ledgers import ledger_run, recorded_steps, server_ledger
+from medx.federation.ledgers import ledger_path, ledger_run, recorded_steps, server_ledger
 from medx.federation.payload import from_record
 from medx.federation.sum_client import AbstainedError, clipped_to_unit
 from medx.federation.sum_exchange import Attempt, Summed, plain_sum, secure_sum
 from medx.federation.sum_rounds import SumRounds
 from medx.privacy.audit import recompute
 from medx.privacy.central_dp import CentralDP, update_noise_multiplier
+from medx.privacy.ledger import PrivacyLedger
 from medx.privacy.spending import privacy_result
 from medx.schema import ConfigError, PrivacyError
 from tests.federation.sum_examples import (
@@ -289,6 +290,8 @@ def test_secure_runs_take_all_clients_and_share_the_noise(tmp_path):
     job = central(tmp_path, secure=True, mechanism={"assumed_colluders": 1})
     assert job.sums.server_noise_stddev == 0
     states = run(job)
+    with closing(PrivacyLedger(ledger_path(job, 0), create=False)) as ledger:
+        assert [(entry.unit, entry.event[1]) for entry in ledger.entries()] == [("client", len(states) - 1)]
     assert not same(states[0].state, states[1].state)
     result = privacy_result(job.plan, states[-1].steps, synthetic=True)
     observers = list(result.epsilon_by_observer.values())
