@@ -51,12 +51,16 @@ NOTHING = Entry(-1, 0, Stage.IDLE, None)
 class Journal:
     """The journal in the file ``path``, or in memory without one; processes and threads may share a file.
 
-    ``create=False`` where the run had one before. Raises JournalError where the file is missing, locked for longer
-    than ``timeout`` seconds, or no journal.
+    ``create=False`` where the run had one before. ``sync=False`` only for a roster whose identities end with the
+    process: after a power failure nobody could answer by it any more. Raises JournalError where the file is missing,
+    locked for longer than ``timeout`` seconds, or no journal.
     """
 
-    def __init__(self, path: Path | None = None, *, create: bool = True, timeout: float = 30.0) -> None:
+    def __init__(
+        self, path: Path | None = None, *, create: bool = True, sync: bool = True, timeout: float = 30.0
+    ) -> None:
         self.path = path
+        self._sync = sync
         self._lock = threading.RLock()
         if path is not None and not create and not path.exists():
             raise JournalError(f"journal {path} is missing, and this run had one; accepted: the file as it was left")
@@ -122,7 +126,7 @@ class Journal:
     @contextmanager
     def _transaction(self, *, durable: bool) -> Iterator[None]:
         with self._lock, self._errors():
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable and self._sync else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield

@@ -68,7 +68,8 @@ def journal_of(job: Job) -> Journal:
     """What the clients of this process have answered in secure sums; the file lies beside their ledgers."""
     with _OPENING:
         if job.run_id not in _JOURNALS:
-            _JOURNALS[job.run_id] = Journal(journal_path(job), create=not job.resumed)
+            pinned = getattr(job.setup.aggregation, "roster", None) is not None
+            _JOURNALS[job.run_id] = Journal(journal_path(job), create=not job.resumed, sync=pinned)
         return _JOURNALS[job.run_id]
 
 

@@ -76,6 +76,20 @@ class Played:
         return SecureServer(self.server.roster, self.server.context.round, attempt, MODEL).begin()
 
 
+@pytest.mark.parametrize("until", range(1, 5))
+def test_the_next_message_too_needs_the_memory_of_the_last_answer(make_parties, tmp_path, until) -> None:
+    for memory in range(-1, until - 1):
+        parties = make_parties(3)
+        played = Played(parties, tmp_path / f"{memory}.journal", until)
+        asked = played.next[0] if isinstance(played.next, dict) else played.next
+        more = (parties.words[0].copy(),) if STEPS[until] == "mask" else ()
+        found = None if memory < 0 else played.hospital.memory[memory]
+        assert played.hospital.reason(STEPS[until], asked, *more, memory=found) == Reason.STAGE
+        # And the attempt is over, also for the right memory.
+        right = played.hospital.memory[until - 1]
+        assert played.hospital.reason(STEPS[until], asked, *more, memory=right) == Reason.STAGE
+
+
 @pytest.mark.parametrize("until", range(1, 6))
 def test_a_memory_that_was_lost_or_is_an_old_one_answers_nothing(make_parties, tmp_path, until) -> None:
     """Whatever a node finds again, each message that was answered, and the next one, is refused."""
