@@ -250,8 +250,8 @@ def test_old_rounds_and_rounds_that_were_not_planned(make_parties, script) -> No
     same = SecureServer(parties.roster, 1, 0, MODEL).begin()
     refused(lambda: client.begin(same, MODEL), Reason.REPLAY, SERVER)
     refused(lambda: client.begin(SecureServer(parties.roster, 0, 2, MODEL).begin(), MODEL), Reason.REPLAY, SERVER)
-    unplanned = {(2, 0): Reason.POSITION, (1, 3): Reason.POSITION}
-    unplanned |= dict.fromkeys(((-1, 5), (-(2**63), 0), (2**62, 0), (1, -1)), Reason.MALFORMED)
+    unplanned = dict.fromkeys(((2, 0), (1, 3), (2**62, 0)), Reason.POSITION)
+    unplanned |= dict.fromkeys(((-1, 5), (-(2**63), 0), (1, -1)), Reason.MALFORMED)
     for position, reason in unplanned.items():
         begin = Begin(*position, parties.roster.digest, MODEL).to_bytes()
         refused(lambda b=begin: client.begin(b, MODEL), reason, SERVER)
