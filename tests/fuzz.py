@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from medx.aggregation import messages as wire
 from medx.aggregation.client import SecureClient
@@ -29,8 +29,10 @@ from medx.aggregation.client_state import ClientState
 from medx.aggregation.driver import STAGES
 from medx.aggregation.roster import Roster, simulated_roster
 from medx.aggregation.server import SecureServer
+from medx.federation.client import client_app
 from medx.federation.local_client import forget
 from medx.federation.payload import from_record, to_record, well_formed
+from medx.federation.replies import Code
 from medx.runtime.in_process import Turns
 from medx.schema import LedgerError, MedxError
 from tests.aggregation.conftest import parameters
@@ -198,6 +200,28 @@ class Fuzz:
         outcome = server.engine.run(grid, {client: client + 2 for client in range(5)}, state, number)
         assert outcome.clients >= 4, outcome.clients
 
+    def client_messages(self, damage: Damage) -> None:
+        """Damaged requests to a ClientApp, which answers or refuses."""
+        name = damage.one(self.jobs)
+        job, kind = (
+            self.jobs[name],
+            damage.one(("query", "train", "train.sum", *(f"train.{stage}" for stage in STAGES))),
+        )
+        stage = kind.rpartition(".")[2]
+        data = self.seen.get((stage, "down"), b"")
+        config = ConfigRecord({"data": data, "position": [1, 0], "server-round": 1})
+        content = damage.content(RecordDict({"arrays": self.arrays[name], "config": config}))
+        client = damage.random.randrange(5)
+        context = Context(1, client + 2, {"partition-id": client, "num-partitions": 5}, RecordDict(), {})
+        try:
+            reply = client_app(job)(Message(content, client + 2, kind), context)
+        except ValueError as error:
+            if "function registered with name" not in str(error):
+                raise
+            return  # Flower's words for a type of message that this client does not know
+        if reply.has_error() and reply.error.code < Code.FAILED:
+            raise AssertionError(f"an error that is not ours: {reply.error}")
+
 
 KNOWN: tuple[Any, ...] = (
     wire.Begin,
@@ -221,6 +245,7 @@ TARGETS: dict[str, Callable[[Fuzz, Damage], None]] = {
     "plain round": Fuzz.plain_round,
     "trusted sum": Fuzz.trusted_sum,
     "secure sum": Fuzz.secure_sum,
+    "client's messages": Fuzz.client_messages,
 }
 NEVER_REFUSED = ("start", "plain round", "trusted sum", "secure sum")  # one liar ends none of them
 

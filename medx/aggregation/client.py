@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -36,6 +37,7 @@ from medx.aggregation.verification import associated_data, checked_keys, verifie
 
 NONCE_BYTES = 12
 SERVER = "server"
+AnyMessage = TypeVar("AnyMessage", Begin, KeyList, Inbox, Survivors, UnmaskRequest)
 UnmaskHook = Callable[[int, int], None]
 WordsOf = Callable[[int, int], np.ndarray]
 
@@ -72,7 +74,7 @@ class SecureClient:
 
     def begin(self, begin: bytes, model_hash: bytes) -> bytes:
         """Stage 1: fresh keys, signed. ``model_hash`` is over all that this client itself received to start from."""
-        message = Begin.from_bytes(begin, SERVER)
+        message = self._read(Begin, begin)
         position = (message.round, message.attempt)
         rounds, attempts = self.roster.num_rounds, self.roster.max_attempts
         if not (0 <= message.round < rounds and 0 <= message.attempt < attempts):
@@ -92,7 +94,7 @@ class SecureClient:
     def share(self, key_list: bytes) -> bytes:
         """Stage 2: check everybody's keys, then a share of both secrets for each peer, encrypted to it."""
         with self._step(Stage.SHARES):
-            peers = self._checked_keys(KeyList.from_bytes(key_list, SERVER))
+            peers = self._checked_keys(self._read(KeyList, key_list))
             points = [number + 1 for number in peers]
             seed_shares = shamir.split(self.state.seed, self.roster.threshold, points)
             key_shares = shamir.split(self.state.mask_private, self.roster.threshold, points)
@@ -120,7 +122,7 @@ class SecureClient:
         budget is charged for a message that is refused. Words are masked in place: a retry needs new noise anyway.
         """
         with self._step(Stage.MASKED):
-            message = Inbox.from_bytes(inbox, SERVER)
+            message = self._read(Inbox, inbox)
             self._check_context(message.context)
             self._open(message.ciphertexts)
             if not isinstance(words, np.ndarray):
@@ -144,7 +146,7 @@ class SecureClient:
     def confirm(self, survivors: bytes) -> bytes:
         """Stage 4: sign one survivor set, the only one of this attempt."""
         with self._step(Stage.CONFIRMED):
-            message = Survivors.from_bytes(survivors, SERVER)
+            message = self._read(Survivors, survivors)
             self._check_context(message.context)
             self._check_sets(message.survivors, message.dropped)
             self.state.survivors, self.state.dropped = message.survivors, message.dropped
@@ -154,7 +156,7 @@ class SecureClient:
     def unmask(self, request: bytes) -> bytes:
         """Stage 5: once, for each peer the share of its seed if it survived, else of its mask key; then wiped."""
         with self._step(Stage.UNMASKED):
-            message = UnmaskRequest.from_bytes(request, SERVER)
+            message = self._read(UnmaskRequest, request)
             self._check_context(message.context)
             self._check_sets(message.survivors, message.dropped)
             if (message.survivors, message.dropped) != (self.state.survivors, self.state.dropped):
@@ -261,6 +263,11 @@ class SecureClient:
             return pair_key(private, self.state.mask_keys[number], context, self.number, number)
         except ValueError:
             raise ProtocolError(Reason.SUBSTITUTED_KEY, number, "a degenerate public key") from None
+
+    def _read(self, kind: type[AnyMessage], data: bytes) -> AnyMessage:
+        """A message of the server, no longer than one can be among twice as many: who is too many is named below."""
+        n, dimension = self.roster.num_clients, self.roster.dimension
+        return kind.from_bytes(data, SERVER, kind.largest(2 * n, dimension, Keys.largest(n, dimension)))
 
     def _check_context(self, context: bytes) -> None:
         if context != self.context.digest:

@@ -90,9 +90,9 @@ class Server:
         messages = [Message(RecordDict(), node, MessageType.QUERY) for node in grid.get_node_ids()]
         asked = [message.metadata.dst_node_id for message in messages]
         _, failed = ask(grid, messages, {node: node for node in asked}, self.timeout, read)
+        refuse_exhausted(len(asked), failed, 0)
         for failure in failed:
             log.warning("node %s did not start: %s", failure.client, failure)
-        refuse_exhausted(len(asked), failed, 0)
         needed = min(expected, max(self.job.setup.federation.min_clients, self.engine.least))
         if len(nodes) < needed:
             raise RoundAborted(f"only {len(nodes)} of {expected} clients are there{first_of(failed)}")

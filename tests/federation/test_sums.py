@@ -234,9 +234,10 @@ def test_below_the_minimum_the_run_aborts_with_the_model_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("source", ["seed", "system"])
 def test_a_resumed_run_repeats_its_noise_or_pays_again(tmp_path, source):
-    job = make(tmp_path, rounds=4, aggregation=MAJORITY, mechanism={"noise_source": source})
+    mechanism = {"noise_source": source, "spare_rounds": 0}
+    job = make(tmp_path, rounds=4, aggregation=MAJORITY, mechanism=mechanism)
     states = run(job)
-    resumed = replace(make(tmp_path, rounds=4, aggregation=MAJORITY, mechanism={"noise_source": source}), resumed=True)
+    resumed = replace(make(tmp_path, rounds=4, aggregation=MAJORITY, mechanism=mechanism), resumed=True)
     server = server_of(resumed)
     with grid_of(resumed) as grid:
         rounds = server.rounds(grid, states[2])
