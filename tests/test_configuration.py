@@ -92,3 +92,17 @@ def test_resume_may_go_on_elsewhere(tmp_path: Path) -> None:
     moved = resumed_config(tmp_path, composed("runtime=ray"), ["runtime=ray"])
     assert moved["runtime"]["_target_"].endswith("Ray")
     assert moved["tracking"] == saved["tracking"]
+
+
+def test_studies_ask_for_noise_of_the_seed_and_nothing_else_does(tmp_path: Path) -> None:
+    for mechanism in ("local_dp", "distributed_dp", "central_dp"):
+        assert composed(f"privacy={mechanism}")["privacy"]["noise_source"] == "system"
+        assert composed(f"privacy={mechanism}", "noise=seed")["privacy"]["noise_source"] == "seed"
+    for preset in sorted((CONF / "experiment").rglob("*.yaml")):
+        name = preset.relative_to(CONF / "experiment").with_suffix("")
+        assert composed(f"experiment={name}")["privacy"]["noise_source"] == "seed", name
+    assert "noise_source" not in composed("experiment=demo", "privacy=none")["privacy"]
+    assert composed("experiment=demo", "privacy.noise_source=system")["privacy"]["noise_source"] == "system"
+    (tmp_path / "config.json").write_text(json.dumps(composed()))
+    with pytest.raises(ConfigError, match=r"privacy.noise_source: 'system' in the run, 'seed' now"):
+        resumed_config(tmp_path, composed("noise=seed"), ["noise=seed"])

@@ -67,6 +67,7 @@ def test_a_verified_file_loads(tmp_path: Path) -> None:
     path = write(tmp_path)
     splits = load(tmp_path, md5_of(path).upper())
     assert splits.md5 == md5_of(path)
+    assert not splits.public, "only the published file itself is everybody's"
     assert (splits.task, splits.title, splits.synthetic) == ("binary", "BreastMNIST", False)
     assert splits.class_names == ("malignant", "normal, benign")
     assert (splits.mean, splits.std) == ((0.5,), (0.5,))

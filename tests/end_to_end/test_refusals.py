@@ -24,7 +24,7 @@ CONFIGURATIONS = [
     ("privacy.epsilon=much", r"privacy\.epsilon='much': .*number"),
     # 2: delta
     ("privacy.delta=0", r"privacy\.delta=0: .*greater than 0"),
-    ("privacy.delta=0.02", r"delta=0\.02: must be below 1/N = 0\.02 of client 0"),
+    ("privacy.delta=0.02", r"delta=0\.02: must be below 1/N = 0\.00667 of the federation"),
     # 3: clip norm, sampling probability
     ("privacy.clip_norm=0", r"privacy\.clip_norm=0: .*greater than 0"),
     ("trainer.expected_batch_size=null trainer.sampling_probability=1.01", r"sampling_probability=1\.01: .*equal to 1"),

@@ -214,10 +214,12 @@ def test_a_second_accountant_confirms_epsilon_towards_each_observer(tmp_path, q)
     )
     sigma, delta = job.plan.clients[0].step.noise_multiplier, job.plan.delta
     result = privacy_result(job.plan, dict.fromkeys(range(5), 20), synthetic=True)
-    # The outside knows no share of three; the server knows one of three; all others leave one hospital its own share.
+    # The outside knows no share of three; the server knows one of three, and one other hospital its own; all others
+    # leave one hospital its own share.
     multipliers = {
         "the outside": sigma * math.sqrt(3 / 2),
         "the server and its assumed colluders": sigma,
+        "one other hospital": sigma,
         "all other hospitals together": sigma / math.sqrt(2),
     }
     assert result.epsilon_by_observer.keys() == multipliers.keys()
