@@ -1,11 +1,9 @@
 """One experiment: typed, planned before it runs, run, measured, and written down."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
@@ -16,14 +14,15 @@ from medx.aggregation.base import Aggregation
 from medx.baselines import run_baselines
 from medx.dataset import Dataset
 from medx.federation.base import Federation
-from medx.federation.checkpoint import ServerState, checkpoints, load_checkpoint
+from medx.federation.checkpoint import ServerState, resumed_state
 from medx.federation.client import client_app
-from medx.federation.job import Job, Prepared, Setup, build_module, data_key, draw_key, make_job, prepare
+from medx.federation.job import Job, Prepared, Setup, build_module, data_key, make_job, prepare
 from medx.federation.ledgers import finish_ledgers, recorded_steps, withdraw
 from medx.federation.local_client import forget
 from medx.federation.rounds import RoundAborted
 from medx.federation.server import Server
 from medx.federation.sums import aggregation_result, with_sums
+from medx.folder import RESULT_FILE, RunFolder
 from medx.imports import quickly
 from medx.machine import environment, keep_freed_memory, resolve_device
 from medx.measurement import count_parameters, describe, measure, measure_clients
@@ -39,7 +38,7 @@ from medx.privacy.spending import planned_observers, privacy_result
 from medx.privacy.statement import statement, summarise
 from medx.results import ExperimentResult, RoundRecord, Status
 from medx.runtime.base import Runtime
-from medx.schema import CheckpointError, ConfigError, LedgerError, component
+from medx.schema import CheckpointError, ConfigError, LedgerError, Place, component
 from medx.trainer.local_training import Trainer
 
 Baseline = Literal["local_only", "centralized"]
@@ -59,7 +58,7 @@ class Experiment:
     study: str | None
     seed: Annotated[int, Ge(0)]
     device: str
-    cache: str
+    cache: Place
     select: str | None
     baseline: Annotated[list[Baseline], BeforeValidator(_as_list)]
     dataset: SkipValidation[Dataset]
@@ -73,44 +72,36 @@ class Experiment:
 
 
 def run_experiment(
-    experiment: Experiment,
-    config: dict[str, Any],
-    *,
-    config_hash: str,
-    folder: Path,
-    observers: Sequence[Observer],
-    resume: bool = False,
+    experiment: Experiment, config: dict[str, Any], setup: Setup, place: RunFolder, observers: Sequence[Observer]
 ) -> ExperimentResult:
-    """Plan, train and measure one experiment; writes ``config.json`` and ``result.json`` in ``folder``.
+    """Plan, train and measure one experiment; writes ``config.json`` and ``result.json`` in its folder.
 
     Raises a MedxError before anything is trained where the experiment cannot be run; a run that stops early
     (aborted, out of budget, killed) ends in a result with that status and the last round's model.
     """
     began = time.perf_counter()
     keep_freed_memory()
-    setup = make_setup(experiment, config)
     prepared = prepare(setup)
     check_combination(experiment, setup, config)
-    # A run that was stopped before its first checkpoint has trained nothing: it starts anew, ledgers too.
-    resume = resume and bool(checkpoints(folder / "checkpoints"))
-    job = with_sums(make_job(setup, prepared, config_hash, folder, resume), prepared)
+    # A run that was stopped before its first checkpoint has trained nothing: it starts anew, on the same ledgers.
+    reached = resumed_state(place.path / "checkpoints", place.run) if place.resumed else None
+    job = with_sums(make_job(setup, prepared, place.run, place.path, reached), prepared)
     preflight(job, prepared)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    place.occupy(config)
     with quickly():
         import_module("medx.trainer.module")  # lightning takes seconds, which are the start's and not the first round's
     loaded = time.perf_counter()
     for observer in observers:
-        observer.on_start(make_context(experiment, job, prepared, config, resume))
+        observer.on_start(make_context(experiment, job, prepared, config, place.config_hash))
 
     def on_round(record: RoundRecord) -> None:
         for observer in observers:
             observer.on_round(record)
 
     try:
-        outcome = run_rounds(experiment, job, prepared, config, on_round, resume=resume)
+        outcome = run_rounds(experiment, job, prepared, config, on_round, begin=reached)
         trained = time.perf_counter()
-        result = finish(experiment, job, prepared, outcome, config)
+        result = finish(experiment, job, prepared, outcome, config, config_hash=place.config_hash)
     except BaseException as error:
         for observer in observers:
             observer.on_error(error)
@@ -121,14 +112,14 @@ def run_experiment(
         "measure": time.perf_counter() - trained,
         "total": time.perf_counter() - began,
     }
-    result.save(folder / "result.json")
+    result.save(place.path / RESULT_FILE)
     for observer in observers:
         observer.on_end(result)
-    result.save(folder / "result.json")  # again: now it says where it is tracked
+    result.save(place.path / RESULT_FILE)  # again: now it says where it is tracked
     return result
 
 
-def make_setup(experiment: Experiment, config: dict[str, Any]) -> Setup:
+def make_setup(experiment: Experiment, config: dict[str, Any], draw_key: str) -> Setup:
     """The set-up that every process builds its data and clients from."""
     groups = {name: config[name] for name in ("dataset", "partition", "model")}
     clients = experiment.federation.num_clients
@@ -142,9 +133,9 @@ def make_setup(experiment: Experiment, config: dict[str, Any]) -> Setup:
         privacy=experiment.privacy,
         federation=experiment.federation,
         aggregation=experiment.aggregation,
-        cache=Path(experiment.cache).expanduser(),
+        cache=experiment.cache,
         data_key=data_key(experiment.seed, num_clients=clients, **groups),
-        draw_key=draw_key(config),
+        draw_key=draw_key,
     )
 
 
@@ -179,18 +170,19 @@ def preflight(job: Job, prepared: Prepared) -> None:
 
 
 def make_context(
-    experiment: Experiment, job: Job, prepared: Prepared, config: dict[str, Any], resume: bool
+    experiment: Experiment, job: Job, prepared: Prepared, config: dict[str, Any], config_hash: str
 ) -> RunContext:
     """What the screen and the tracking store show before the first round."""
     splits = prepared.splits
     return RunContext(
         title=f"{splits.title}: {config_name(config, 'model')}, {job.plan.mechanism}, seed {experiment.seed}",
         dataset=splits.name,
-        config_hash=job.run_id,
+        run=job.run_id,
+        config_hash=config_hash,
         folder=job.folder,
         config=config,
         num_rounds=experiment.federation.num_rounds,
-        resumed=resume,
+        resumed=job.resumed,
         synthetic=splits.synthetic,
         statement=statement(
             job.plan,
@@ -224,12 +216,11 @@ def run_rounds(
     config: dict[str, Any],
     on_round: Callable[[RoundRecord], None],
     *,
-    resume: bool,
+    begin: ServerState | None = None,
 ) -> Outcome:
-    """Run the rounds on the configured runtime; an early stop keeps what was reached."""
+    """Run the rounds on the configured runtime, from ``begin`` on; an early stop keeps what was reached."""
     server = Server(job, prepared, config, on_round, experiment.runtime.timeout)
-    state = load_checkpoint(job.folder / "checkpoints")[0] if resume else server.initial_state()
-    reached = [state]
+    reached = [begin or server.initial_state()]
 
     def serve(grid: Grid) -> None:
         for state in server.rounds(grid, reached[-1]):
@@ -262,6 +253,8 @@ def finish(
     prepared: Prepared,
     outcome: Outcome,
     config: dict[str, Any],
+    *,
+    config_hash: str,
 ) -> ExperimentResult:
     """Measure the averaged model, account for what was executed, export the checkpoint."""
     setup = job.setup
@@ -271,13 +264,16 @@ def finish(
     module.load_state_dict(module.state_dict() | average)  # what is not trained stays as it was built
     checkpoint = job.folder / "model.safetensors"
     splits = prepared.splits
-    about = describe_model(setup.model, splits.spec, splits.mean, splits.std, threshold=measured.threshold)
+    about = describe_model(
+        setup.model, splits.spec, splits.mean, splits.std, threshold=measured.threshold, run=job.run_id
+    )
     save_model(checkpoint, about, prepared.features, module.cpu())
     return ExperimentResult(
+        run=job.run_id,
         status=outcome.status,
         error=outcome.error,
         seed=experiment.seed,
-        config_hash=job.run_id,
+        config_hash=config_hash,
         dataset=describe(prepared.splits),
         model={"name": config_name(config, "model"), "parameters": count_parameters(module)},
         validation=measured.validation,

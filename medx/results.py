@@ -129,8 +129,12 @@ class ClientResult(Record):
 
 
 class ExperimentResult(Record):
-    """Everything about one run; written as ``result.json`` in its output folder."""
+    """Everything about one run; written as ``result.json`` in its output folder.
 
+    ``run`` is the id in that folder; None in a result of an earlier version.
+    """
+
+    run: str | None = None
     status: Status
     error: str | None = None
     seed: int

@@ -82,6 +82,7 @@ class SumRounds:
         outcome = RoundOutcome(
             state=new,
             steps=self.steps(summed),
+            answered=frozenset(summed.answered),
             clients=usable,
             abstained=summed.abstained,
             failed=len(nodes) - usable,

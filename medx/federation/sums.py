@@ -181,7 +181,7 @@ def _check_gap(job: Job, scale: float, noise: int, contributors: int, dimension:
 def _with_roster(job: Job, plan: SumPlan, aggregation: SecureAggregation) -> SumPlan:
     event = _released(job)
     parameters = Parameters(
-        run_id=f"{job.run_id}-{job.setup.seed}",
+        run_id=f"{job.setup.draw_key[:16]}-{job.setup.seed}",  # known before the run, so that a roster can be pinned
         dimension=plan.layout.size,
         scale=plan.layout.scale,
         bound=plan.layout.bound,

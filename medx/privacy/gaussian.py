@@ -1,6 +1,5 @@
 """What all Gaussian mechanisms are asked for: the budget, whom it is shared among, and where it is kept."""
 
-from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
@@ -8,7 +7,7 @@ from pydantic import model_validator
 
 from medx.privacy.accounting import calibrate_noise_multiplier
 from medx.privacy.base import NoiseSource
-from medx.schema import component
+from medx.schema import Place, component
 
 
 @component
@@ -26,7 +25,7 @@ class GaussianMechanism:
     clip_norm: Annotated[float, Gt(0)]
     num_runs: Annotated[int, Ge(1)]
     noise_source: NoiseSource
-    ledger: Path | None
+    ledger: Place | None
     budget: Annotated[float, Gt(0)] | None
     max_abstentions: Annotated[int, Ge(0)]
 

@@ -12,9 +12,11 @@ from medx.results import ExperimentResult, Record, RoundRecord, Status
 class TrackedRun(Record):
     """A run as tracking sees it. ``privacy`` is the mechanism's name; ``sweep_dir`` is None outside a sweep.
 
-    ``config`` is the composed configuration as plain containers; ``environment`` has the revision as ``git``.
+    ``run`` is the id in its folder, by which a store knows it again. ``config`` is the composed configuration as plain
+    containers; ``environment`` has the revision as ``git``.
     """
 
+    run: str
     output_dir: Path
     sweep_dir: Path | None = None
     study: str
@@ -63,6 +65,10 @@ class Tracker(Protocol):
 
 class Tracking(Protocol):
     """A configured tracking option: one module and one yaml of the same name."""
+
+    def settled(self, folder: Path) -> "Tracking":
+        """The same, with its store named wherever it is asked for later; ``folder`` is the working directory."""
+        ...
 
     def tracker(self) -> Tracker:
         """A fresh tracker for one run."""

@@ -55,6 +55,7 @@ def start_tags(run: TrackedRun) -> dict[str, str]:
         "target_epsilon": "none" if run.target_epsilon is None else f"{run.target_epsilon:g}",
         "seed": str(run.seed),
         "synthetic": _flag(run.synthetic),
+        "run": run.run,
         "config_hash": run.config_hash,
         "status": "running",
         "output_dir": str(run.output_dir),
