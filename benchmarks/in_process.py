@@ -11,14 +11,13 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from benchmarks.common import ROOT
-from medx.configuration import plain
+from medx.configuration import plain, typed
 from medx.dataset.base import DataSplits, Split
 from medx.experiment import make_setup
 from medx.federation.client import client_app
-from medx.federation.job import Setup, make_job, prepare
+from medx.federation.job import Setup, draw_key, make_job, prepare
 from medx.federation.local_client import forget
 from medx.federation.server import Server
-from medx.job import make_experiment
 from medx.results import RoundRecord
 from medx.runtime.base import Runtime
 
@@ -50,9 +49,8 @@ def configure(overrides: Sequence[str]) -> tuple[Setup, Runtime]:
     """The set-up and runtime that ``medx.run`` would make of these overrides."""
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = plain(hydra.compose("config", overrides=list(overrides)))
-    config.pop("resume")
-    experiment = make_experiment(config)
-    return make_setup(experiment, config), experiment.runtime
+    composed = typed(config)
+    return make_setup(composed.experiment, composed.config, draw_key(composed.what)), composed.experiment.runtime
 
 
 def with_data(setup: Setup, data: Given) -> Setup:

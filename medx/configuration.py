@@ -6,21 +6,29 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from pydoc import locate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from medx.schema import CheckpointError, ConfigError
+from medx.folder import read_config
+from medx.schema import ConfigError
+
+if TYPE_CHECKING:
+    from medx.experiment import Experiment
+    from medx.tracking.base import Tracking
 
 GROUPS = ("dataset", "partition", "model", "trainer", "privacy", "federation", "aggregation", "runtime", "tracking")
 # What a run's numbers do not depend on, so that it is known by the same hash wherever and whenever it runs.
 WHERE = ("cache", "tracking", "runtime")
 NOT_KEPT = ("jobs", "noise")
+# Nor where its files lie.
+PLACES = (("privacy", "ledger"), ("aggregation", "roster"), ("dataset", "root"), ("dataset", "download"))
 NOT_HASHED = ("seed", "resume", "study", "select", *WHERE)
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -38,10 +46,75 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in named if key not in NOT_KEPT}
 
 
+@dataclass(frozen=True)
+class Composed:
+    """A configuration with the components that it describes.
+
+    ``config`` has every value as its component holds it, so that 10, 10.0 and 1e1 are one number, and paths and the
+    tracking store are what they were where the program was started.
+    """
+
+    experiment: "Experiment"
+    tracking: "Tracking"
+    config: dict[str, Any]
+
+    @property
+    def what(self) -> dict[str, Any]:
+        """The configuration without where the run's files lie."""
+        return {key: without_places(key, value) for key, value in self.config.items()}
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hex digits that name the configuration whatever its seed and wherever it runs."""
+        hashed = {key: value for key, value in self.what.items() if key not in NOT_HASHED}
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def without_places(key: str, value: Any) -> Any:
+    """A group without its paths; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    return {name: each for name, each in value.items() if (key, name) not in PLACES}
+
+
+def typed(config: dict[str, Any]) -> Composed:
+    """Build every component; raises ConfigError with one line."""
+    from medx.experiment import Experiment
+
+    built = {group: build(config, group) for group in GROUPS}
+    tracking = built["tracking"] = built["tracking"].settled(Path.cwd())
+    scalars = {key: value for key, value in config.items() if key not in (*GROUPS, "resume")}
+    parts = {group: part for group, part in built.items() if group != "tracking"}
+    experiment: Experiment = construct(Experiment, scalars | parts, "")
+    values = {key: held(getattr(experiment, key), key) for key in scalars}
+    return Composed(experiment, tracking, values | {group: named(config, group, part) for group, part in built.items()})
+
+
+def named(config: dict[str, Any], group: str, part: object) -> dict[str, Any]:
+    """A group as its component holds it, under the name of the class; as configured where that is no dataclass."""
+    fields: dict[str, Any] = held(part, group) if dataclasses.is_dataclass(part) else config[group]
+    return {"_target_": config[group]["_target_"], **fields}
+
+
+def held(value: Any, key: str) -> Any:
+    """A component's value as JSON has it; raises ConfigError where it is nothing that a configuration can name."""
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value) if field.init]
+        return {name: held(getattr(value, name), f"{key}.{name}") for name in names}
+    if isinstance(value, dict):
+        return {str(name): held(each, f"{key}.{name}") for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [held(each, key) for each in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise ConfigError(f"{key}={value!r}: accepted in a configuration: text, numbers, lists and dictionaries of them")
+
+
 def config_hash(config: dict[str, Any]) -> str:
-    """Sixteen hex digits that name a configuration whatever its seed; with the seed they name a run."""
-    hashed = {key: value for key, value in config.items() if key not in NOT_HASHED}
-    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
+    """The hash of the configuration that this one is once it is typed."""
+    return typed(config).hash
 
 
 def build(config: dict[str, Any], key: str) -> Any:
@@ -181,10 +254,12 @@ def resumed_config(folder: Path, current: dict[str, Any], overrides: list[str]) 
 
     Where it runs and where it is recorded may change, when an override says so.
     """
-    saved_path = folder / "config.json"
-    if not saved_path.exists():
-        raise CheckpointError(f"resume={folder}: no config.json there; give the output folder of a run")
-    saved: dict[str, Any] = json.loads(saved_path.read_text())
+    _, _, saved = read_config(folder)
+    groups = {override.lstrip("+~").split("=", 1)[0].partition(".")[0].partition("@")[0] for override in overrides}
+    current = {  # what is compared, as its component holds it
+        key: named(current, key, build(current, key)) if key in GROUPS and key in groups else value
+        for key, value in current.items()
+    }
     now, then = dict(flat(current)), dict(flat(saved))
     differences = []
     for override in overrides:
@@ -196,12 +271,20 @@ def resumed_config(folder: Path, current: dict[str, Any], overrides: list[str]) 
         if group in WHERE:
             saved[group] = current[group]
             continue
+        if (place := tuple(name.split("."))) in PLACES:
+            saved[place[0]][place[1]] = current[place[0]][place[1]]
+            continue
         for key in sorted(set(now) | set(then)):
-            if (key == name or key.startswith(name + ".")) and now.get(key) != then.get(key):
+            if (key == name or key.startswith(name + ".")) and listed(now.get(key)) != listed(then.get(key)):
                 differences.append(f"{key}: {then.get(key)!r} in the run, {now.get(key)!r} now")
     if differences:
         raise ConfigError(f"resume={folder}: the configuration changed; " + "; ".join(differences[:8]))
     return saved
+
+
+def listed(value: object) -> object:
+    """``baseline=local_only`` is saved as a list of one, and null as an empty one."""
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

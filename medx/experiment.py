@@ -1,6 +1,5 @@
 """One experiment: typed, planned before it runs, run, measured, and written down."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +16,15 @@ from medx.baselines import Baseline as Planned
 from medx.baselines import plan_baselines, run_baselines, share_epsilon
 from medx.dataset import Dataset
 from medx.federation.base import Federation
-from medx.federation.checkpoint import ServerState, checkpoints, load_checkpoint
+from medx.federation.checkpoint import ServerState, resumed_state
 from medx.federation.client import client_app
-from medx.federation.job import Job, Prepared, Setup, build_module, data_key, draw_key, make_job, prepare
+from medx.federation.job import Job, Prepared, Setup, build_module, data_key, make_job, prepare
 from medx.federation.ledgers import finish_ledgers, recorded_steps, withdraw
 from medx.federation.local_client import forget
 from medx.federation.rounds import RoundAborted
 from medx.federation.server import Server
 from medx.federation.sums import aggregation_result, with_sums
+from medx.folder import RESULT_FILE, RunFolder
 from medx.imports import quickly
 from medx.machine import environment, keep_freed_memory, resolve_device
 from medx.measurement import count_parameters, describe, measure, measure_clients
@@ -40,7 +40,7 @@ from medx.privacy.spending import planned_observers, privacy_result
 from medx.privacy.statement import statement, summarise
 from medx.results import ExperimentResult, PrivacyResult, RoundRecord, Status
 from medx.runtime.base import Runtime
-from medx.schema import CheckpointError, ConfigError, LedgerError, component
+from medx.schema import CheckpointError, ConfigError, LedgerError, Place, component
 from medx.trainer.local_training import Trainer
 
 Baseline = Literal["local_only", "centralized"]
@@ -60,7 +60,7 @@ class Experiment:
     study: str | None
     seed: Annotated[int, Ge(0)]
     device: str
-    cache: str
+    cache: Place
     select: str | None
     baseline: Annotated[list[Baseline], BeforeValidator(_as_list)]
     dataset: SkipValidation[Dataset]
@@ -74,47 +74,40 @@ class Experiment:
 
 
 def run_experiment(
-    experiment: Experiment,
-    config: dict[str, Any],
-    *,
-    config_hash: str,
-    folder: Path,
-    observers: Sequence[Observer],
-    resume: bool = False,
+    experiment: Experiment, config: dict[str, Any], setup: Setup, place: RunFolder, observers: Sequence[Observer]
 ) -> ExperimentResult:
-    """Plan, train and measure one experiment; writes ``config.json`` and ``result.json`` in ``folder``.
+    """Plan, train and measure one experiment; writes ``config.json`` and ``result.json`` in its folder.
 
     Raises a MedxError before anything is trained where the experiment cannot be run; a run that stops early
     (aborted, out of budget, killed) ends in a result with that status and the last round's model.
     """
     began = time.perf_counter()
     keep_freed_memory()
-    setup = share_epsilon(make_setup(experiment, config), experiment.baseline)
+    setup = share_epsilon(setup, experiment.baseline)
     prepared = prepare(setup)
     check_combination(experiment, setup, config)
-    # A run that was stopped before its first checkpoint has trained nothing: it starts anew, ledgers too.
-    resume = resume and bool(checkpoints(folder / "checkpoints"))
-    job = with_sums(make_job(setup, prepared, config_hash, folder, resume), prepared)
+    # A run that was stopped before its first checkpoint has trained nothing: it starts anew, on the same ledgers.
+    reached = resumed_state(place.path / "checkpoints", place.run) if place.resumed else None
+    job = with_sums(make_job(setup, prepared, place.run, place.path, reached), prepared)
     preflight(job, prepared)
     baselines = plan_baselines(experiment.baseline, job, prepared)
     if baselines:  # their models are what the epsilon is shared with, and not runs to choose among
         job = replace(job, plan=replace(job.plan, num_runs=1, baselines=tuple(experiment.baseline)))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    place.occupy(config)
     with quickly():
         import_module("medx.trainer.module")  # lightning takes seconds, which are the start's and not the first round's
     loaded = time.perf_counter()
     for observer in observers:
-        observer.on_start(make_context(experiment, job, prepared, config, resume))
+        observer.on_start(make_context(experiment, job, prepared, config, place.config_hash))
 
     def on_round(record: RoundRecord) -> None:
         for observer in observers:
             observer.on_round(record)
 
     try:
-        outcome = run_rounds(experiment, job, prepared, config, on_round, resume=resume)
+        outcome = run_rounds(experiment, job, prepared, config, on_round, begin=reached)
         trained = time.perf_counter()
-        result = finish(experiment, job, prepared, outcome, config, planned=baselines)
+        result = finish(experiment, job, prepared, outcome, config, planned=baselines, config_hash=place.config_hash)
     except BaseException as error:
         for observer in observers:
             observer.on_error(error)
@@ -125,20 +118,20 @@ def run_experiment(
         "measure": time.perf_counter() - trained,
         "total": time.perf_counter() - began,
     }
-    write_down(result, folder)
+    write_down(result, place.path)
     for observer in observers:
         observer.on_end(result)
-    write_down(result, folder)  # again: now it says where it is tracked
+    write_down(result, place.path)  # again: now it says where it is tracked
     return result
 
 
 def write_down(result: ExperimentResult, folder: Path) -> None:
     """The owner's view as ``result.json``, and beside it what may leave the house as ``released.json``."""
-    result.save(folder / "result.json")
+    result.save(folder / RESULT_FILE)
     result.released().save(folder / "released.json")
 
 
-def make_setup(experiment: Experiment, config: dict[str, Any]) -> Setup:
+def make_setup(experiment: Experiment, config: dict[str, Any], draw_key: str) -> Setup:
     """The set-up that every process builds its data and clients from."""
     groups = {name: config[name] for name in ("dataset", "partition", "model")}
     clients = experiment.federation.num_clients
@@ -152,9 +145,9 @@ def make_setup(experiment: Experiment, config: dict[str, Any]) -> Setup:
         privacy=experiment.privacy,
         federation=experiment.federation,
         aggregation=experiment.aggregation,
-        cache=Path(experiment.cache).expanduser(),
+        cache=experiment.cache,
         data_key=data_key(experiment.seed, num_clients=clients, **groups),
-        draw_key=draw_key(config),
+        draw_key=draw_key,
     )
 
 
@@ -198,18 +191,19 @@ def preflight(job: Job, prepared: Prepared) -> None:
 
 
 def make_context(
-    experiment: Experiment, job: Job, prepared: Prepared, config: dict[str, Any], resume: bool
+    experiment: Experiment, job: Job, prepared: Prepared, config: dict[str, Any], config_hash: str
 ) -> RunContext:
     """What the screen and the tracking store show before the first round."""
     splits = prepared.splits
     return RunContext(
         title=f"{splits.title}: {config_name(config, 'model')}, {job.plan.mechanism}, seed {experiment.seed}",
         dataset=splits.name,
-        config_hash=job.run_id,
+        run=job.run_id,
+        config_hash=config_hash,
         folder=job.folder,
         config=config,
         num_rounds=experiment.federation.num_rounds,
-        resumed=resume,
+        resumed=job.resumed,
         synthetic=splits.synthetic,
         public=splits.public,
         warning=job.plan.warning,
@@ -245,12 +239,11 @@ def run_rounds(
     config: dict[str, Any],
     on_round: Callable[[RoundRecord], None],
     *,
-    resume: bool,
+    begin: ServerState | None = None,
 ) -> Outcome:
-    """Run the rounds on the configured runtime; an early stop keeps what was reached."""
+    """Run the rounds on the configured runtime, from ``begin`` on; an early stop keeps what was reached."""
     server = Server(job, prepared, config, on_round, experiment.runtime.timeout)
-    state = load_checkpoint(job.folder / "checkpoints")[0] if resume else server.initial_state()
-    reached = [state]
+    reached = [begin or server.initial_state()]
 
     def serve(grid: Grid) -> None:
         for state in server.rounds(grid, reached[-1]):
@@ -285,6 +278,7 @@ def finish(
     config: dict[str, Any],
     *,
     planned: Sequence[Planned],
+    config_hash: str,
 ) -> ExperimentResult:
     """Measure the averaged model, account for what was executed, export the checkpoint."""
     setup = job.setup
@@ -304,13 +298,15 @@ def finish(
         splits.std,
         threshold=measured.threshold,
         privacy=guarantee(privacy),
+        run=job.run_id,
     )
     save_model(checkpoint, about, prepared.features, module.cpu())
     return ExperimentResult(
+        run=job.run_id,
         status=outcome.status,
         error=outcome.error,
         seed=experiment.seed,
-        config_hash=job.run_id,
+        config_hash=config_hash,
         dataset=describe(prepared.splits),
         model={"name": config_name(config, "model"), "parameters": count_parameters(module)},
         validation=measured.validation,

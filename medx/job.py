@@ -5,13 +5,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from medx.configuration import GROUPS, build, config_hash, construct, plain, resumed_config
-from medx.experiment import Experiment, config_name, run_experiment, write_down
+from medx.configuration import plain, resumed_config, typed
+from medx.experiment import config_name, make_setup, run_experiment
+from medx.federation.job import draw_key
+from medx.folder import RunFolder
 from medx.machine import environment
 from medx.observer import Observer, RunContext
 from medx.results import ExperimentResult, RoundRecord, Status
 from medx.screen import Screen
-from medx.sweep import SWEEP_FILE, mark_failed
+from medx.sweep import mark_failed
+from medx.sweep_folder import SWEEP_FILE
 from medx.tracking.base import TrackedRun, Tracker
 
 
@@ -24,34 +27,21 @@ def run_job(
     """
     config = plain(cfg)
     resume = config.pop("resume")
-    output = folder
     if resume is not None:
-        output = Path(resume)
-        config = resumed_config(output, config, overrides)
-    experiment = make_experiment(config)
-    tracking = build(config, "tracking")
-    observers: list[Observer] = [Screen(), Tracked(tracking.tracker(), sweep_folder(folder), measured)]
-    result = run_experiment(
-        experiment,
-        config,
-        config_hash=config_hash(config),
-        folder=output,
-        observers=observers,
-        resume=resume is not None,
-    )
-    if output != folder:
-        write_down(result, folder)
+        folder = Path(resume).resolve()  # by whatever relative path or link: one folder, one record
+        config = resumed_config(folder, config, overrides)
+    composed = typed(config)
+    place = RunFolder.new(folder, composed.hash) if resume is None else RunFolder.of(folder, composed.hash)
+    tracked = Tracked(composed.tracking.tracker(), sweep_folder(folder), measured)
+    observers: list[Observer] = [Screen(), tracked]
+    setup = make_setup(composed.experiment, composed.config, draw_key(composed.what))
+    try:
+        result = run_experiment(composed.experiment, composed.config, setup, place, observers)
+    finally:
+        place.release()
     if result.status != "finished":
         mark_failed(folder.name, killed=result.status == "killed")
     return result.validation["auc"].value
-
-
-def make_experiment(config: dict[str, object]) -> Experiment:
-    """The typed experiment of a plain configuration; raises ConfigError with one line."""
-    built = {group: build(config, group) for group in GROUPS if group != "tracking"}
-    scalars = {key: value for key, value in config.items() if key not in GROUPS}
-    experiment: Experiment = construct(Experiment, scalars | built, "")
-    return experiment
 
 
 def sweep_folder(folder: Path) -> Path | None:
@@ -75,6 +65,7 @@ class Tracked:
         config = context.config
         self._tracker.start(
             TrackedRun(
+                run=context.run,
                 output_dir=context.folder,
                 sweep_dir=self._sweep,
                 study=config["study"] or "",

@@ -13,6 +13,7 @@ class RunContext:
 
     title: str
     dataset: str
+    run: str
     config_hash: str
     folder: Path
     config: dict[str, Any]

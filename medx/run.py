@@ -20,8 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import medx.sweep
+from medx.folder import CONFIG_FILE
 from medx.imports import quickly
 from medx.schema import MedxError
+from medx.sweep_folder import AGAIN, FAILURE_FILE, is_done
 from medx.tracking import courier
 
 log = logging.getLogger(__name__)
@@ -36,15 +38,19 @@ def run(cfg: DictConfig) -> float | None:
     """One job. In a sweep a job that fails is written down and the others go on."""
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
-    overrides = list(settings.overrides.task)
+    overrides = [part for part in settings.overrides.task if part != AGAIN]
     crew = None
+    if AGAIN in settings.overrides.task:  # a job of a sweep that is gone on with
+        if is_done(folder):
+            return None
+        cfg.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
     with told(folder, overrides, in_sweep=settings.mode == RunMode.MULTIRUN):
         if OmegaConf.is_dict(tracking := cfg.get("tracking")):
             courier.warm_up(OmegaConf.to_container(tracking))  # MLflow on another core, while this one imports torch
         with quickly():
             import medx.job
 
-        (folder / medx.sweep.FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt in this folder
+        (folder / FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt in this folder
         crew = medx.sweep.crew(cfg)
         if crew is None:
             return job(cfg, folder, overrides)

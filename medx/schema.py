@@ -1,11 +1,21 @@
 """The one decorator behind every configurable component, and the errors a user can act on."""
 
-from typing import TypeVar, dataclass_transform
+from pathlib import Path
+from typing import Annotated, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 T = TypeVar("T")
+
+
+def from_start(path: Path) -> Path:
+    """The path from the directory in which the program was started, with ``~`` as the user's home."""
+    return path.expanduser().absolute()
+
+
+# A path in a configuration: one place, from wherever the run is gone on with.
+Place = Annotated[Path, pydantic.AfterValidator(from_start)]
 
 
 class MedxError(Exception):

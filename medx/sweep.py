@@ -1,22 +1,27 @@
-"""What belongs to a sweep as a whole: its identity, its failures, and the table at its end."""
+"""What belongs to a sweep as a whole: its folder and identity, its failures, and the table at its end."""
 
 import json
 import os
 import signal
 import sys
-import uuid
+import traceback
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from medx.folder import CONFIG_FILE, load_result, read_config, refuse_used
+from medx.schema import ConfigError, MedxError
+from medx.sweep_folder import AGAIN, FAILURE_FILE, SWEEP_FILE, claim, go_on, jobs_of
+
 if TYPE_CHECKING:
     from medx.crew import Crew
+    from medx.results import ExperimentResult
 
-SWEEP_FILE = "sweep.json"
-FAILURE_FILE = "failure.json"
 SELECTION_FILE = "selection.json"
 # What a run's releases on a record depend on: who holds it, how often it is drawn, and how much noise it gets.
 RELEASES = (
@@ -34,22 +39,58 @@ _CREW: "list[Crew | None]" = []  # at most one, from the first job on; None wher
 
 
 class Sweep(Callback):
-    """Hydra's callback: refuses a sweep that cannot run, and names it before its first job."""
+    """Hydra's callback: gives a run or a sweep its folder before Hydra writes there, or refuses it in one line."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a folder that another run has used; a run that is gone on with stays in its own."""
+        with refusals():
+            refuse_chdir(config)
+            if config.get("resume") is None:
+                return refuse_used(Path(config.hydra.run.dir))
+            folder = Path(config.resume).resolve()
+            if (folder / SWEEP_FILE).exists() and not (folder / CONFIG_FILE).exists():
+                raise ConfigError(f"resume={config.resume}: this is the folder of a sweep; add -m, or name a job's")
+            read_config(folder)
+            config.hydra.run.dir = str(folder)
+            config.hydra.output_subdir = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a sweep with a job that cannot be composed; write the sweep's identity where its jobs can read it."""
-        refuse_overdraft(str(config.hydra.job.config_name), refuse_unknown(config), jobs_of(config))
-        compose_once()
-        folder = Path(config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        with refusals():
+            refuse_chdir(config)
+            resume = [part for part in config.hydra.overrides.task if part.startswith("resume=")]
+            if resume:
+                go_on(config, resume)
+            jobs = jobs_of(config)
+            refuse_overdraft(str(config.hydra.job.config_name), refuse_unknown(config, jobs), jobs)
+            compose_once()
+            folder = Path(config.hydra.sweep.dir)
+            if not resume:
+                claim(folder, config, jobs)
         _FOLDERS[:] = [folder]
-        _LISTED[:] = jobs_of(config) if str(config.hydra.launcher._target_).endswith("BasicLauncher") else []
-        if not (folder / SWEEP_FILE).exists():
-            overrides = [str(override) for override in config.hydra.overrides.task]
-            identity = {"id": uuid.uuid4().hex, "overrides": overrides}
-            temporary = folder / f".{SWEEP_FILE}.{os.getpid()}"
-            temporary.write_text(json.dumps(identity))
-            temporary.replace(folder / SWEEP_FILE)
+        _LISTED[:] = jobs if str(config.hydra.launcher._target_).endswith("BasicLauncher") else []
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """End the program with one line where the block refuses; Hydra would warn of an error in a callback, and go on."""
+    try:
+        yield
+    except MedxError as error:
+        print(f"medx: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def refuse_chdir(config: DictConfig) -> None:
+    """Each job would find a ledger, and so a budget, of its own behind one relative path."""
+    if config.hydra.job.chdir:
+        raise ConfigError(
+            "hydra.job.chdir=true: ledgers, data and the tracking store are found from the directory in which the "
+            "program is started; accepted: false"
+        )
 
 
 def conclude() -> None:
@@ -60,7 +101,7 @@ def conclude() -> None:
         show(folder)
 
 
-def refuse_unknown(config: DictConfig) -> DictConfig | None:
+def refuse_unknown(config: DictConfig, jobs: list[list[str]]) -> DictConfig | None:
     """End the program with one line, before the first job, where a key or option of any job is unknown.
 
     Hydra composes each job when its turn comes: a misspelt third option would end the sweep after two runs. Gives the
@@ -73,7 +114,7 @@ def refuse_unknown(config: DictConfig) -> DictConfig | None:
     from medx.configuration import explain
 
     first = None
-    for job in distinct(jobs_of(config)):
+    for job in distinct([[part for part in job if part != AGAIN] for job in jobs]):
         try:
             composed = compose(config.hydra.job.config_name, overrides=job)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -129,19 +170,6 @@ def refuse_unlike(name: str, first: DictConfig, jobs: list[list[str]]) -> None:
                 sys.exit(2)
 
 
-def jobs_of(config: DictConfig) -> list[list[str]]:
-    """Overrides of all jobs of a sweep; none where a sweeper chooses them as it goes."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    if not str(config.hydra.sweeper._target_).endswith(BasicSweeper.__name__):
-        return []
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
-    (jobs,) = BasicSweeper.split_arguments(parsed, None)
-    return [list(job) for job in jobs]
-
-
 def distinct(jobs: list[list[str]]) -> list[list[str]]:
     """One job for each choice of options: other values do not change what is known."""
     found: dict[tuple[str, ...], list[str]] = {}
@@ -191,16 +219,14 @@ def outcome(folder: Path, title: str, code: int) -> str:
     """How a job of the crew ended, in a few words; one that ended without a word is written down as failed."""
     from medx.board import summary
     from medx.crew import INTERRUPTED
-    from medx.results import ExperimentResult
 
     if code not in (0, INTERRUPTED) and not (folder / FAILURE_FILE).exists():
         name = next((each.name for each in signal.Signals if each == -code), f"code {code}")
         record_failure(folder, title.split(), RuntimeError(f"its process ended by {name}"))
     if (folder / FAILURE_FILE).exists():
         return f"FAILED: {json.loads((folder / FAILURE_FILE).read_text())['error']}"
-    if not (folder / "result.json").exists():
-        return "ended without a result"
-    return summary(ExperimentResult.load(folder / "result.json"))
+    result = result_or_why_not(folder)
+    return result if isinstance(result, str) else summary(result)
 
 
 def show(folder: Path, stopped: bool = False) -> None:
@@ -213,7 +239,6 @@ def show(folder: Path, stopped: bool = False) -> None:
         jobs = [job for job in jobs if [path.name for path in job.iterdir()] != [".hydra"]]
     if not jobs:
         return
-    from medx.results import ExperimentResult
     from medx.screen import sweep_table
 
     results: list[tuple[str, ExperimentResult | str]] = []
@@ -223,21 +248,25 @@ def show(folder: Path, stopped: bool = False) -> None:
             failure = json.loads((job / FAILURE_FILE).read_text())
             results.append((name, f"{' '.join(failure['overrides'])}: {failure['error']}"))
             _FAILED.append(name)
-        elif (job / "result.json").exists():
-            result = ExperimentResult.load(job / "result.json")
-            results.append((name, result))
-            if result.status != "finished":
-                _FAILED.append(name)
-        else:
-            results.append((name, "ended without a result"))
+            continue
+        result = result_or_why_not(job)
+        results.append((name, result))
+        if isinstance(result, str) or result.status != "finished":
             _FAILED.append(name)
     sweep_table(results, notes=selections(folder, results))
+
+
+def result_or_why_not(job: Path) -> "ExperimentResult | str":
+    """A job's result, or in words why it has none."""
+    try:
+        return load_result(job) or "ended without a result"
+    except MedxError as error:
+        return str(error)
 
 
 def selections(folder: Path, results: list[tuple[str, Any]]) -> list[str]:
     """Where the jobs ask for it: the best run of each seed in a line and in ``selection.json``, and what all spent."""
     from medx.results import ExperimentResult
-    from medx.schema import MedxError
     from medx.selection import by_seed, total_epsilon
 
     jobs = {id(result): name for name, result in results if isinstance(result, ExperimentResult)}

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from medx.configuration import CONF, GROUPS, build, config_hash, options_of, plain, resumed_config
+from medx.configuration import CONF, GROUPS, build, config_hash, options_of, plain, resumed_config, typed
 from medx.federation.job import draw_key
-from medx.job import make_experiment
 from medx.schema import CheckpointError, ConfigError
 
 OPTIONS = [(group, option) for group in GROUPS for option in options_of(group)]
@@ -30,8 +29,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_option_builds_and_its_keys_are_the_fields(group: str, option: str) -> None:
     config = composed(f"{group}={option}")
-    config.pop("resume")
-    make_experiment(config)
+    assert typed(typed(config).config).config == typed(config).config, "what is saved is what a resume builds again"
     component = build(config, group)
     fields = dataclasses.fields(component)
     assert set(config[group]) - {"_target_"} == {field.name for field in fields}
@@ -43,7 +41,7 @@ def test_option_builds_and_its_keys_are_the_fields(group: str, option: str) -> N
 
 def test_what_changes_what_noise_is_added_to_has_a_stream_of_its_own(tmp_path: Path) -> None:
     def key(*overrides: str) -> str:
-        return draw_key(composed("privacy=distributed_dp", *overrides))
+        return draw_key(typed(composed("privacy=distributed_dp", *overrides)).what)
 
     assert key() == key(f"privacy.ledger={tmp_path}", f"dataset.root={tmp_path}", f"aggregation.roster={tmp_path}")
     others = (
@@ -57,8 +55,7 @@ def test_what_changes_what_noise_is_added_to_has_a_stream_of_its_own(tmp_path: P
 @pytest.mark.parametrize("experiment", options_of("experiment"))
 def test_experiment_builds(experiment: str) -> None:
     config = composed(f"experiment={experiment}")
-    config.pop("resume")
-    assert make_experiment(config).study  # a preset can set keys of config.yaml itself
+    assert typed(config).experiment.study  # a preset can set keys of config.yaml itself
 
 
 def test_a_key_that_is_no_field_is_named() -> None:
@@ -73,22 +70,65 @@ def test_the_hash_leaves_out_the_seed_and_where_a_run_happens(tmp_path: Path) ->
     assert config_hash(composed("trainer.local_steps=5")) != plain_hash
 
 
+SPELT = [
+    ("privacy.epsilon=10", "privacy.epsilon=10.0", "privacy.epsilon=1e1", "privacy.epsilon='10'"),
+    ("trainer.expected_batch_size=20", "trainer.expected_batch_size=20.0", "trainer.expected_batch_size=2e1"),
+    ("federation.fraction_clients=1.0", "federation.fraction_clients=1"),
+    ("baseline=local_only", "baseline=[local_only]"),
+    ("seed=1", "seed=1.0"),
+]
+
+
+@pytest.mark.parametrize("spellings", SPELT)
+def test_one_value_spelt_differently_is_one_configuration(spellings: tuple[str, ...], tmp_path: Path) -> None:
+    once, *others = [typed(composed(spelt)) for spelt in spellings]
+    for other in others:
+        assert (other.hash, draw_key(other.what)) == (once.hash, draw_key(once.what))
+        assert json.dumps(other.config) == json.dumps(once.config)
+    save(tmp_path, spellings[0])
+    for spelt in spellings:
+        assert resumed_config(tmp_path, composed(spelt), [spelt]) == once.config
+
+
+def test_where_files_lie_is_fixed_at_the_start_and_is_no_part_of_the_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("privacy.ledger=ledgers", "dataset.root=data", "cache=c", "tracking.uri=sqlite:///t.db")
+    plain_hash = typed(composed()).hash
+    monkeypatch.chdir(tmp_path)
+    found = typed(composed(*given))
+    assert found.hash == plain_hash
+    assert draw_key(found.what) == draw_key(typed(composed()).what)
+    places = [found.config[group][key] for group, key in (("privacy", "ledger"), ("dataset", "root"))]
+    assert [*places, found.config["cache"]] == [str(tmp_path / name) for name in ("ledgers", "data", "c")]
+    assert found.config["tracking"]["uri"] == f"sqlite:///{tmp_path}/t.db"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert typed(found.config).config == found.config
+    assert typed(composed("model=resnet18", "model.weights=w")).hash != typed(composed("model=resnet18")).hash
+
+
+def save(folder: Path, *overrides: str) -> dict[str, Any]:
+    """What a run with these overrides leaves in its folder's config.json."""
+    known = typed(composed(*overrides))
+    (folder / "config.json").write_text(json.dumps({"run": "0" * 32, "config_hash": known.hash, **known.config}))
+    return known.config
+
+
 def test_resume_takes_the_saved_configuration_and_refuses_another(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         resumed_config(tmp_path, composed(), [])
-    saved = composed("seed=3", "privacy.epsilon=4", "tracking=none")
-    (tmp_path / "config.json").write_text(json.dumps(saved))
+    saved = save(tmp_path, "seed=3", "privacy.epsilon=4", "tracking=none")
     assert resumed_config(tmp_path, composed(), ["resume=x"]) == saved
     assert resumed_config(tmp_path, composed("privacy.epsilon=4"), ["privacy.epsilon=4"]) == saved
-    with pytest.raises(ConfigError, match=r"privacy\.epsilon: 4 in the run, 5 now"):
+    with pytest.raises(ConfigError, match=r"privacy\.epsilon: 4\.0 in the run, 5\.0 now"):
         resumed_config(tmp_path, composed("privacy.epsilon=5"), ["privacy.epsilon=5"])
     with pytest.raises(ConfigError, match=r"privacy\._target_: .*local_dp.* in the run, .*none.* now"):
         resumed_config(tmp_path, composed("privacy=none"), ["privacy=none"])
 
 
 def test_resume_may_go_on_elsewhere(tmp_path: Path) -> None:
-    saved = composed("tracking=none")
-    (tmp_path / "config.json").write_text(json.dumps(saved))
+    saved = save(tmp_path, "tracking=none")
     moved = resumed_config(tmp_path, composed("runtime=ray"), ["runtime=ray"])
     assert moved["runtime"]["_target_"].endswith("Ray")
     assert moved["tracking"] == saved["tracking"]

@@ -2,7 +2,6 @@
 
 import math
 import shlex
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt
@@ -11,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from medx.aggregation.encoding import largest_scale
 from medx.aggregation.identity import find_identities
 from medx.aggregation.roster import Parameters, Roster, default_survivors, make_roster, simulated_roster
-from medx.schema import ConfigError, component
+from medx.schema import ConfigError, Place, component
 
 ROBUST_STRATEGIES = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
 
@@ -31,7 +30,7 @@ class SecureAggregation:
     minimum_survivors: Annotated[int, Ge(3)] | None
     scale: Annotated[float, Gt(0)] | None
     update_bound: Annotated[float, Gt(0)]
-    roster: Path | None
+    roster: Place | None
     max_attempts: Annotated[int, Ge(1)]
 
     def check_strategy(self, strategy: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import StringConstraints
 
 from medx.dataset.base import DataSplits, Split, Task, content_hash
-from medx.schema import DataError, component
+from medx.schema import DataError, Place, component
 
 Name = Literal[
     "pathmnist",
@@ -51,7 +51,7 @@ class MedMNIST:
     size: Literal[28, 64, 128, 224]
     md5: Md5 | None
     download: bool
-    root: str | None
+    root: Place | None
 
     def load(self) -> DataSplits:
         """Find or download, verify and read the file; raises DataError where it cannot be trusted."""
@@ -102,10 +102,10 @@ def medmnist_info() -> dict[str, Any]:
     return info
 
 
-def search_folders(root: str | None) -> list[Path]:
+def search_folders(root: Path | None) -> list[Path]:
     """Where to look, in order; the last one is where a download goes."""
     if root is not None:
-        return [Path(root).expanduser()]
+        return [root]
     named = os.environ.get(DATA_FOLDER)
     return [Path(folder).expanduser() for folder in (named, "~/.medmnist") if folder]
 

@@ -24,7 +24,8 @@ RECORDS = "rounds.jsonl"
 class ServerState:
     """Where a run stands after ``round``: the model, its running average, the strategy's buffers, the records.
 
-    ``steps`` counts the releases that every client has executed.
+    ``steps`` counts the releases that every client has executed. ``run`` is the run's id. ``charged`` are the clients
+    that have reserved the run in their ledgers, each with the fewest releases that its ledger must show.
     """
 
     round: int
@@ -34,6 +35,8 @@ class ServerState:
     steps: dict[int, int] = field(default_factory=dict)
     abstentions: int = 0
     records: list[RoundRecord] = field(default_factory=list)
+    run: str = ""
+    charged: dict[int, int] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, server: ServerState, config: dict[str, Any]) -> Path:
@@ -47,8 +50,10 @@ def save_checkpoint(folder: Path, server: ServerState, config: dict[str, Any]) -
         tensors = {f"{group}/{name}": t for group, ts in groups.items() for name, t in ts.items()}
         write_tensors(temporary / "tensors.safetensors", tensors, {})
         text = {
+            "run": server.run,
             "round": server.round,
             "steps": server.steps,
+            "charged": server.charged,
             "abstentions": server.abstentions,
             "config": config,
             "tensors": list(tensors),
@@ -100,6 +105,21 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("round_*"), reverse=True)
 
 
+def resumed_state(folder: Path, run: str) -> ServerState | None:
+    """Where the run stands by its newest readable checkpoint; None before the first one.
+
+    Raises CheckpointError where the checkpoint is another run's, or none can be read.
+    """
+    if not checkpoints(folder):
+        return None
+    state, _ = load_checkpoint(folder)
+    if state.run != run:
+        raise CheckpointError(
+            f"resume: the checkpoints in {folder} are of run {state.run}, and the folder of run {run}"
+        )
+    return state
+
+
 def load_checkpoint(folder: Path) -> tuple[ServerState, dict[str, Any]]:
     """The newest readable checkpoint and its configuration; falls back to the one before, and says so."""
     candidates = checkpoints(folder)
@@ -123,8 +143,15 @@ def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
         state=groups["state"],
         average=groups["average"],
         strategy=groups["strategy"],
-        steps={int(client): steps for client, steps in text["steps"].items()},
+        steps=by_client(text["steps"]),
         abstentions=text["abstentions"],
         records=[record for record in read_records(path.parent / RECORDS) if record.round <= text["round"]],
+        run=text["run"],
+        charged=by_client(text["charged"]),
     )
     return server, text["config"]
+
+
+def by_client(counts: dict[str, int]) -> dict[int, int]:
+    """Counts by client, whose numbers JSON has as text."""
+    return {int(client): count for client, count in counts.items()}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import medx
 from medx.aggregation.base import Aggregation
 from medx.dataset import Dataset, DataSplits, InputSpec
 from medx.federation.base import Federation
+from medx.federation.checkpoint import ServerState
 from medx.model.base import FixedFeatures, Model, Objective
 from medx.model.cache import cached_features
 from medx.partition.base import Partition
@@ -64,6 +66,8 @@ class Setup:
 class Job:
     """A set-up with its plan and a place to write: all that a client or the server needs to start.
 
+    ``run_id`` is the id in the run's folder. ``charged`` are, of a run that is gone on with, the clients that had
+    reserved it, each with the fewest releases that its ledger must show.
     ``sums`` is the SumPlan of ``federation.sums``, None where updates go in the clear.
     """
 
@@ -73,6 +77,7 @@ class Job:
     folder: Path
     resumed: bool
     sums: object | None = None
+    charged: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -174,8 +179,8 @@ def _computed_by(device: str) -> tuple[Key, ...]:
     return (medx.__version__, torch.__version__, kind)
 
 
-def make_job(setup: Setup, prepared: Prepared, run_id: str, folder: Path, resumed: bool = False) -> Job:
-    """The whole run's privacy plan, worked out before any of it happens."""
+def make_job(setup: Setup, prepared: Prepared, run_id: str, folder: Path, reached: ServerState | None = None) -> Job:
+    """The whole run's privacy plan, worked out before any of it happens; ``reached`` is where a resumed run stands."""
     sizes = prepared.num_records()
     exposure = Exposure(
         num_records=sizes,
@@ -187,4 +192,6 @@ def make_job(setup: Setup, prepared: Prepared, run_id: str, folder: Path, resume
         secure_aggregation=setup.aggregation.secure,
         fraction_clients=setup.federation.fraction_clients,
     )
-    return Job(setup, setup.privacy.plan(exposure), run_id, folder, resumed)
+    plan = setup.privacy.plan(exposure)
+    charged = reached.charged if reached is not None and plan.private else {}
+    return Job(setup, plan, run_id, folder, reached is not None, charged=charged)

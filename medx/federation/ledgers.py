@@ -1,10 +1,7 @@
 """The hospitals' ledgers of one run: where they lie, how a run reserves, and what was executed in the end."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -49,19 +46,8 @@ def keeps_ledger(job: Job) -> bool:
 
 
 def ledger_run(job: Job) -> str:
-    """The run as ledgers know it: the same name only where the same seed repeats every step bit by bit.
-
-    With noise of the system nothing is repeated, so there the output folder, which a resume shares, is in the name.
-    """
-    name = f"{job.run_id}-{job.setup.seed}-torch{_torch_version()}"
-    if job.plan.noise_source == "seed":
-        return name
-    return f"{name}-{hashlib.sha256(str(job.folder.absolute()).encode()).hexdigest()[:16]}"
-
-
-@cache
-def _torch_version() -> str:
-    return version("torch")  # parses the package's metadata, 4 ms a call
+    """The run as ledgers know it: by its id, which a resume finds in the folder, wherever that is by now."""
+    return job.run_id
 
 
 def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:
@@ -72,7 +58,9 @@ def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:
     assert job.plan.delta is not None
     path = ledger_path(job, client)
     path.parent.mkdir(parents=True, exist_ok=True)
-    ledger = PrivacyLedger(path, create=not job.resumed)
+    ledger = PrivacyLedger(path, create=client not in job.charged)
+    if client in job.charged:
+        check_entries(ledger, ledger_run(job), job.charged[client])
     reservation = Reservation(
         run_id=ledger_run(job),
         step=event,
@@ -96,6 +84,8 @@ def open_server_ledger(job: Job, prepared: Prepared) -> PrivacyLedger:
     assert job.plan.delta is not None
     ledger_path(job, 0).parent.mkdir(parents=True, exist_ok=True)
     ledger = server_ledger(job)
+    if job.charged:
+        check_entries(ledger, ledger_run(job), max(job.charged.values()))
     reservation = Reservation(
         run_id=ledger_run(job),
         step=job.plan.client_release.event,
@@ -106,6 +96,18 @@ def open_server_ledger(job: Job, prepared: Prepared) -> PrivacyLedger:
     )
     ledger.reserve(reservation, delta=job.plan.delta, budget=getattr(job.setup.privacy, "budget", None))
     return ledger
+
+
+def check_entries(ledger: PrivacyLedger, run: str, steps: int) -> None:
+    """Refuse to go on with a run, and close the ledger, where it does not show what the run had spent."""
+    shown = _begun(ledger, run) if ledger.knows(run) else None
+    if shown is None or shown < steps:
+        ledger.close()
+        found = "no entry" if shown is None else f"{shown} steps"
+        raise LedgerError(
+            f"ledger {ledger.path} has {found} of run {run}, which had begun at least {steps} steps by its checkpoint; "
+            "accepted: the ledger that the run was charged to"
+        )
 
 
 def recorded_steps(

@@ -43,7 +43,10 @@ class RoundAborted(MedxError):
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """The state after a round and what it took. ``steps`` are the releases that each client executed."""
+    """The state after a round and what it took. ``steps`` are the releases that each client executed, at the most.
+
+    ``answered`` are the clients that sent something, and so must have entered the round in their ledgers.
+    """
 
     state: State
     steps: dict[int, int]
@@ -52,6 +55,7 @@ class RoundOutcome:
     failed: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    answered: frozenset[int] = frozenset()
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -141,6 +145,7 @@ class PlainRounds:
         return RoundOutcome(
             state=state,
             steps=self.charged(nodes, answers),
+            answered=frozenset(answer.client for answer in answers),
             clients=len(usable),
             abstained=abstained,
             failed=len(failed),

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -58,15 +58,18 @@ class Server:
         trained = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
         state = {name: value.detach().cpu().clone() for name, value in trained}
         momentum = {MOMENTUM + name: torch.zeros_like(state[name]) for name in self.engine.momentum_names(self.module)}
-        return ServerState(0, state | momentum, {name: value.clone() for name, value in state.items()})
+        average = {name: value.clone() for name, value in state.items()}
+        return ServerState(0, state | momentum, average, run=self.job.run_id)
 
     def rounds(self, grid: Grid, server: ServerState) -> Iterator[ServerState]:
         """Rounds from where ``server`` stands to the last one; raises RoundAborted or LedgerError."""
         self.engine.restore(server)
         nodes = self.identify(grid)
         self.started = True
-        if server.round == 0 and self.on_round is not None:
-            # From here on every ledger exists, so that a resume can tell a lost one from one that never was.
+        known = set(server.charged)
+        server.charged = dict.fromkeys(nodes, 0) | server.charged
+        if self.on_round is not None and (server.round == 0 or known != set(server.charged)):
+            # From here on these ledgers exist, so that a resume can tell a lost one from one that never was.
             save_checkpoint(self.job.folder / "checkpoints", server, self.config)
         for number in range(server.round + 1, self.job.setup.federation.num_rounds + 1):
             server = self.one_round(grid, nodes, server, number)
@@ -127,11 +130,18 @@ class Server:
         abstentions = server.abstentions + outcome.abstained
         buffers = self.engine.buffers()
         result = ServerState(number, outcome.state, average, buffers, steps, abstentions, [*server.records, record])
+        result.run, result.charged = server.run, self.charged(server.charged, outcome.answered)
         if self.on_round is not None:
             append_record(self.job.folder / "checkpoints", record)
             save_checkpoint(self.job.folder / "checkpoints", result, self.config)
             self.on_round(record)
         return result
+
+    def charged(self, before: dict[int, int], answered: Iterable[int]) -> dict[int, int]:
+        """The fewest releases that ledgers must show: one round's for each round that a client answered in."""
+        plan = self.job.plan
+        releases = {client: plan.events_per_round(plan.clients[client]) for client in answered}
+        return {client: count + releases.get(client, 0) for client, count in before.items()}
 
     def choose(self, clients: list[int], number: int) -> list[int]:
         """The clients of a round, drawn with the seed; all of them where the fraction is one."""

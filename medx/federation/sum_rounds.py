@@ -92,6 +92,7 @@ class SumRounds:
         outcome = RoundOutcome(
             state=new,
             steps=self.steps(summed),
+            answered=frozenset(summed.answered),
             clients=len(summed.survivors),
             abstained=summed.abstained,
             failed=len(nodes) - len(summed.survivors),

@@ -19,6 +19,7 @@ from medx.federation.job import Job, Prepared, Setup, build_module
 from medx.federation.payload import MOMENTUM, State, parameters_of
 from medx.privacy.base import ClientRelease, SampledGaussian, SharedNoise
 from medx.privacy.distributed_dp import DistributedDP
+from medx.randomness import derive_key
 from medx.results import AggregationResult
 from medx.schema import ConfigError
 from medx.trainer.gradients.record_loss import float32_slack
@@ -168,7 +169,8 @@ def _check_gap(job: Job, scale: float, noise: int, contributors: int, dimension:
 def _with_roster(job: Job, plan: SumPlan, aggregation: SecureAggregation) -> SumPlan:
     event = _released(job)
     parameters = Parameters(
-        run_id=f"{job.run_id}-{job.setup.seed}",
+        # Known before the run, so that a roster can be pinned; a hash, since a roster is public and the seed is not.
+        run_id=derive_key(job.setup.seed, "roster", job.setup.draw_key).hex()[:32],
         dimension=plan.layout.size,
         scale=plan.layout.scale,
         bound=plan.layout.bound,

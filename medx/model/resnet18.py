@@ -15,7 +15,7 @@ from medx.dataset import InputSpec
 from medx.model.heads import LinearHead, initialise
 from medx.model.network import ConvolutionalStart, WholeNetwork
 from medx.model.weight_standardisation import standardise_convolutions
-from medx.schema import CheckpointError, ConfigError, component
+from medx.schema import CheckpointError, ConfigError, Place, component
 
 SMALL_IMAGE = 128  # below it, the ordinary stem's division by four would leave too few pixels
 
@@ -42,7 +42,7 @@ class ResNet18(ConvolutionalStart, WholeNetwork):
     """
 
     num_groups: Annotated[int, Ge(1)]
-    weights: Path | None
+    weights: Place | None
 
     def __post_init__(self) -> None:
         if 64 % self.num_groups:

@@ -1,7 +1,6 @@
 """What all Gaussian mechanisms are asked for: the budget, whom it is shared among, and where it is kept."""
 
 import math
-from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
@@ -9,7 +8,7 @@ from pydantic import model_validator
 
 from medx.privacy.accounting import calibrate_noise_multiplier
 from medx.privacy.base import Exposure, NoiseSource
-from medx.schema import component
+from medx.schema import Place, component
 
 Delta = Annotated[float, Gt(0), Lt(1)]
 
@@ -33,7 +32,7 @@ class GaussianMechanism:
     num_runs: Annotated[int, Ge(1)]
     spare_rounds: Annotated[int, Ge(0)] | None
     noise_source: NoiseSource
-    ledger: Path | None
+    ledger: Place | None
     budget: Annotated[float, Gt(0)] | None
     max_abstentions: Annotated[int, Ge(0)]
 

@@ -16,10 +16,11 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from medx.configuration import CONF
+from medx.folder import refuse_running
 from medx.report.study import Job, option_name
 from medx.results import ExperimentResult
 from medx.schema import CheckpointError, MedxError
-from medx.sweep import SWEEP_FILE
+from medx.sweep_folder import SWEEP_FILE
 
 RESULT = "result.json"
 LOG = "log.txt"
@@ -131,8 +132,8 @@ def run_one(overrides: Sequence[str], folder: Path) -> tuple[str | None, float]:
     """Run one job into ``folder``, its screen into ``log.txt``; gives a one-line error or None, and the seconds."""
     began = time.monotonic()
     folder = folder.absolute()
-    resume = prepare_folder(folder)
     try:
+        resume = prepare_folder(folder)
         try:
             compose_and_run(overrides, folder, resume)
         except CheckpointError:
@@ -170,6 +171,7 @@ def compose_and_run(overrides: Sequence[str], folder: Path, resume: bool) -> Non
 
 def prepare_folder(folder: Path) -> bool:
     """Whether to go on with what is there; anything else that an earlier attempt left is removed."""
+    refuse_running(folder)
     interrupted = (folder / "config.json").exists() and any((folder / "checkpoints").glob("round_*"))
     if interrupted and (folder / RESULT).exists():
         interrupted = ExperimentResult.load(folder / RESULT).status == "killed"

@@ -13,10 +13,12 @@ from medx.results import ExperimentResult, RoundRecord, Status, released_config
 class TrackedRun(Record):
     """A run as tracking sees it. ``privacy`` is the mechanism's name; ``sweep_dir`` is None outside a sweep.
 
-    ``public`` says that everybody has the data, ``warning`` what a reader must know of the noise.
-    ``config`` is the composed configuration as plain containers; ``environment`` has the revision as ``git``.
+    ``run`` is the id in its folder, by which a store knows it again. ``public`` says that everybody has the data,
+    ``warning`` what a reader must know of the noise. ``config`` is the composed configuration as plain containers;
+    ``environment`` has the revision as ``git``.
     """
 
+    run: str
     output_dir: Path
     sweep_dir: Path | None = None
     study: str
@@ -71,6 +73,10 @@ class Tracker(Protocol):
 
 class Tracking(Protocol):
     """A configured tracking option: one module and one yaml of the same name."""
+
+    def settled(self, folder: Path) -> "Tracking":
+        """The same, with its store named wherever it is asked for later; ``folder`` is the working directory."""
+        ...
 
     def tracker(self) -> Tracker:
         """A fresh tracker for one run."""

@@ -59,6 +59,7 @@ def start_tags(run: TrackedRun) -> dict[str, str]:
         "synthetic": _flag(run.synthetic),
         "public": _flag(run.public),
         "warning": run.warning or "none",
+        "run": run.run,
         "status": "running",
         "output_dir": str(run.output_dir),
         "mlflow.note.content": run.description,

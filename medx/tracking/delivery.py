@@ -1,6 +1,7 @@
 """From the spool to MLflow. Every step may be repeated: what has arrived is not sent or counted twice."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,23 +73,29 @@ class Delivery:
         return 1
 
     def _start(self, store: Store, entry: Entry) -> None:
-        run = TrackedRun.model_validate(entry.body["run"])
+        run = self._where_it_is(TrackedRun.model_validate(entry.body["run"]))
         parent = None if run.sweep_dir is None else ensure_parent(store, self.destination.key, run.sweep_dir, run)
-        job = entry.body["job"]
-        known: dict[str, str] = {}
+        if self.run_id is None and (found := store.find("job", run.run)):
+            self.run_id = found[0].info.run_id  # recorded before, though the answer or this folder's note was lost
         if self.run_id is None:
-            # The request may have arrived before although its answer was lost: look before creating.
-            found = store.find("job", job)
-            self.run_id = found[0].info.run_id if found else self._create(store, entry, run, parent, job)
-            known = found[0].data.params if found else known
+            self.run_id = self._create(store, entry, run, parent)
+            known: dict[str, str] = {}
         else:
             known = store.client.get_run(self._run).data.params
             store.client.update_run(self._run, status="RUNNING")
-            store.client.set_tag(self._run, "status", "running")
+            for name, value in {"status": "running", "output_dir": str(run.output_dir)}.items():
+                store.client.set_tag(self._run, name, value)
         self._log_params(store, run, known)
 
-    def _create(self, store: Store, entry: Entry, run: TrackedRun, parent: str | None, job: str) -> str:
-        tags = start_tags(run) | {"job": job} | ({PARENT: parent} if parent else {})
+    def _where_it_is(self, run: TrackedRun) -> TrackedRun:
+        """The run with its folders where they are now: they may have moved together since it was spooled."""
+        here, sweep = self.spool.output_dir.absolute(), run.sweep_dir
+        if sweep is not None:
+            sweep = Path(os.path.normpath(here / os.path.relpath(sweep, run.output_dir)))
+        return run.model_copy(update={"output_dir": here, "sweep_dir": sweep})
+
+    def _create(self, store: Store, entry: Entry, run: TrackedRun, parent: str | None) -> str:
+        tags = start_tags(run) | {"job": run.run} | ({PARENT: parent} if parent else {})
         created = store.client.create_run(store.experiment_id, start_time=entry.time, tags=tags, run_name=run.title)
         return str(created.info.run_id)
 

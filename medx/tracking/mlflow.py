@@ -4,6 +4,7 @@ import logging
 import os
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,10 @@ class MlflowTracking:
             uri = f"{SQLITE}{folder.absolute() / uri.removeprefix(SQLITE)}"
         return Destination(uri=uri, experiment=self.experiment, request_timeout=self.request_timeout)
 
+    def settled(self, folder: Path) -> "MlflowTracking":
+        """The same with an address that is right in every working directory."""
+        return replace(self, uri=self.destination(folder).uri)
+
     def tracker(self) -> "MlflowTracker":
         """A fresh tracker for one run."""
         return MlflowTracker(self.destination(Path.cwd()), self.final_wait, self.owner_view)
@@ -72,7 +77,8 @@ class MlflowTracker:
         self._final_wait = final_wait
         self._owner_view = owner_view
         self._whole = False
-        self._folder = Path.cwd()
+        # Where the next run that goes to the same store will look for what has not arrived.
+        self._folder = Path.cwd() if destination.database is None else destination.database.parent
         self._spool: Spool | None = None
         self._errand: Errand | None = None
 
@@ -83,11 +89,10 @@ class MlflowTracker:
         sweep_dir = None if run.sweep_dir is None else run.sweep_dir.absolute()
         run = run.model_copy(update={"output_dir": run.output_dir.absolute(), "sweep_dir": sweep_dir})
         self._spool = Spool(run.output_dir)
-        job = uuid.uuid4().hex
         destination = self._destination.model_dump()
-        self._spool.append("start", {"run": run.model_dump(mode="json"), "destination": destination, "job": job})
+        self._spool.append("start", {"run": run.model_dump(mode="json"), "destination": destination})
         self._errand = current().follow(
-            job, output_dir=str(run.output_dir), destination=destination, folder=str(self._folder)
+            uuid.uuid4().hex, output_dir=str(run.output_dir), destination=destination, folder=str(self._folder)
         )
 
     def log_round(self, record: RoundRecord) -> None:

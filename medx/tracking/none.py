@@ -34,6 +34,10 @@ class NoTracker:
 class NoTracking:
     """``tracking=none``."""
 
+    def settled(self, folder: Path) -> "NoTracking":
+        """It has no store."""
+        return self
+
     def tracker(self) -> NoTracker:
         """A tracker that records nothing."""
         return NoTracker()

@@ -109,7 +109,7 @@ def test_resume_of_a_finished_run_repeats_its_result(tmp_path: Path, reference: 
 
 def test_changed_configuration_is_refused_with_the_difference(copied: Path) -> None:
     ran = call(copied / "new", f"resume={copied}", "privacy.epsilon=3", base=())
-    assert "privacy.epsilon: 10.0 in the run, 3 now" in ran.refusal
+    assert "privacy.epsilon: 10.0 in the run, 3.0 now" in ran.refusal
     ran = call(copied / "new", f"resume={copied}", "model=scatternet", base=())
     assert "model._target_: 'medx.model.cnn.Cnn' in the run" in ran.refusal
     assert not (copied / "result.json").exists()

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import DictConfig
 
+import medx.federation.client
 from medx.results import ExperimentResult
-from tests.program import call
+from tests.program import TINY, call, call_plainly
 
 
 def test_one_bad_job_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -26,14 +28,18 @@ def test_one_bad_job_does_not_stop_the_others(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "sweep.json").read_text())["id"]
 
 
-def test_a_sweep_without_a_fault_ends_with_zero_also_in_a_folder_that_had_one(tmp_path: Path) -> None:
-    assert call(tmp_path, "seed=-1,1", "-m").code == 1
-    again = call(tmp_path, "seed=0,1", "-m", "privacy.epsilon=3")  # -m may stand anywhere
-    assert again.code == 0
+def test_a_folder_belongs_to_one_sweep(tmp_path: Path) -> None:
+    ran = call(tmp_path, "seed=0,1", "-m", "privacy.epsilon=3")  # -m may stand anywhere
+    assert ran.code == 0
     results = [ExperimentResult.load(tmp_path / job / "result.json") for job in ("0", "1")]
     assert [(result.seed, result.privacy.target_epsilon) for result in results] == [(0, 3), (1, 3)]
-    assert "FAILED" not in again.out
-    assert again.out.count("job  dataset") == 1
+    assert ran.out.count("job  dataset") == 1
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    again = call(tmp_path, "seed=2", "-m")
+    assert again.code == 2
+    (line,) = again.err.splitlines()
+    assert line.startswith(f"medx: hydra.sweep.dir={tmp_path}: another sweep has used this folder; accepted: another")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_unknown_option_of_a_later_job_is_refused_before_the_first(tmp_path: Path) -> None:
@@ -68,3 +74,55 @@ def test_seeds_of_a_sweep_do_not_leak_into_each_other(tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     alone = call(tmp_path / "alone")
     assert ExperimentResult.load(tmp_path / "sweep" / "1" / "result.json").test == alone.result.test
+
+
+def stop_in(monkeypatch: pytest.MonkeyPatch, seed: int, fault: type[BaseException]) -> None:
+    """Raise where hospital 1 begins round 2 of the run with this seed."""
+    train = medx.federation.client.train_locally
+
+    def faulty(job: Any, client: int, arrays: Any, number: int, mu: float) -> Any:
+        if (job.setup.seed, client, number) == (seed, 1, 2):
+            raise fault
+        return train(job, client, arrays, number, mu)
+
+    monkeypatch.setattr(medx.federation.client, "train_locally", faulty)
+
+
+def test_a_sweep_that_was_stopped_goes_on_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    sweep = tmp_path / "sweep"
+    tracked = tuple(part for part in TINY if not part.startswith("tracking"))
+    with monkeypatch.context() as patch:
+        stop_in(patch, 1, KeyboardInterrupt)
+        given = ("privacy.ledger=ledger", "tracking.final_wait=60")
+        assert call(sweep, "seed=0,1,2", *given, "-m", base=tracked).code == 130
+    assert [(sweep / job / "result.json").exists() for job in "012"] == [True, True, False]
+    first = (sweep / "0" / "result.json").read_bytes()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    refused = call_plainly(sweep, "resume=../sweep", "privacy.epsilon=3", "-m")
+    assert refused.code == 2
+    assert "privacy.epsilon=3: a sweep goes on with its own settings" in refused.err
+    ran = call_plainly(sweep, "resume=../sweep", "jobs=1", "-m")
+    assert ran.code == 0, ran.err
+    assert (sweep / "0" / "result.json").read_bytes() == first, "what was finished is kept"
+    results = [ExperimentResult.load(sweep / job / "result.json") for job in "012"]
+    assert [(result.seed, result.status, len(result.rounds)) for result in results] == [
+        (seed, "finished", 2) for seed in range(3)
+    ]
+    table = ran.out[ran.out.rindex("job  dataset") :]
+    assert [line.split()[0] for line in table.splitlines()[1:4]] == ["0", "1", "2"]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert len(list((tmp_path / "ledger").glob("*.sqlite"))) == 3
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("medx").experiment_id])
+    assert sorted(run.data.tags.get("seed", "parent") for run in runs) == ["0", "1", "2", "parent"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_resume_of_many_names_one_sweep(tmp_path: Path) -> None:
+    assert "no sweep.json there" in call_plainly(tmp_path, f"resume={tmp_path}", "-m").err
+    assert call(tmp_path / "sweep", "seed=0", "-m").code == 0
+    assert "this is the folder of a sweep; add -m" in call_plainly(tmp_path, f"resume={tmp_path / 'sweep'}").err

@@ -209,9 +209,7 @@ def test_beyond_the_reservation_the_run_stops_as_exhausted(tmp_path):
             with grid_of(job, mute=lambda stage, _, at: stage == "masked" and at == (1, 0)) as grid:
                 serve(grid)
 
-    outcome = run_rounds(
-        SimpleNamespace(runtime=Failing()), job, server_of(job).prepared, {}, lambda _: None, resume=False
-    )
+    outcome = run_rounds(SimpleNamespace(runtime=Failing()), job, server_of(job).prepared, {}, lambda _: None)
     assert outcome.status == "budget_exhausted"
     assert "2 of the 2 reserved are spent" in outcome.error
     assert outcome.server.round == 1

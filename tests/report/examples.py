@@ -86,6 +86,7 @@ def make_result(
         for number in range(1, changes.get("rounds", 2) + 1)
     ]
     return ExperimentResult(
+        run=f"{sum(map(ord, key)) + seed:032x}",
         status="finished",
         seed=seed,
         config_hash=f"{sum(map(ord, key)):016x}",

@@ -1,5 +1,6 @@
 """Runs that never ran, for tests and for looking at the comparison."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ METRICS = ("auc", "accuracy", "balanced_accuracy", "balanced_accuracy_at_thresho
 
 def make_run(folder: Path, epsilon: float | None = 5.0, seed: int = 0, sweep: Path | None = None) -> TrackedRun:
     return TrackedRun(
+        run=sha256(str(folder).encode()).hexdigest()[:32],
         output_dir=folder,
         sweep_dir=sweep,
         study="example",
@@ -48,6 +50,7 @@ def make_result(epsilon: float | None = 5.0, auc: float = 0.95, **changes: Any) 
     scores = np.clip(0.5 * labels + 0.5 * generator.random(200), 0, 1)
     intervals = {name: Interval(value=auc, low=auc - 0.02, high=auc + 0.01) for name in METRICS}
     values: dict[str, Any] = {
+        "run": "0" * 32,
         "status": "finished",
         "seed": 0,
         "config_hash": "abc",

@@ -1,0 +1,151 @@
+"""A run's output folder: it belongs to one run, whose id is made once and moves with the folder."""
+
+import fcntl
+import json
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from medx.schema import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from medx.results import ExperimentResult
+
+CONFIG_FILE = "config.json"
+RESULT_FILE = "result.json"
+LOCK_FILE = ".lock"
+LEFT_BY_A_RUN = (CONFIG_FILE, RESULT_FILE, "checkpoints", "ledger", "tracking", "baselines", "model.safetensors")
+
+
+class RunFolder:
+    """The folder of the run ``run`` (32 hexadecimal digits), held against other processes while it is entered.
+
+    Nothing is written before ``occupy``, so that a run that is refused leaves an empty folder. The id, the
+    configuration and its hash appear there in one step, as ``config.json``, whatever process dies meanwhile.
+    """
+
+    def __init__(self, path: Path, run: str, config_hash: str, *, resumed: bool) -> None:
+        self.path = path
+        self.run = run
+        self.config_hash = config_hash
+        self.resumed = resumed
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def new(cls, path: Path, config_hash: str) -> "RunFolder":
+        """The folder of a run that is to begin; raises ConfigError where another run has used it."""
+        refuse_used(path)
+        return cls(path.absolute(), uuid.uuid4().hex, config_hash, resumed=False)
+
+    @classmethod
+    def of(cls, path: Path, config_hash: str) -> "RunFolder":
+        """The folder of a run to go on with.
+
+        Raises CheckpointError where its files are of several runs, and ConfigError where the run still runs.
+        """
+        run, known, _ = read_config(path)
+        if known != config_hash:
+            raise CheckpointError(
+                f"resume={path}: {CONFIG_FILE} is not what run {run} began with: configuration {config_hash}, "
+                f"then {known}; accepted: the file as the run wrote it, with the version that wrote it"
+            )
+        load_result(path)
+        place = cls(path, run, config_hash, resumed=True)
+        place._hold()
+        return place
+
+    def occupy(self, config: dict[str, Any]) -> None:
+        """Write the id and the configuration, for a new run exclusively; raises ConfigError where one was faster."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.path / f".{CONFIG_FILE}.{uuid.uuid4().hex}"
+        content = {"run": self.run, "config_hash": self.config_hash, **config}
+        with temporary.open("w") as file:
+            file.write(json.dumps(content, indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+        if self.resumed:
+            temporary.replace(self.path / CONFIG_FILE)
+            return
+        try:
+            os.link(temporary, self.path / CONFIG_FILE)
+        except FileExistsError:
+            raise used(self.path) from None
+        finally:
+            temporary.unlink()
+        self._hold()
+
+    def release(self) -> None:
+        """Let go of the folder; safe to call again."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _hold(self) -> None:
+        self._lock = locked(self.path)
+
+
+def locked(path: Path) -> IO[str]:
+    """The folder's lock, which ends with the process at the latest; raises ConfigError where a run holds it."""
+    lock = (path / LOCK_FILE).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(f"{path}: its run is running there; accepted: to wait for its end, or to stop it") from None
+    return lock
+
+
+def refuse_running(path: Path) -> None:
+    """Raise ConfigError where the folder's run is running."""
+    if (path / LOCK_FILE).exists():
+        locked(path).close()
+
+
+def refuse_used(path: Path) -> None:
+    """Raise ConfigError where a run has written into the folder, whether or not it was this version's."""
+    if any((path / name).exists() for name in LEFT_BY_A_RUN):
+        raise used(path)
+
+
+def used(path: Path) -> ConfigError:
+    """What to say of a folder that another run has used."""
+    run = None
+    with suppress(OSError, ValueError):
+        run = json.loads((path / CONFIG_FILE).read_text()).get("run")
+    return ConfigError(
+        f"hydra.run.dir={path}: {f'run {run}' if run else 'another run'} has used this folder; accepted: another "
+        f"folder, or resume={path} to go on with that run"
+    )
+
+
+def read_config(path: Path) -> tuple[str, str, dict[str, Any]]:
+    """The run's id, its configuration's hash as it began, and the configuration; raises CheckpointError."""
+    file = path / CONFIG_FILE
+    if not file.exists():
+        raise CheckpointError(f"resume={path}: no {CONFIG_FILE} there; give the output folder of a run")
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+        return content.pop("run"), content.pop("config_hash"), content
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"resume={path}: {CONFIG_FILE} does not say which run this is ({type(error).__name__}: {error}); "
+            "accepted: the folder of a run of this version"
+        ) from error
+
+
+def load_result(path: Path) -> "ExperimentResult | None":
+    """The result in a run's folder, if there is one; raises CheckpointError where it is another run's."""
+    if not (path / RESULT_FILE).exists():
+        return None
+    from medx.results import ExperimentResult
+
+    try:
+        result = ExperimentResult.load(path / RESULT_FILE)
+    except ValueError as error:
+        raise CheckpointError(f"{path / RESULT_FILE}: not a result of this version; remove it") from error
+    run, _, _ = read_config(path)
+    if result.run != run:
+        raise CheckpointError(f"{path / RESULT_FILE} is of run {result.run}, and the folder of run {run}")
+    return result
