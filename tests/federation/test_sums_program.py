@@ -40,7 +40,7 @@ def test_plain_and_secure_runs_end_in_the_same_metrics(secure, tmp_path):
     assert plain.privacy.aggregation.model_dump(exclude_none=True) == {"secure": False}
     assert "the server (trusted)" in plain.privacy.epsilon_by_observer
     local = ("privacy=local_dp", "privacy.delta=1e-3", "federation.num_rounds=3")
-    pair = [call(tmp_path / name, *local, f"aggregation={name}").result for name in ("secure", "plain")]
+    pair = [call(tmp_path / f"local {name}", *local, f"aggregation={name}").result for name in ("secure", "plain")]
     assert metrics(pair[0]) == pytest.approx(metrics(pair[1]), abs=1e-3)
     assert "holds towards everybody" in pair[0].privacy.statement
 
