@@ -155,7 +155,7 @@ def test_baselines_and_majority(tmp_path: Path) -> None:
 
 
 def test_a_model_that_always_answers_the_same_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = call(tmp_path / "stuck", "privacy=none", "trainer.learning_rate=1e-9")
+    ran = call(tmp_path / "stuck", "privacy=none", "trainer.learning_rate=1e-30")
     assert ran.code == 0, ran.err
     assert ran.result.degenerate
     assert "DEGENERATE" in ran.out
