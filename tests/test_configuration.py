@@ -143,6 +143,6 @@ def test_studies_ask_for_noise_of_the_seed_and_nothing_else_does(tmp_path: Path)
         assert composed(f"experiment={name}")["privacy"]["noise_source"] == "seed", name
     assert "noise_source" not in composed("experiment=demo", "privacy=none")["privacy"]
     assert composed("experiment=demo", "privacy.noise_source=system")["privacy"]["noise_source"] == "system"
-    (tmp_path / "config.json").write_text(json.dumps(composed()))
+    (tmp_path / "config.json").write_text(json.dumps({"run": "0" * 32, "config_hash": "0" * 16, **composed()}))
     with pytest.raises(ConfigError, match=r"privacy.noise_source: 'system' in the run, 'seed' now"):
         resumed_config(tmp_path, composed("noise=seed"), ["noise=seed"])

@@ -18,7 +18,7 @@ from medx.crew import Crew, jobs_at_once
 from medx.federation.payload import State
 from medx.results import ExperimentResult
 from medx.schema import ConfigError
-from tests.program import TINY, Ran, call
+from tests.program import TINY, Ran, call, call_plainly
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,17 +94,18 @@ def test_a_job_whose_process_is_killed_fails_alone(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "1" / "result.json").exists()
 
 
-def test_a_job_that_ends_without_a_word_fails_also_where_an_older_result_lies(
+def test_a_job_that_ends_without_a_word_fails_and_the_sweep_can_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert call(tmp_path, "seed=0,1", "-m").code == 0
     with monkeypatch.context() as patch:
         patch.setattr("medx.crew.die_with", lambda parent: os._exit(3))
         ran = call(tmp_path, "seed=0,1", "jobs=2", "-m")
     assert ran.code == 1
     assert ran.out.count("its process ended by code 3") == 4  # each when it ends, and in the table
     assert "finished" not in ran.out
-    assert call(tmp_path, "seed=0,1", "jobs=2", "-m").code == 0
+    again = call_plainly(tmp_path, f"resume={tmp_path}", "jobs=2", "-m")
+    assert again.code == 0, again.err
+    assert [result_of(tmp_path, job).status for job in ("0", "1")] == ["finished", "finished"]
 
 
 def test_jobs_with_one_ledger_run_one_after_another(tmp_path: Path) -> None:

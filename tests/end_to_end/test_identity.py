@@ -30,7 +30,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of five rounds with noise of the system that kill -9 ended in round 3, with a second attempt at none."""
     folder = tmp_path_factory.mktemp("stopped") / "scratch"
-    overrides = ("federation.num_rounds=5", "privacy.noise_source=system")
+    overrides = ("federation.num_rounds=5", "privacy.noise_source=system", "privacy.spare_rounds=0")
     assert run_until(folder, 3, signal.SIGKILL, *overrides).returncode == -signal.SIGKILL
     return folder
 

@@ -37,13 +37,13 @@ def test_plain_and_secure_runs_end_in_the_same_metrics_under_the_same_noise(secu
     trusted = ("aggregation=plain", "privacy.trusted_aggregator=true")
     plain = call(tmp_path / "plain", *SUMMED, *trusted, base=BASE).result
     assert metrics(plain) != metrics(secure)  # how updates are summed is one of the things that key the noise
-    monkeypatch.setattr("medx.experiment.draw_key", lambda config: "one for both")
+    monkeypatch.setattr("medx.job.draw_key", lambda config: "one for both")
     pair = [call(tmp_path / f"same{i}", *SUMMED, *how, base=BASE).result for i, how in enumerate(((), trusted))]
     assert metrics(pair[0]) == metrics(pair[1])
     assert plain.privacy.aggregation.model_dump(exclude_none=True) == {"secure": False}
     assert "the server (trusted)" in plain.privacy.epsilon_by_observer
     local = ("privacy=local_dp", "privacy.delta=1e-3", "federation.num_rounds=1")  # later rounds have other noise
-    pair = [call(tmp_path / name, *local, f"aggregation={name}").result for name in ("secure", "plain")]
+    pair = [call(tmp_path / f"local {name}", *local, f"aggregation={name}").result for name in ("secure", "plain")]
     assert metrics(pair[0]) == pytest.approx(metrics(pair[1]), abs=1e-3)
     assert "holds towards everybody" in pair[0].privacy.statement
 
