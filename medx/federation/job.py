@@ -174,9 +174,9 @@ def secret_key(job: Job, purpose: str, *keys: Key) -> bytes:
 
 @cache
 def _computed_by(device: str) -> tuple[Key, ...]:
-    """Versions and kind of device, which move the last bits of a gradient."""
-    kind = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-    return (medx.__version__, torch.__version__, kind)
+    """Versions, and the kind of device or the instructions of the CPU, which move the last bits of a gradient."""
+    kind = torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
+    return (medx.__version__, torch.__version__, device, kind)
 
 
 def make_job(setup: Setup, prepared: Prepared, run_id: str, folder: Path, reached: ServerState | None = None) -> Job:

@@ -29,15 +29,18 @@ def figures(ran: Ran) -> dict[str, Any]:
 
 
 @contextmanager
-def noise_of_any_model() -> Iterator[None]:
-    """Draws that do not depend on the model received, whose last bits are another machine's own."""
-    with patch("medx.federation.local_client.hash_of", lambda arrays: b"any model"):
+def noise_of_any_machine() -> Iterator[None]:
+    """Draws that depend neither on versions and instructions nor on a model's last bits, which they move."""
+    with (
+        patch("medx.federation.local_client.hash_of", lambda arrays: b"any model"),
+        patch("medx.federation.job._computed_by", lambda device: ("any machine",)),
+    ):
         yield
 
 
 def write() -> None:
     """Run every case and keep its figures."""
-    with tempfile.TemporaryDirectory() as folder, noise_of_any_model():
+    with tempfile.TemporaryDirectory() as folder, noise_of_any_machine():
         found = {name: figures(call(Path(folder) / name, base=case)) for name, case in CASES.items()}
     PATH.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -39,11 +39,15 @@ def children_of(pid: int) -> dict[int, str]:
 
 
 def wait_for_rounds(folder: Path, jobs: list[str], seconds: float = 60) -> None:
-    """Until each of these jobs has finished a round."""
+    """Until each of these jobs has finished a round: then the second has been kept, and the first surely reached."""
     end = time.monotonic() + seconds
-    while not all((folder / job / "checkpoints" / "rounds.jsonl").exists() for job in jobs):
+    while not all(max([0, *map(_round, (folder / job / "checkpoints").glob("round_*"))]) > 1 for job in jobs):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def _round(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("round_"))
 
 
 def result_of(folder: Path, job: str) -> ExperimentResult:

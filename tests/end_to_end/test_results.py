@@ -82,7 +82,7 @@ def test_same_seed_same_result_and_another_seed_another(reference: Ran, tmp_path
 def test_golden(case: str, tmp_path: Path) -> None:
     """A refactor leaves these alone; a numeric change writes them anew and says why in the changelog."""
     expected = json.loads(golden.PATH.read_text())[case]
-    with golden.noise_of_any_model():
+    with golden.noise_of_any_machine():
         found = golden.figures(call(tmp_path, base=golden.CASES[case]))
     assert set(found["test"]) == set(expected["test"])
     for name, value in expected["test"].items():

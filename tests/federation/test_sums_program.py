@@ -58,7 +58,7 @@ def test_the_result_says_what_the_protocol_stands_against(secure):
     colluders = "with up to 1 colluding hospital, and from one that lies with up to 1"
     for said in (aggregation.roster_hash, "One trust domain", colluders, "beyond that, colluders can have", "X25519"):
         assert said in text
-    assert len(secure.privacy.epsilon_by_observer) == 3
+    assert len(secure.privacy.epsilon_by_observer) == 4
     assert secure.privacy.epsilon == pytest.approx(secure.rounds[-1].epsilon)
 
 

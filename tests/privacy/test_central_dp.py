@@ -295,7 +295,8 @@ def test_secure_runs_take_all_clients_and_share_the_noise(tmp_path):
     assert not same(states[0].state, states[1].state)
     result = privacy_result(job.plan, states[-1].steps, synthetic=True)
     observers = list(result.epsilon_by_observer.values())
-    assert observers[0] < observers[1] == result.epsilon < observers[2]
+    outside, server, one, others = observers
+    assert outside < server == result.epsilon == one < others
     assert "nobody's part of it" in result.statement
     with pytest.raises(ConfigError, match="fraction_clients"):
         central(tmp_path / "x", secure=True, federation={"fraction_clients": 0.9})

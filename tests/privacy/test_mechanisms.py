@@ -66,7 +66,7 @@ def test_bad_settings_are_refused_at_construction(changes):
 
 
 def test_each_client_is_calibrated_for_itself():
-    plan = configured("local_dp", epsilon=2.0).plan(exposure())
+    plan = configured("local_dp", epsilon=2.0, spare_rounds=0).plan(exposure())
     assert plan.private
     assert [c.expected_batch_size for c in plan.clients] == [200, 225, 225]
     assert plan.clients[0].step.noise_multiplier > plan.clients[1].step.noise_multiplier
@@ -148,7 +148,7 @@ def test_statement_says_what_holds_and_what_does_not():
 
 
 def test_summary_has_one_row_for_clients_that_do_the_same():
-    rows = summarise(configured("local_dp", epsilon=2.0).plan(exposure()))
+    rows = summarise(configured("local_dp", epsilon=2.0, spare_rounds=0).plan(exposure()))
     assert [row["clients"] for row in rows] == ["0", "1, 2"]
     assert all(1.95 < row["epsilon"] <= 2.0 for row in rows)
     assert "epsilon" not in summarise(configured("none").plan(exposure()))[0]

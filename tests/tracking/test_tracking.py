@@ -150,7 +150,7 @@ def test_the_owners_view_is_recorded_of_public_data_or_where_it_is_asked_for(
     assert run.data.tags["view"] == ("owner" if whole else "released")
     assert run.data.tags["error"] == ("row 17 is 9" if whole else WITHHELD)
     aborted = MlflowTracker(destination, 60, asked)
-    aborted.start(given.model_copy(update={"output_dir": tmp_path / "aborted"}))
+    aborted.start(given.model_copy(update={"run": "b" * 32, "output_dir": tmp_path / "aborted"}))
     info = aborted.abort("failed", "row 17 is 9")
     assert (client.get_run(info["run_id"]).data.tags["error"] == "row 17 is 9") == whole
     assert client.get_run(info["run_id"]).data.tags["warning"] == STUDY_ONLY
