@@ -85,6 +85,8 @@ def discrete_gaussian(stream: NoiseStream, stddev: int, count: int) -> np.ndarra
     if not 1 <= stddev <= MAX_STDDEV:
         raise ConfigError(f"noise of {stddev} grid units; accepted: an integer from 1 to 2^28 (change the scale)")
     noise = np.empty(count, np.int64)
+    if count == 0:
+        return noise
     _fill(stream, stddev, noise)
     return noise
 

@@ -15,6 +15,7 @@ from opacus.optimizers import DPOptimizer
 
 from medx.aggregation.integer_noise import MAX_STDDEV, NoiseStream, client_noise_stddev, discrete_gaussian
 from medx.privacy.base import SampledGaussian
+from medx.schema import PrivacyError
 from medx.trainer.gradients.record_loss import float32_slack
 
 Pair = tuple[torch.nn.Parameter, torch.Tensor]
@@ -41,6 +42,12 @@ def release_grid(step: SampledGaussian, dimension: int, num_records: int) -> Rel
     clip_norm = step.clip_norm * (1 + float32_slack(num_records))
     if step.noise_multiplier == 0:
         return ReleaseGrid(1.0, 0)
+    rounding = step.noise_multiplier * math.sqrt(dimension)
+    if rounding >= MAX_STDDEV:
+        raise PrivacyError(
+            f"noise_multiplier={step.noise_multiplier:g} on {dimension} parameters: the rounding alone takes noise of "
+            f"{rounding:.4g} grid units; accepted is less than 2^28"
+        )
     scale = 2.0 ** math.floor(math.log2(MAX_STDDEV / (step.noise_multiplier * clip_norm)))
     while max(num_records, 1) * clip_norm * scale > EXACT or _stddev(step, clip_norm, scale, dimension) > MAX_STDDEV:
         scale /= 2

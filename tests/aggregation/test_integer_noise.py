@@ -228,3 +228,7 @@ def test_accounting_gap_is_negligible_at_our_scales_and_bounds_delta() -> None:
         discrete = np.maximum(mixture - math.exp(epsilon + gap) * without, 0).sum()
         density = np.maximum(q * moved + (1 - q) * base - math.exp(epsilon) * base, 0)
         assert discrete <= math.exp(gap) * np.trapezoid(density, grid) + 1e-12
+
+
+def test_no_draws_are_an_empty_array():
+    assert discrete_gaussian(NoiseStream(bytes(32)), 3, 0).shape == (0,)

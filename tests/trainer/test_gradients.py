@@ -296,3 +296,47 @@ def test_a_sum_over_records_keeps_its_bound(records: int) -> None:
     for factor, row in zip(factors, rows, strict=True):
         one_by_one += factor * row
     assert records < 4805 or (one_by_one - exact).norm() > 10 * (sum_of_rows(factors, rows) - exact).norm()
+
+
+class Contrast(nn.Module):
+    """Two outputs of a layer over positions, subtracted: what the positions share cancels in the weight's gradient."""
+
+    def __init__(self, layer: nn.Module, sign: torch.Tensor) -> None:
+        super().__init__()
+        self.layer, self.sign = layer, sign
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs = self.layer(inputs)
+        if outputs.dim() == 4:
+            outputs = outputs.flatten(2).mT
+        return ((outputs[..., 0] - outputs[..., 1]) * self.sign).sum(1)
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Linear(1024, 256, bias=False), nn.Conv2d(1024, 256, 1, bias=False), nn.Conv2d(256, 64, 3, padding=1, bias=False)
+])  # fmt: skip
+def test_a_gradient_that_cancels_below_the_last_bit_is_clipped_all_the_same(layer: nn.Module) -> None:
+    positions = (2,) if isinstance(layer, nn.Linear) else (2, 1)
+    features = layer.weight.shape[1]
+    inputs = (torch.rand(1, 1, features, generator=torch.Generator().manual_seed(1)) + 1) * 2.0**34
+    inputs = inputs.repeat(1, 2, 1)
+    inputs[0, 1, 7] += 2.0**11  # one unit in the last place, which is 2^11 clip norms
+    if len(positions) == 2:
+        inputs = inputs.mT.reshape(1, features, *positions)
+    module = Contrast(layer, torch.tensor([1.0, -1.0]))
+    (total,) = BookKeeping(RecordLoss(module, lambda outputs, labels: outputs)).clipped_sum(inputs, torch.zeros(1), 1.0)
+    assert 0 < total.double().norm() <= 1 + float32_slack(1)
+
+
+def test_a_tiny_gradient_beside_huge_activations_is_clipped_all_the_same() -> None:
+    loss = RecordLoss(nn.Linear(64, 8, bias=False), lambda outputs, labels: (outputs * 2e-23).sum(1))
+    (total,) = BookKeeping(loss).clipped_sum(torch.full((1, 64), 1e18), torch.zeros(1), 1e-5)
+    assert total.double().norm() == pytest.approx(1e-5, rel=1e-6)
+
+
+def test_a_norm_is_too_small_by_less_than_its_part_of_the_allowance() -> None:
+    rows = torch.rand(2, 100_003, generator=torch.Generator().manual_seed(3)) + 0.5
+    for same in (rows, rows.repeat_interleave(2, dim=1)[:, ::2], rows.mT.contiguous().mT):
+        norms = squared_norms(same).sqrt()
+        assert bool((rows.double().norm(dim=1) <= norms * (1 + float32_slack(0))).all())
+    assert 513 * 2.0**-24 < float32_slack(0) < 1e-4  # half of 1024 squares, one after another

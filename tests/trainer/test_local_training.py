@@ -122,6 +122,11 @@ def test_the_grid_is_fine_and_its_noise_covers_the_sensitivity(multiplier, clip,
     assert accounting_gap(grid.stddev, 1, dimension, 10_000) < 1e-4
 
 
+def test_noise_that_no_grid_can_hold_is_refused():
+    with pytest.raises(PrivacyError, match="accepted is less than 2\\^28"):
+        release_grid(SampledGaussian(1.0, 2.0**20, 0.1), 2**17, 10)
+
+
 def test_released_noise_is_the_accounted_one_to_the_last_tail():
     """Variance, distribution, independence, and no end at 5.77 standard deviations; two thirds and 3/2 are refused."""
     step = SampledGaussian(1.0, noise_multiplier=3.0, clip_norm=0.2)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from medx.trainer.gradients.contributions import Call, Contribution, Rows, gram_is_cheaper, materialised
-from medx.trainer.gradients.record_loss import squared_norms, sum_of_rows
+from medx.trainer.gradients.record_loss import gram_rounding, squared_norms, sum_of_rows
 
 Tensor = torch.Tensor
 convolution_backward = torch.ops.aten.convolution_backward.default
@@ -93,14 +93,17 @@ def _patch_gram(module: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> Tensor:
     """Squared norms ``[batch]`` without the gradients: ``sum_ts <g_t, g_s> <patch_t, patch_s>``.
 
     In float64: the gradients that come out of a normalisation layer nearly cancel over positions, and squares lose
-    twice the digits.
+    twice the digits; ``gram_rounding`` is added for those that float64 loses.
     """
     rows = gradient.flatten(2).double()
     gram = rows.mT @ rows
-    squared = gram.new_empty(len(gram))
+    squared, sizes = gram.new_empty(len(gram)), gram.new_empty(gram.shape[:2])
     for block, patches in _patch_blocks(module, inputs.double(), gradient):
-        torch.sum((patches @ patches.mT).mul_(gram[block]), (1, 2), out=squared[block])
-    return squared.clamp_(min=0)
+        products = patches @ patches.mT
+        sizes[block] = products.diagonal(dim1=1, dim2=2)
+        torch.sum(products.mul_(gram[block]), (1, 2), out=squared[block])
+    outputs, features = len(module.weight), module.weight[0].numel()
+    return squared.clamp_(min=0) + gram_rounding(sizes, gram.diagonal(dim1=1, dim2=2), outputs, features)
 
 
 def _pixel_gram(module: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> Tensor:
@@ -125,7 +128,10 @@ def _pixel_gram(module: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> Tensor:
         (shifted.stride(0), *(tall * wide * stride for stride in strides), *strides),
     )
     gradients = gradient.flatten(2).double()
-    return (patches.flatten(3).flatten(1, 2) * (gradients.mT @ gradients)).sum((1, 2)).clamp_(min=0)
+    left, right = patches.flatten(3).flatten(1, 2), gradients.mT @ gradients
+    diagonals = (matrix.diagonal(dim1=1, dim2=2) for matrix in (left, right))
+    rounding = gram_rounding(*diagonals, len(module.weight), module.weight[0].numel())
+    return (left * right).sum((1, 2)).clamp_(min=0) + rounding
 
 
 def _shifted_sum(rows: Tensor, count: int, step: int) -> Tensor:

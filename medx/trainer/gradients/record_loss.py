@@ -12,6 +12,7 @@ from medx.schema import MedxError, PrivacyError
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 BLOCK = 16  # records whose float32 sum goes into one of float64
 ROUNDINGS = 36
+NORM_ROUNDINGS = 520
 
 
 class UnsupportedModuleError(PrivacyError):
@@ -69,13 +70,14 @@ def sum_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 
 def squared_norms(rows: torch.Tensor, block: int = 1024) -> torch.Tensor:
-    """Squared l2 norms ``[batch]`` in float64 of ``[batch, n]``: float32 within blocks, float64 over them.
+    """Squared l2 norms ``[batch]`` in float64 of ``[batch, n]``: float32 in blocks of longer rows, else float64.
 
     One float32 accumulation over the 2.4 million elements of a 512-channel convolution is off by up to 9e-5.
     """
     if rows.shape[1] <= block:
-        short: torch.Tensor = torch.linalg.vector_norm(rows, dim=1)
-        return short.double().square()
+        # Squares of float32 neither underflow nor overflow in float64, whatever they are multiplied by.
+        short: torch.Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        return short.square()
     whole = rows.shape[1] // block * block
     blocks = rows[:, :whole].reshape(len(rows), -1, block)
     squared: torch.Tensor = torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1)
@@ -83,6 +85,17 @@ def squared_norms(rows: torch.Tensor, block: int = 1024) -> torch.Tensor:
         return squared
     rest: torch.Tensor = torch.linalg.vector_norm(rows[:, whole:], dim=1).double().square()
     return squared.add_(rest)
+
+
+def gram_rounding(inputs: torch.Tensor, gradient: torch.Tensor, outputs: int, features: int) -> torch.Tensor:
+    """``[batch]``: by how much a squared norm from Gram matrices in float64 can be too small; add it to the norm.
+
+    From both diagonals ``[batch, positions]``, which are ``|x_t|^2`` and ``|g_t|^2``. A sum of k products is off by at
+    most ``k 2^-53`` of the sum of their sizes in any order (Higham 2002, section 3.1). Here k is features + outputs +
+    positions^2, the sizes add up to at most ``(sum_t |x_t| |g_t|)^2``, and 2^-52 leaves room for the diagonals' own.
+    """
+    sizes = (inputs.clamp(min=0).sqrt() * gradient.clamp(min=0).sqrt()).sum(1)
+    return (features + outputs + inputs.shape[1] ** 2) * 2.0**-52 * sizes.square()
 
 
 def clip_factors(squared_norms: torch.Tensor, clip_norm: float) -> torch.Tensor:
@@ -118,10 +131,11 @@ def float32_slack(num_records: int) -> float:
     sum of b products in float32 is off by at most ``b 2^-24`` of the sum of their sizes, in any order (Higham 2002,
     section 3.1); blocks of 16 are added up in float64 and rounded once more. So each of the two sums is off by ``17 n
     2^-24`` clip norms at the most, and 36 leave room for the factors' own rounding. A layer's rule that sums over
-    positions too does so in float64, where ``2^-53`` of what cancels within a record fits into that room as long as it
-    is less than 10^5 times the record's own gradient.
+    positions too does so in float64; ``gram_rounding`` bounds what cancels within a record by 2^26 over the square root
+    of the terms, in norms, so ``2^-53`` of it fits into that room. The one record that differs may also be longer than
+    its norm says: by at most 513 ``2^-24``, half of a float32 sum of 1024 squares, in any order.
     """
-    return ROUNDINGS * num_records * 2.0**-24
+    return (ROUNDINGS * num_records + NORM_ROUNDINGS) * 2.0**-24
 
 
 def clip_and_sum(per_record: list[torch.Tensor], clip_norm: float) -> list[torch.Tensor]:
