@@ -128,10 +128,10 @@ def _pixel_gram(module: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> Tensor:
         (shifted.stride(0), *(tall * wide * stride for stride in strides), *strides),
     )
     gradients = gradient.flatten(2).double()
-    left, right = patches.flatten(3).flatten(1, 2), gradients.mT @ gradients
-    diagonals = (matrix.diagonal(dim1=1, dim2=2) for matrix in (left, right))
-    rounding = gram_rounding(*diagonals, len(module.weight), module.weight[0].numel())
-    return (left * right).sum((1, 2)).clamp_(min=0) + rounding
+    pairs, products = patches.flatten(3).flatten(1, 2), gradients.mT @ gradients
+    sizes = pairs.diagonal(dim1=1, dim2=2), products.diagonal(dim1=1, dim2=2)
+    rounding = gram_rounding(sizes[0], sizes[1], len(module.weight), module.weight[0].numel())
+    return (pairs * products).sum((1, 2)).clamp_(min=0) + rounding
 
 
 def _shifted_sum(rows: Tensor, count: int, step: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from medx.model.heads import CutPoints
 from medx.trainer.gradients.contributions import Call, Contribution, Rows, Rule, gram_is_cheaper, materialised
 from medx.trainer.gradients.convolution import conv2d
-from medx.trainer.gradients.record_loss import gram_rounding, squared_norms, sum_of_products
+from medx.trainer.gradients.record_loss import factor_norms, gram_rounding, sum_of_products
 
 Tensor = torch.Tensor
 group_norm_backward = torch.ops.aten.native_group_norm_backward.default
@@ -42,17 +42,15 @@ def _linear_weight(weight: Tensor, inputs: Tensor, gradient: Tensor) -> Contribu
         return (scaled.mT @ inputs.double().flatten(0, -2)).to(weight.dtype)
 
     if inputs.dim() == 2:
-        # All in float64: a gradient whose square is nothing in float32 may stand beside huge activations.
-        squared = squared_norms(inputs, inputs.shape[1]) * squared_norms(gradient, gradient.shape[1])
-        return Contribution(weight, squared, weighted_sum)
+        return Contribution(weight, factor_norms(inputs) * factor_norms(gradient), weighted_sum)
     positions, (outputs, features) = inputs.shape[1], weight.shape
     if not gram_is_cheaper(positions**2 * (outputs + features), weight.numel()):
         return materialised(weight, gradient.mT @ inputs)
     # Terms of both signs cancel in this sum, which in float32 loses digits of the norm.
     inputs64, gradient64 = inputs.double(), gradient.double()
     left, right = inputs64 @ inputs64.mT, gradient64 @ gradient64.mT
-    diagonals = (gram.diagonal(dim1=1, dim2=2) for gram in (left, right))
-    squared = (left * right).sum((1, 2)).clamp(min=0) + gram_rounding(*diagonals, outputs, features)
+    rounding = gram_rounding(left.diagonal(dim1=1, dim2=2), right.diagonal(dim1=1, dim2=2), outputs, features)
+    squared = (left * right).sum((1, 2)).clamp(min=0) + rounding
     return Contribution(weight, squared, weighted_sum)
 
 

@@ -70,14 +70,13 @@ def sum_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 
 def squared_norms(rows: torch.Tensor, block: int = 1024) -> torch.Tensor:
-    """Squared l2 norms ``[batch]`` in float64 of ``[batch, n]``: float32 in blocks of longer rows, else float64.
+    """Squared l2 norms ``[batch]`` in float64 of ``[batch, n]``: float32 within blocks, float64 over them.
 
     One float32 accumulation over the 2.4 million elements of a 512-channel convolution is off by up to 9e-5.
     """
     if rows.shape[1] <= block:
-        # Squares of float32 neither underflow nor overflow in float64, whatever they are multiplied by.
-        short: torch.Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-        return short.square()
+        short: torch.Tensor = torch.linalg.vector_norm(rows, dim=1)
+        return short.double().square()
     whole = rows.shape[1] // block * block
     blocks = rows[:, :whole].reshape(len(rows), -1, block)
     squared: torch.Tensor = torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1)
@@ -85,6 +84,19 @@ def squared_norms(rows: torch.Tensor, block: int = 1024) -> torch.Tensor:
         return squared
     rest: torch.Tensor = torch.linalg.vector_norm(rows[:, whole:], dim=1).double().square()
     return squared.add_(rest)
+
+
+def factor_norms(rows: torch.Tensor) -> torch.Tensor:
+    """As ``squared_norms``, also of rows so small that their squares are nothing in float32.
+
+    For what is multiplied by another norm, which may be huge. Above 1e-24 the squares that float32 loses, each below
+    2^-126, are less than a rounding of the sum.
+    """
+    squared = squared_norms(rows)
+    small = squared < 1e-24
+    if small.any():
+        squared[small] = rows[small].double().square().sum(1)
+    return squared
 
 
 def gram_rounding(inputs: torch.Tensor, gradient: torch.Tensor, outputs: int, features: int) -> torch.Tensor:
