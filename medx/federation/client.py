@@ -80,7 +80,7 @@ def _train(job: Job, client: int, content: RecordDict) -> RecordDict:
             "num-examples": job.plan.clients[client].num_records,
             "client": client,
             "round": server_round,
-            "steps": update.steps,
+            "steps": job.plan.clients[client].steps_per_round,  # not those before a gradient was not finite
             "finite": int(update.finite),
             "seconds": time.perf_counter() - started,
         }

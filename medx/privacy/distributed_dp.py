@@ -30,7 +30,7 @@ class DistributedDP(GaussianMechanism):
         check_exposure(exposure)
         check_delta(self.delta, exposure.num_records)
         self._check_sum(exposure)
-        q = exposure.sampling_probability[0]
+        q = _drawn(exposure)[0]
         noise_multiplier = self.noise_multiplier(self.delta, q, exposure)
         step = SampledGaussian(q, noise_multiplier, self.clip_norm)
         return PrivacyPlan(
@@ -54,7 +54,7 @@ class DistributedDP(GaussianMechanism):
             raise ConfigError(
                 f"trainer.local_steps={exposure.steps_per_round}: privacy=distributed_dp takes 1, a global step a round"
             )
-        if len(set(exposure.sampling_probability)) != 1:
+        if len(set(_drawn(exposure))) != 1:
             raise ConfigError(
                 "trainer.expected_batch_size: privacy=distributed_dp needs one sampling probability at all hospitals; "
                 "set trainer.sampling_probability, or trainer.expected_batch_size=null for all records"
@@ -69,3 +69,9 @@ class DistributedDP(GaussianMechanism):
                 f"privacy.assumed_colluders={self.assumed_colluders}: accepted are 0 to "
                 f"{exposure.minimum_survivors - 1}, fewer than the {exposure.minimum_survivors} minimum survivors"
             )
+
+
+def _drawn(exposure: Exposure) -> list[float]:
+    """The sampling probabilities that are used: from a hospital without records nothing is drawn."""
+    pairs = zip(exposure.sampling_probability, exposure.num_records, strict=True)
+    return [q for q, records in pairs if records] or [1.0]

@@ -152,3 +152,20 @@ def test_summary_has_one_row_for_clients_that_do_the_same():
     assert [row["clients"] for row in rows] == ["0", "1, 2"]
     assert all(1.95 < row["epsilon"] <= 2.0 for row in rows)
     assert "epsilon" not in summarise(configured("none").plan(exposure()))[0]
+
+
+def test_a_hospital_without_records_draws_nothing_and_refuses_no_sum():
+    mechanism = configured_in("distributed_dp", trusted_aggregator=True)
+    asked = exposure(records=(0, 400, 900), q=(1.0, 0.1, 0.1), steps=1)
+    plan = mechanism.plan(asked)
+    assert {client.step.sampling_probability for client in plan.clients} == {0.1}
+    assert {client.sampling_probability for client in plan.clients} == {0.1}
+    with pytest.raises(ConfigError, match="one sampling probability"):
+        mechanism.plan(exposure(records=(100, 400, 900), q=(1.0, 0.1, 0.1), steps=1))
+
+
+def configured_in(option, **changes):
+    """A mechanism whose yaml sets other groups too."""
+    return instantiate(
+        yaml.safe_load((CONF / f"{option}.yaml").read_text())["privacy"] | {"noise_source": "seed"} | changes
+    )
