@@ -1,6 +1,5 @@
 """The ClientApp of a hospital: it reserves its budget, trains locally, and answers with a noised update or a sum."""
 
-import time
 from collections.abc import Callable
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -71,7 +70,6 @@ def _add_secure_sum(app: ClientApp, job: Job) -> None:
 
 
 def _train(job: Job, client: int, content: RecordDict) -> RecordDict:
-    started = time.perf_counter()
     server_round = round_of(job, content)
     arrays = model_of(content, local_client(job, client).model)
     update = train_locally(job, client, arrays, server_round, job.setup.federation.pull)
@@ -82,7 +80,6 @@ def _train(job: Job, client: int, content: RecordDict) -> RecordDict:
             "round": server_round,
             "steps": job.plan.clients[client].steps_per_round,  # not those before a gradient was not finite
             "finite": int(update.finite),
-            "seconds": time.perf_counter() - started,
         }
     )
     return RecordDict({"arrays": to_record(update.state), "metrics": metrics})
