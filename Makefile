@@ -33,8 +33,8 @@ test: $(READY) ## the test suite (real data where MEDX_DATA points at it)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests $(ARGS)
 
 check: $(READY) ## ruff, mypy, import-linter
-	$(BIN)/ruff check medx tests benchmarks
-	$(BIN)/ruff format --check medx tests benchmarks
+	$(BIN)/ruff check medx hydra_plugins tests benchmarks
+	$(BIN)/ruff format --check medx hydra_plugins tests benchmarks
 	$(BIN)/mypy medx
 	$(BIN)/lint-imports
 

@@ -135,18 +135,19 @@ def construct(target: Any, fields: dict[str, Any], prefix: str) -> Any:
         return target(**fields)
     except ValidationError as error:
         names = [field.name for field in dataclasses.fields(target)]
-        problems = [describe(problem, prefix, fields, names) for problem in error.errors()]
+        option = target.__module__.rsplit(".", 1)[-1]
+        problems = [describe(problem, prefix, fields, names, option) for problem in error.errors()]
         raise ConfigError("; ".join(problems)) from None
 
 
-def describe(problem: Any, prefix: str, fields: dict[str, Any], names: list[str]) -> str:
+def describe(problem: Any, prefix: str, fields: dict[str, Any], names: list[str], option: str) -> str:
     """One pydantic problem in words: the key, its value, what is accepted."""
     path = ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part in fields) or str(
         problem["loc"][0] if problem["loc"] else ""
     )
     key = prefix + path
     if problem["type"] == "unexpected_keyword_argument":
-        return f"{key} is unknown; {nearest(path, names)}"
+        return elsewhere(key, option) or f"{key} is unknown; {nearest(path, names)}"
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{key} is missing"
     return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
@@ -195,11 +196,21 @@ def explain(error: Exception, overrides: list[str]) -> str:
 
 def unknown_key(key: str, overrides: list[str]) -> str:
     """What to say of a key that the chosen options do not have."""
-    group, chosen = key.partition(".")[0], choices_of(overrides)
-    if group in chosen and key in known_keys([]):
-        here = [name for name in known_keys(overrides) if name.startswith(group + ".")]
-        return f"{key} has no meaning with {group}={chosen[group]}; accepted there: {', '.join(here) or 'no key'}"
-    return f"{key} is unknown; {nearest(key, known_keys(overrides))}"
+    group = key.partition(".")[0]
+    chosen = listed_choices(CONF / "config.yaml") | choices_of(overrides)
+    return elsewhere(key, chosen.get(group, "")) or f"{key} is unknown; {nearest(key, known_keys(overrides))}"
+
+
+def elsewhere(key: str, option: str) -> str | None:
+    """What to say of a key that ``option`` of its group lacks and others have; None where no option has it."""
+    group = key.partition(".")[0]
+    owners = [name for name in options_of(group) if key in keys_of_option(group, name)]
+    if not owners:
+        return None
+    return (
+        f"{key} has no meaning with {group}={option}; it needs {', '.join(f'{group}={name}' for name in owners)}; "
+        f"accepted with {group}={option}: {', '.join(keys_of_option(group, option)) or 'no key'}"
+    )
 
 
 def unknown_option(group: str, name: str) -> str:
@@ -218,9 +229,19 @@ def chain_of(error: BaseException) -> Iterator[str]:
 
 
 def choices_of(overrides: list[str]) -> dict[str, str]:
-    """The options that a command line chooses, by group; of a sweep over options the first."""
+    """The options that a command line chooses, by group, also by an experiment; of a sweep over options the first."""
     pairs = (part.lstrip("+").split("=", 1) for part in overrides if "=" in part)
-    return {key: value.split(",")[0] for key, value in pairs if key in GROUPS}
+    first = {key: value.split(",")[0] for key, value in pairs}
+    chosen = {key: value for key, value in first.items() if key in GROUPS}
+    return listed_choices(CONF / "experiment" / f"{first.get('experiment')}.yaml") | chosen
+
+
+def listed_choices(path: Path) -> dict[str, str]:
+    """The options that a file's defaults list chooses, by group; none where there is no such file."""
+    content = yaml.safe_load(path.read_text()) if path.exists() else {}
+    pairs = [pair for entry in content.get("defaults", []) if isinstance(entry, dict) for pair in entry.items()]
+    chosen = {key.removeprefix("override ").removeprefix("/"): str(name) for key, name in pairs}
+    return {group: name for group, name in chosen.items() if group in GROUPS}
 
 
 def known_keys(overrides: list[str]) -> list[str]:
@@ -230,8 +251,13 @@ def known_keys(overrides: list[str]) -> list[str]:
     keys = [key for key in keys_of({k: v for k, v in defaults.items() if k not in ("defaults", "hydra")})]
     for group in GROUPS:
         names = [chosen[group]] if group in chosen else options_of(group)
-        keys += [group, *(f"{group}.{key}" for name in names for key in keys_of(option(group, name)))]
+        keys += [group, *(key for name in names for key in keys_of_option(group, name))]
     return sorted(set(keys))
+
+
+def keys_of_option(group: str, name: str) -> list[str]:
+    """The dotted keys that one option of a group has."""
+    return [f"{group}.{key}" for key in keys_of(option(group, name))]
 
 
 def option(group: str, name: str) -> dict[str, Any]:

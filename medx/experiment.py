@@ -28,6 +28,7 @@ from medx.folder import RESULT_FILE, RunFolder
 from medx.imports import quickly
 from medx.machine import environment, keep_freed_memory, resolve_device
 from medx.measurement import count_parameters, describe, measure, measure_clients
+from medx.metrics.evaluate import refuse_unknown_metric
 from medx.model.base import Model
 from medx.model.export import describe as describe_model
 from medx.model.export import save_model
@@ -155,6 +156,8 @@ def check_combination(experiment: Experiment, setup: Setup, config: dict[str, An
     """Refuse groups that do not go together."""
     prepared = prepare(setup)
     setup.trainer.check(prepared.spec.num_classes, images=prepared.features is None)
+    if experiment.select is not None:
+        refuse_unknown_metric(experiment.select, prepared.spec.num_classes, prepared.spec.task)
     setup.aggregation.check_strategy(config_name(config, "federation"))
     if experiment.baseline and isinstance(setup.privacy, CentralDP):
         raise ConfigError(

@@ -11,9 +11,9 @@ from medx.federation.job import draw_key
 from medx.folder import RunFolder
 from medx.machine import environment
 from medx.observer import Observer, RunContext
+from medx.outcomes import mark_failed
 from medx.results import ExperimentResult, RoundRecord, Status
 from medx.screen import Screen
-from medx.sweep import mark_failed
 from medx.sweep_folder import SWEEP_FILE
 from medx.tracking.base import TrackedRun, Tracker
 

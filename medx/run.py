@@ -19,18 +19,23 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import medx.outcomes
 import medx.sweep
 from medx.folder import CONFIG_FILE
 from medx.imports import quickly
-from medx.schema import MedxError
+from medx.schema import ConfigError, MedxError
 from medx.sweep_folder import AGAIN, FAILURE_FILE, is_done
+from medx.sweeper import written
 from medx.tracking import courier
 
 log = logging.getLogger(__name__)
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _RAISED: list[Exception] = []
-# What a person can put right: no space, no permission, a file system that cannot be written.
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+# What a person can put right: no space, no permission, a name that is too long or taken.
+MACHINE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -38,9 +43,14 @@ def run(cfg: DictConfig) -> float | None:
     """One job. In a sweep a job that fails is written down and the others go on."""
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
-    overrides = [part for part in settings.overrides.task if part != AGAIN]
+    if "sweep" not in (settings.callbacks or {}):  # then no table, and a run could write into another's folder
+        _RAISED.append(ConfigError("hydra.callbacks: MedX's own, sweep, is missing; accepted: others beside it"))
+        remove_empty(folder)
+        return None
+    given = written(settings.overrides.task)
+    overrides = [part for part in given if part != AGAIN]
     crew = None
-    if AGAIN in settings.overrides.task:  # a job of a sweep that is gone on with
+    if AGAIN in given:  # a job of a sweep that is gone on with
         if is_done(folder):
             return None
         cfg.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
@@ -58,8 +68,21 @@ def run(cfg: DictConfig) -> float | None:
             import medx.trainer.module  # here, once, and not in every fork
     if crew is not None:
         work = partial(forked_job, cfg, folder, overrides)
-        crew.start(medx.sweep.title(overrides), folder, work, alone=medx.sweep.reason_to_queue(cfg) is not None)
+        title = medx.outcomes.title(overrides, medx.sweep.known_jobs())
+        crew.start(title, folder, work, alone=medx.sweep.reason_to_queue(cfg) is not None)
+    elif settings.mode != RunMode.MULTIRUN:
+        remove_empty(folder)
     return None
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove the folder that Hydra made for a run that was refused, and those above it in the working directory."""
+    with suppress(OSError):  # the first that holds anything, or is not ours to remove
+        folder.rmdir()
+        for parent in folder.parents:
+            if Path.cwd() not in parent.parents:
+                return
+            parent.rmdir()
 
 
 def job(
@@ -69,7 +92,7 @@ def job(
     from medx.job import run_job
 
     value = run_job(OmegaConf.create(cfg), folder, overrides, measured)
-    if medx.sweep.interrupted():
+    if medx.outcomes.interrupted():
         raise KeyboardInterrupt  # the run has ended in order; the jobs after it must not start
     return value
 
@@ -92,16 +115,17 @@ def told(folder: Path, overrides: list[str], *, in_sweep: bool) -> Iterator[None
         if not isinstance(error, MedxError):
             log.error("job %s failed", overrides, exc_info=True)
             (folder / "error.log").write_text(traceback.format_exc())
-        medx.sweep.record_failure(folder, overrides, error)
+        medx.outcomes.record_failure(folder, overrides, error)
 
 
 def main() -> None:
     """Run Hydra with errors of one line; exit code 2 for a refusal, 1 where a job of a sweep failed."""
+    if "--version" in sys.argv[1:]:
+        print(f"medx {medx.__version__}")
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the lines below say what a person can do
     # Hydra takes no overrides on both sides of an option.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda part: part not in ("-m", "--multirun"))
-    if not any(part.lstrip("+~").startswith("hydra/") for part in sys.argv[1:]):
-        sys.modules.setdefault("hydra_plugins", None)  # type: ignore[arg-type]  # unread launchers cost .6 s
     try:
         run()
         medx.sweep.conclude()
@@ -112,13 +136,20 @@ def main() -> None:
     except KeyboardInterrupt:
         medx.sweep.show_interrupted()
         sys.exit(130)
-    except OSError as error:
+    except (OSError, MedxError) as error:
         tell(error)
     finally:
         medx.sweep.stop()  # there is none left, but where this process itself met an error
+        dismiss_workers()
     for raised in _RAISED:
         tell(raised)
-    sys.exit(medx.sweep.exit_code())
+    sys.exit(medx.outcomes.exit_code())
+
+
+def dismiss_workers() -> None:
+    """End joblib's workers, which would wait for more work for five minutes, and this process for them."""
+    if loky := sys.modules.get("joblib.externals.loky"):
+        loky.get_reusable_executor().shutdown(kill_workers=True)
 
 
 def tell(error: Exception) -> NoReturn:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medx.folder import RESULT_FILE, load_result
 from medx.schema import CheckpointError, ConfigError
+from medx.sweeper import jobs_of, written
 
 SWEEP_FILE = "sweep.json"
 FAILURE_FILE = "failure.json"
@@ -22,8 +23,8 @@ def claim(folder: Path, config: DictConfig, jobs: list[list[str]]) -> None:
     identity = {
         "id": uuid.uuid4().hex,
         "start": str(Path.cwd()),
-        "overrides": list(config.hydra.overrides.task),
-        "hydra": list(config.hydra.overrides.hydra),
+        "overrides": written(config.hydra.overrides.task),
+        "hydra": written(config.hydra.overrides.hydra),
         "params": OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({})),
         "jobs": jobs,
     }
@@ -50,7 +51,7 @@ def go_on(config: DictConfig, resume: list[str]) -> None:
     if not (folder / SWEEP_FILE).exists():
         raise CheckpointError(f"{resume[-1]} -m: no {SWEEP_FILE} there; accepted with -m: the folder of one sweep")
     known = json.loads((folder / SWEEP_FILE).read_text())
-    beside = [part for part in config.hydra.overrides.task if part not in resume]
+    beside = [part for part in written(config.hydra.overrides.task) if part not in resume]
     for part in beside:
         if part.lstrip("+~").split("=", 1)[0].split(".")[0].split("@")[0] not in BESIDE_RESUME:
             raise ConfigError(
@@ -84,16 +85,3 @@ def is_done(folder: Path) -> bool:
     entries = Spool(folder).read()
     spooled = not entries or (entries[-1] is not None and entries[-1].kind == "finish")
     return result is not None and result.status == "finished" and spooled
-
-
-def jobs_of(config: DictConfig) -> list[list[str]]:
-    """Overrides of all jobs of a sweep; none where a sweeper chooses them as it goes."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    if not str(config.hydra.sweeper._target_).endswith(BasicSweeper.__name__):
-        return []
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
-    (jobs,) = BasicSweeper.split_arguments(parsed, None)
-    return [list(job) for job in jobs]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import absl.logging
 
+import medx.outcomes
 import medx.run
 import medx.sweep
 from medx.results import ExperimentResult
@@ -45,8 +46,7 @@ class Ran:
         assert self.code == 2, self.err
         (line,) = self.err.splitlines()
         assert line.startswith("medx: "), line
-        left = {path.name for path in self.folder.glob("*")} - {".hydra"}
-        assert not left, left
+        assert not self.folder.exists() or not list(self.folder.iterdir())
         return line
 
 
@@ -78,8 +78,9 @@ def call_plainly(folder: Path, *arguments: str) -> Ran:
 def fresh_program(arguments: tuple[str, ...]) -> Iterator[None]:
     """The command line of a new process, and nothing remembered from an earlier call."""
     before = sys.argv
-    sweep = medx.sweep
-    for memory in (medx.run._RAISED, sweep._FAILED, sweep._KILLED, sweep._FOLDERS, sweep._LISTED, sweep._CREW):
+    sweep, outcomes = medx.sweep, medx.outcomes
+    memories = (medx.run._RAISED, outcomes._FAILED, outcomes._KILLED)
+    for memory in (*memories, sweep._FOLDERS, sweep._JOBS, sweep._LISTED, sweep._CREW):
         memory.clear()
     sys.argv = ["medx", *arguments]
     try:

@@ -1,11 +1,14 @@
 """All metrics of a split, once or over bootstrap resamples: one weighted computation serves both."""
 
+import re
+
 import numpy as np
 
 from medx.dataset import Task
 from medx.metrics.confusion import Values, class_metrics, confusion_matrices, quadratic_kappa
 from medx.metrics.ranking import auc
 from medx.results import Interval
+from medx.schema import ConfigError
 
 CALIBRATION_BINS = 15
 AT_THRESHOLD = ("accuracy", "balanced_accuracy", "sensitivity", "specificity")
@@ -18,6 +21,14 @@ def metric_names(num_classes: int, task: Task) -> list[str]:
     names += [f"recall_{index}" for index in range(num_classes)]
     names += ["quadratic_kappa"] if task == "ordinal" else []
     return names + [f"{name}_at_threshold" for name in AT_THRESHOLD]
+
+
+def refuse_unknown_metric(name: str, num_classes: int | None = None, task: Task = "ordinal") -> None:
+    """Raise ConfigError where no data set, or none of ``num_classes``, has a validation metric of the name."""
+    known = metric_names(num_classes or 0, task)
+    if name in known or (num_classes is None and re.fullmatch(r"recall_\d+", name)):
+        return
+    raise ConfigError(f"select={name}: no such metric; accepted: {', '.join(known)}")
 
 
 def evaluate(

@@ -1,31 +1,96 @@
 """A sweep: a parent's identity, jobs that fail beside jobs that finish, one table, one exit code."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
 
 import medx.federation.client
+from medx.outcomes import exit_code, record_failure, show
 from medx.results import ExperimentResult
-from tests.program import TINY, call, call_plainly
+from medx.run import dismiss_workers
+from medx.sweeper import meaningful
+from tests.program import TINY, call, call_plainly, fresh_program
 
 
-def test_one_bad_job_does_not_stop_the_others(tmp_path: Path) -> None:
-    ran = call(tmp_path, "seed=0,-1,1", "-m")
+@pytest.mark.parametrize("more", [(), ("hydra.output_subdir=.hydra", "hydra.sweep.subdir=a/${hydra.job.num}")])
+def test_one_bad_job_does_not_stop_the_others(more: tuple[str, ...], tmp_path: Path) -> None:
+    ran = call(tmp_path, "seed=0,-1,1", "federation.num_rounds=1", *more, "-m")
     assert ran.code == 1
-    for job in ("0", "2"):
+    first, bad, last = [str(Path("a", number)) if more else number for number in "012"]
+    for job in (first, last):
         assert ExperimentResult.load(tmp_path / job / "result.json").status == "finished"
-    assert not (tmp_path / "1" / "result.json").exists()
+    assert not (tmp_path / bad / "result.json").exists()
     table = ran.out[ran.out.rindex("job  dataset") :]
     assert "Traceback" not in ran.err
-    assert [line.split()[0] for line in table.splitlines()[1:3]] == ["0", "2"]
+    assert [line.split()[0] for line in table.splitlines()[1:3]] == [first, last]
     (failed,) = [line for line in table.splitlines() if "FAILED" in line]
-    assert "job 1" in failed
-    assert "seed=-1: input should be greater than or equal to 0" in failed
+    assert failed.startswith(f"!! job {bad}: FAILED: seed=-1: seed=-1: input should be greater than or equal to 0")
     assert json.loads((tmp_path / "sweep.json").read_text())["id"]
+
+
+def test_jobs_that_left_nothing_are_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record_failure(tmp_path / "0", ["seed=0"], ValueError("no"))
+    with fresh_program(()):
+        show(tmp_path, [["seed=0"], ["seed=1"], ["seed=2"]], stopped=True)
+        assert "left nothing" not in capsys.readouterr().out
+        show(tmp_path, [["seed=0"], ["seed=1"], ["seed=2"]])
+        assert f"FAILED: 2 of 3 jobs left nothing in {tmp_path}" in capsys.readouterr().out
+        assert exit_code() == 1
+    with fresh_program(()):
+        show(tmp_path / "empty", [["seed=0"]])
+        assert "1 of 1 jobs left nothing" in capsys.readouterr().out
+        assert exit_code() == 1
+
+
+def test_a_sweep_without_its_callback_is_refused(tmp_path: Path) -> None:
+    for more in ((), ("seed=0,1", "-m")):
+        ran = call(tmp_path, "~hydra.callbacks.sweep", *more)
+        assert (ran.code, ran.err) == (
+            2,
+            "medx: hydra.callbacks: MedX's own, sweep, is missing; accepted: others beside it\n",
+        )
+
+
+def test_a_key_is_left_out_where_the_option_has_none(tmp_path: Path) -> None:
+    ran = call(tmp_path, "privacy=local_dp,none", "privacy.epsilon=1,3", "federation.num_rounds=1", "-m")
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("privacy.epsilon is left out where privacy=none, which has no such key\n")
+    results = [ExperimentResult.load(tmp_path / job / "result.json") for job in "012"]
+    assert [(result.privacy.mechanism, result.privacy.target_epsilon) for result in results] == [
+        *(("local_dp", 1), ("local_dp", 3)),
+        ("none", None),
+    ]
+    assert not (tmp_path / "3").exists()
+
+
+def test_meaningful_jobs() -> None:
+    def jobs(*choices: str) -> list[str]:
+        every = itertools.product(*(["=".join((key, value)) for value in values.split(",")]
+                                    for key, values in (choice.split("=") for choice in choices)))  # fmt: skip
+        return [" ".join(job) for job in meaningful(every)]
+
+    assert jobs("partition=iid,dirichlet,quantity", "partition.alpha=1,2", "seed=0") == [
+        *("partition=iid seed=0", "partition=dirichlet partition.alpha=1 seed=0"),
+        *("partition=dirichlet partition.alpha=2 seed=0", "partition=quantity partition.alpha=1 seed=0"),
+        "partition=quantity partition.alpha=2 seed=0",
+    ]
+    for kept in (("partition=iid", "partition.alpha=1"), ("partition=iid,dirichlet", "partition.alhpa=1")):
+        assert all(kept[1] in job for job in jobs(*kept)), "a mistake stays, to be refused"
+
+
+def test_joblibs_workers_end_with_the_program() -> None:
+    executor = get_reusable_executor(max_workers=2)
+    executor.submit(abs, -1).result()
+    workers = list(executor._processes.values())
+    assert workers
+    dismiss_workers()
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def test_a_folder_belongs_to_one_sweep(tmp_path: Path) -> None:
@@ -51,9 +116,13 @@ def test_unknown_option_of_a_later_job_is_refused_before_the_first(tmp_path: Pat
     assert ran.code == 2
     assert ran.err.startswith("medx: experiment=dmeo is unknown")
     assert not list(tmp_path.iterdir())
-    ran = call(tmp_path, "privacy=local_dp,none", "privacy.epsilon=1,3", "-m")
+    ran = call(tmp_path, "privacy=local_dp,none", "privacy.epsilno=1,3", "-m")
     assert ran.code == 2
-    assert ran.err == "medx: privacy.epsilon has no meaning with privacy=none; accepted there: no key\n"
+    assert ran.err.startswith("medx: privacy.epsilno is unknown; did you mean privacy.epsilon, ")
+    ran = call(tmp_path, "select=lss", "seed=0,1", "-m")
+    assert ran.code == 2
+    assert ran.err.startswith("medx: select=lss: no such metric; accepted: loss, accuracy,")
+    assert not list(tmp_path.iterdir())
 
 
 def test_hydra_composes_each_job_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
