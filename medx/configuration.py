@@ -188,6 +188,8 @@ def explain(error: Exception, overrides: list[str]) -> str:
         return unknown_option(match[1], match[2])
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values; add -m at the end to run a job for each, or write a list as [a,b]"
+    if match := re.search(r"Error parsing override '(.*?)' ", text):
+        return f"{match[1]}: not an override; accepted: key=value, +key=value, ~key; a value with = or blanks in quotes"
     if "Config group override must be" in text:
         wrong = [part.split("=", 1) for part in overrides if part.split("=", 1)[0] in GROUPS and "=" in part]
         return "; ".join(unknown_option(group, name) for group, name in wrong if name not in options_of(group))

@@ -1,7 +1,6 @@
 """``python -m medx.run``: compose the configuration, run the experiment, or a sweep of them with ``-m``."""
 
 import atexit
-import errno
 import logging
 import os
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -21,9 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 import medx.outcomes
 import medx.sweep
+from medx.configuration import GROUPS, explain
 from medx.folder import CONFIG_FILE
 from medx.imports import quickly
-from medx.schema import ConfigError, MedxError
+from medx.schema import ConfigError, MedxError, one_line
 from medx.sweep_folder import AGAIN, FAILURE_FILE, is_done
 from medx.sweeper import written
 from medx.tracking import courier
@@ -31,11 +32,6 @@ from medx.tracking import courier
 log = logging.getLogger(__name__)
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _RAISED: list[Exception] = []
-# What a person can put right: no space, no permission, a name that is too long or taken.
-MACHINE_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
-)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -123,6 +119,7 @@ def main() -> None:
     if "--version" in sys.argv[1:]:
         print(f"medx {medx.__version__}")
         return
+    refuse_misuse()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the lines below say what a person can do
     # Hydra takes no overrides on both sides of an option.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda part: part not in ("-m", "--multirun"))
@@ -130,8 +127,6 @@ def main() -> None:
         run()
         medx.sweep.conclude()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # composing: a job's own are in _RAISED
-        from medx.configuration import explain
-
         sys.exit(refuse(explain(error, sys.argv[1:])))
     except KeyboardInterrupt:
         medx.sweep.show_interrupted()
@@ -146,6 +141,20 @@ def main() -> None:
     sys.exit(medx.outcomes.exit_code())
 
 
+def refuse_misuse() -> None:
+    """End with one line for what Hydra answers with a page of usage, or takes without a word."""
+
+    def refused(message: str) -> NoReturn:
+        sys.exit(refuse(f"{message}; accepted: key=value, -m for a sweep, --help for all of it"))
+
+    parser = get_args_parser()
+    parser.error = refused  # type: ignore[method-assign,assignment]
+    for part in parser.parse_args().overrides:
+        group, _, value = part.partition("=")
+        if group in GROUPS and value.startswith("["):  # Hydra would lay one option over the other
+            sys.exit(refuse(f"{part}: a group takes one option, or with -m several by commas, without brackets"))
+
+
 def dismiss_workers() -> None:
     """End joblib's workers, which would wait for more work for five minutes, and this process for them."""
     if loky := sys.modules.get("joblib.externals.loky"):
@@ -154,10 +163,8 @@ def dismiss_workers() -> None:
 
 def tell(error: Exception) -> NoReturn:
     """End with one line where a person can act on the error; any other is a fault of the program, shown in full."""
-    if isinstance(error, MedxError):
-        sys.exit(refuse(str(error)))
-    if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
-        sys.exit(refuse(f"{error.filename or 'output'}: {error.strerror}"))
+    if (line := one_line(error)) is not None:
+        sys.exit(refuse(line))
     raise error
 
 

@@ -1,5 +1,6 @@
 """The one decorator behind every configurable component, and the errors a user can act on."""
 
+import errno
 from pathlib import Path
 from typing import Annotated, TypeVar, dataclass_transform
 
@@ -40,6 +41,20 @@ class LedgerError(PrivacyError):
 
 class CheckpointError(MedxError):
     """A checkpoint that is missing, corrupt, or of another configuration."""
+
+
+# What a person can put right: no space, no permission, a name that is too long, taken, or cannot be.
+MACHINE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
+
+
+def one_line(error: BaseException) -> str | None:
+    """What to say of an error that a person can act on; None for a fault of the program."""
+    if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+        return f"{error.filename or 'output'}: {error.strerror}"
+    return str(error) if isinstance(error, MedxError) else None
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medx.folder import CONFIG_FILE, read_config, refuse_used
 from medx.outcomes import outcome, show
-from medx.schema import ConfigError, MedxError
+from medx.schema import ConfigError, one_line
 from medx.sweep_checks import refuse_chdir, refuse_selection, refuse_unknown
 from medx.sweep_folder import SWEEP_FILE, claim, go_on
 from medx.sweeper import combinations, jobs_of, left_out, written
@@ -65,12 +65,12 @@ def refusals() -> Iterator[None]:
     """End the program with one line where the block refuses; Hydra would warn of an error in a callback, and go on."""
     try:
         yield
-    except MedxError as error:
-        print(f"medx: {error}", file=sys.stderr)
+    except Exception as error:
+        if (line := one_line(error)) is None:
+            traceback.print_exc()
+            sys.exit(1)
+        print(f"medx: {line}", file=sys.stderr)
         sys.exit(2)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
 
 
 def conclude() -> None:

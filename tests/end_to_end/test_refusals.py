@@ -52,6 +52,11 @@ CONFIGURATIONS = [
     ("privacy.epsilon=1,5", r"privacy\.epsilon=1,5: several values; add -m"),
     ("baseline=alone", r"baseline\.0='alone': .*'local_only' or 'centralized'"),
     ("+nonsense=1", r"nonsense is unknown"),
+    # what is no override
+    ("--epsilon=3", r"unrecognized arguments: --epsilon=3; accepted: key=value, -m for a sweep"),
+    ("privacy.epsilon==3", r"privacy\.epsilon==3: not an override; accepted: key=value"),
+    ("privacy.epsilon 3", r"privacy\.epsilon: not an override; accepted: key=value"),
+    ("federation=[fedavg,krum]", r"federation=\[fedavg,krum\]: a group takes one option"),
     ("~dataset", r"dataset=None: .*accepted|unknown"),
     # 27: device
     ("device=gpu", r"device=gpu is unknown; accepted: auto, cpu, cuda"),
@@ -69,6 +74,17 @@ def test_configuration_is_refused(overrides: str, message: str, tmp_path: Path) 
     ran = call(tmp_path, *overrides.split(), base=base)
     assert re.search(message, ran.refusal), ran.refusal
     assert not ran.out
+
+
+@pytest.mark.parametrize("setting", ["hydra.run.dir", "hydra.sweep.dir"])
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("/proc/x/y", "No such file or directory"), ("/dev/null/x", "Not a directory"), ("/tmp/" + 300 * "x", "too long")],
+)
+def test_a_place_that_cannot_be(setting: str, path: str, said: str, tmp_path: Path) -> None:
+    more = ("seed=0,1", "-m") if "sweep" in setting else ()
+    ran = call(tmp_path, f"{setting}={path}", "jobs=1", *more)
+    assert re.fullmatch(rf"medx: /(proc|dev|tmp)/.*: .*{said}", ran.refusal)
 
 
 def test_cuda_that_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
