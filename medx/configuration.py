@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc import locate
@@ -180,20 +180,31 @@ def options_of(group: str) -> list[str]:
 def explain(error: Exception, overrides: list[str]) -> str:
     """Hydra's own errors in one line, with the nearest valid names."""
     text = " ".join(" ".join(chain_of(error)).split())
-    if match := re.search(r"Could not override '([\w.@/+~]+)'", text) or re.search(
-        r"Key '([\w.]+)' is not in struct", text
-    ):
-        return unknown_key(match[1].lstrip("+~"), overrides)
-    if match := re.search(r"Could not (?:find|load) '?(\w+)/([\w-]+)(?![\w/-])", text):
-        return unknown_option(match[1], match[2])
-    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return f"{match[1]}: several values; add -m at the end to run a job for each, or write a list as [a,b]"
-    if match := re.search(r"Error parsing override '(.*?)' ", text):
-        return f"{match[1]}: not an override; accepted: key=value, +key=value, ~key; a value with = or blanks in quotes"
-    if "Config group override must be" in text:
-        wrong = [part.split("=", 1) for part in overrides if part.split("=", 1)[0] in GROUPS and "=" in part]
-        return "; ".join(unknown_option(group, name) for group, name in wrong if name not in options_of(group))
+    removed = [part[1:] for part in overrides if part[:1] == "~" and part[1:] in GROUPS]
+    if removed:
+        return f"~{removed[0]}: every run needs this group; accepted: {', '.join(options_of(removed[0]))}"
+    explanations: dict[str, Callable[[re.Match[str]], str]] = {
+        r"Could not override '([\w.@/+~]+)'": lambda found: unknown_key(found[1].lstrip("+~"), overrides),
+        r"Key '([\w.]+)' is not in struct": lambda found: unknown_key(found[1], overrides),
+        r"Could not (?:find|load) '?(\w+)/([\w-]*)(?![\w/-])": lambda found: unknown_option(found[1], found[2]),
+        r"Ambiguous value for argument '([^']+)'": lambda found: (
+            f"{found[1]}: several values; add -m at the end to run a job for each, or write a list as [a,b]"
+        ),
+        r"(?:Error parsing override '|NoViableAltException: )(.*?)(?:' | \^)": lambda found: (
+            f"{found[1]}: not an override; accepted: key=value, +key=value, ~key; a value with = or blanks in quotes"
+        ),
+        r"Config group override must be": lambda found: not_an_option(overrides),
+    }
+    for pattern, explanation in explanations.items():
+        if match := re.search(pattern, text):
+            return explanation(match)
     return re.split(r" full_key:| Config search path:", text)[0]
+
+
+def not_an_option(overrides: list[str]) -> str:
+    """What to say where a group was given anything else than the name of an option."""
+    given = [part.split("=", 1) for part in overrides if "=" in part]
+    return "; ".join(unknown_option(key, name) for key, name in given if key in GROUPS and name not in options_of(key))
 
 
 def unknown_key(key: str, overrides: list[str]) -> str:

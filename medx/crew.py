@@ -23,7 +23,6 @@ import torch
 
 from medx.board import Board
 from medx.machine import share_threads
-from medx.schema import ConfigError
 from medx.screen import clock
 from medx.tracking import courier
 
@@ -37,17 +36,12 @@ Work = Callable[[Callable[[], None]], object]
 Describe = Callable[[Path, str, int], str]
 
 
-def jobs_at_once(asked: object, num_jobs: int, queue: str | None = None) -> int:
+def jobs_at_once(asked: int | None, num_jobs: int, queue: str | None = None) -> int:
     """``jobs`` of the configuration as a number: null is one a core up to ``MOST``, or one where they share a GPU.
 
     Where the last jobs would leave cores idle they run beside those before them: three at once on two cores.
-    ``queue`` names what makes jobs wait for each other. Raises ConfigError where ``asked`` is no number of jobs, or
-    more than one in spite of that. Where the system has no safe fork it is one.
+    ``queue`` names what makes jobs wait for each other. Where the system has no safe fork it is one.
     """
-    if asked is not None and (not isinstance(asked, int) or isinstance(asked, bool) or asked < 1):
-        raise ConfigError(f"jobs={asked}: accepted: null, or how many jobs of a sweep run at once, from 1")
-    if queue is not None and asked not in (None, 1):
-        raise ConfigError(f"jobs={asked} with {queue}: its jobs run one after another; accepted: null or 1")
     if num_jobs <= 1 or queue is not None or sys.platform != "linux":
         return 1
     if asked is None:

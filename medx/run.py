@@ -25,6 +25,7 @@ from medx.configuration import GROUPS, explain
 from medx.folder import CONFIG_FILE
 from medx.imports import quickly
 from medx.schema import ConfigError, MedxError, one_line
+from medx.sweep_checks import reason_to_queue
 from medx.sweep_folder import AGAIN, FAILURE_FILE, is_done
 from medx.sweeper import written
 from medx.tracking import courier
@@ -65,7 +66,7 @@ def run(cfg: DictConfig) -> float | None:
     if crew is not None:
         work = partial(forked_job, cfg, folder, overrides)
         title = medx.outcomes.title(overrides, medx.sweep.known_jobs())
-        crew.start(title, folder, work, alone=medx.sweep.reason_to_queue(cfg) is not None)
+        crew.start(title, folder, work, alone=reason_to_queue(cfg) is not None)
     elif settings.mode != RunMode.MULTIRUN:
         remove_empty(folder)
     return None

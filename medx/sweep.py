@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from medx.folder import CONFIG_FILE, read_config, refuse_used
 from medx.outcomes import outcome, show
 from medx.schema import ConfigError, one_line
-from medx.sweep_checks import refuse_chdir, refuse_selection, refuse_unknown
+from medx.sweep_checks import reason_to_queue, refuse_chdir, refuse_jobs, refuse_selection, refuse_unknown
 from medx.sweep_folder import SWEEP_FILE, claim, go_on
 from medx.sweeper import combinations, jobs_of, left_out, written
 
@@ -49,7 +49,9 @@ class Sweep(Callback):
             if resume:
                 go_on(config, resume)
             jobs = jobs_of(config)
-            refuse_selection(str(config.hydra.job.config_name), refuse_unknown(config, jobs), jobs)
+            first = refuse_unknown(config, jobs)
+            refuse_jobs(first or config)
+            refuse_selection(str(config.hydra.job.config_name), first, jobs)
             for line in left_out(combinations(config)):
                 print(line, flush=True)
             folder = Path(config.hydra.sweep.dir)
@@ -88,6 +90,7 @@ def crew(config: DictConfig) -> "Crew | None":
     """
     from medx.crew import Crew, jobs_at_once
 
+    refuse_jobs(config)
     at_once = jobs_at_once(config.get("jobs"), len(_LISTED), reason_to_queue(config))
     if not _CREW:
         _CREW.append(Crew(at_once, outcome) if at_once > 1 else None)
@@ -97,15 +100,6 @@ def crew(config: DictConfig) -> "Crew | None":
 def known_jobs() -> list[list[str]]:
     """The overrides of this sweep's jobs; none where a sweeper chooses them as it goes."""
     return _JOBS
-
-
-def reason_to_queue(config: DictConfig) -> str | None:
-    """Why this job takes no other beside it, if there is a reason."""
-    if OmegaConf.select(config, "privacy.ledger") is not None:
-        return "privacy.ledger"  # which job the budget still admits must not depend on who was faster
-    if str(OmegaConf.select(config, "runtime._target_")).startswith("medx.runtime.ray."):
-        return "runtime=ray"  # which takes all cores
-    return None
 
 
 def show_interrupted() -> None:

@@ -27,6 +27,24 @@ def refuse_chdir(config: DictConfig) -> None:
         )
 
 
+def reason_to_queue(config: DictConfig) -> str | None:
+    """Why this job takes no other beside it, if there is a reason."""
+    if OmegaConf.select(config, "privacy.ledger") is not None:
+        return "privacy.ledger"  # which job the budget still admits must not depend on who was faster
+    if str(OmegaConf.select(config, "runtime._target_")).startswith("medx.runtime.ray."):
+        return "runtime=ray"  # which takes all cores
+    return None
+
+
+def refuse_jobs(config: DictConfig) -> None:
+    """Raise ConfigError where ``jobs`` is no number of jobs, or more than one although they have to queue."""
+    asked, queue = config.get("jobs"), reason_to_queue(config)
+    if asked is not None and (not isinstance(asked, int) or isinstance(asked, bool) or asked < 1):
+        raise ConfigError(f"jobs={asked}: accepted: null, or how many jobs of a sweep run at once, from 1")
+    if queue is not None and asked not in (None, 1):
+        raise ConfigError(f"jobs={asked} with {queue}: its jobs run one after another; accepted: null or 1")
+
+
 def refuse_unknown(config: DictConfig, jobs: list[list[str]]) -> DictConfig | None:
     """End the program with one line, before the first job, where a key or option of any job is unknown.
 

@@ -1,6 +1,5 @@
 """Jobs of a sweep side by side: what a person and the files see is what one after another would have left."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import medx.federation.client
 from medx.crew import Crew, jobs_at_once
 from medx.federation.payload import State
 from medx.results import ExperimentResult
 from medx.schema import ConfigError
+from medx.sweep_checks import refuse_jobs
 from tests.program import TINY, Ran, call, call_plainly
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,12 +246,12 @@ def test_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [jobs_at_once(asked, 9) for asked in (1, 2, 20)] == [1, 2, 9]
     for wrong in (0, -1, 1.5, True, "many"):
         with pytest.raises(ConfigError, match="accepted: null"):
-            jobs_at_once(wrong, 1)
+            refuse_jobs(OmegaConf.create({"jobs": wrong}))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     assert (jobs_at_once(None, 99), jobs_at_once(20, 99)) == (8, 20)
     assert (jobs_at_once(None, 9, "runtime=ray"), jobs_at_once(1, 9, "runtime=ray")) == (1, 1)
     with pytest.raises(ConfigError, match=r"jobs=2 with runtime=ray: .* accepted: null or 1"):
-        jobs_at_once(2, 9, "runtime=ray")
+        refuse_jobs(OmegaConf.create({"jobs": 2, "runtime": {"_target_": "medx.runtime.ray.Ray"}}))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert (jobs_at_once(None, 9), jobs_at_once(3, 9)) == (1, 3)
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -260,6 +261,4 @@ def test_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_number_of_jobs_is_refused(tmp_path: Path) -> None:
     assert call(tmp_path / "one", "jobs=0").refusal.startswith("medx: jobs=0: accepted: null")
     ran: Ran = call(tmp_path / "sweep", "jobs=none", "seed=0,1", "-m")
-    assert ran.code == 1
-    failure = json.loads((tmp_path / "sweep" / "1" / "failure.json").read_text())
-    assert failure["error"].startswith("jobs=none: accepted: null")
+    assert ran.refusal.startswith("medx: jobs=none: accepted: null")

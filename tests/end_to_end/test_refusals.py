@@ -56,6 +56,9 @@ CONFIGURATIONS = [
     ("--epsilon=3", r"unrecognized arguments: --epsilon=3; accepted: key=value, -m for a sweep"),
     ("privacy.epsilon==3", r"privacy\.epsilon==3: not an override; accepted: key=value"),
     ("privacy.epsilon 3", r"privacy\.epsilon: not an override; accepted: key=value"),
+    ("study='", r"study=': not an override; accepted: key=value"),
+    ("~privacy", r"~privacy: every run needs this group; accepted: central_dp, "),
+    ("privacy=", r"privacy= is unknown; accepted: central_dp, "),
     ("federation=[fedavg,krum]", r"federation=\[fedavg,krum\]: a group takes one option"),
     ("~dataset", r"dataset=None: .*accepted|unknown"),
     # 27: device
