@@ -38,8 +38,8 @@ check: $(READY) ## ruff, mypy, import-linter
 	$(BIN)/mypy medx
 	$(BIN)/lint-imports
 
-ui: $(READY) ## the MLflow UI, on this machine only
-	$(BIN)/python -m medx.tracking ui
+ui: $(READY) ## the MLflow UI, on this machine only (PORT=5001)
+	$(BIN)/python -m medx.tracking ui $(if $(PORT),--port $(PORT))
 
 bench: $(READY) ## the speed ratios behind docs/benchmarks.md (DEVICE=cuda on a GPU)
 	$(BIN)/python -m benchmarks $(if $(DEVICE),--device $(DEVICE)) $(ARGS)

@@ -30,6 +30,7 @@ NOT_KEPT = ("jobs", "noise")
 # Nor where its files lie.
 PLACES = (("privacy", "ledger"), ("aggregation", "roster"), ("dataset", "root"), ("dataset", "download"))
 NOT_HASHED = ("seed", "resume", "study", "select", *WHERE)
+NO_OVERRIDE = "{}: not an override; accepted: key=value, +key=value, ~key; a value with = or blanks in quotes"
 CONF = Path(__file__).parent.parent / "conf"
 
 
@@ -190,9 +191,8 @@ def explain(error: Exception, overrides: list[str]) -> str:
         r"Ambiguous value for argument '([^']+)'": lambda found: (
             f"{found[1]}: several values; add -m at the end to run a job for each, or write a list as [a,b]"
         ),
-        r"(?:Error parsing override '|NoViableAltException: )(.*?)(?:' | \^)": lambda found: (
-            f"{found[1]}: not an override; accepted: key=value, +key=value, ~key; a value with = or blanks in quotes"
-        ),
+        r"Error parsing override '(.*?)' ": lambda found: NO_OVERRIDE.format(found[1]),
+        r"NoViableAltException: (.*?) \^": lambda found: NO_OVERRIDE.format(found[1]),
         r"Config group override must be": lambda found: not_an_option(overrides),
     }
     for pattern, explanation in explanations.items():

@@ -1,6 +1,8 @@
 """One Hydra job: configuration to experiment, with the screen and the tracking store listening."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -36,12 +38,27 @@ def run_job(
     observers: list[Observer] = [Screen(), tracked]
     setup = make_setup(composed.experiment, composed.config, draw_key(composed.what))
     try:
-        result = run_experiment(composed.experiment, composed.config, setup, place, observers)
+        with cache_at(composed.experiment.cache):
+            result = run_experiment(composed.experiment, composed.config, setup, place, observers)
     finally:
         place.release()
     if result.status != "finished":
         mark_failed(folder.name, killed=result.status == "killed")
     return result.validation["auc"].value
+
+
+@contextmanager
+def cache_at(folder: Path) -> Iterator[None]:
+    """Calibrations, which many ask for, go where ``cache=`` says: in workers too, which have this environment."""
+    before = os.environ.get("MEDX_CACHE")
+    os.environ["MEDX_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MEDX_CACHE"]
+        else:
+            os.environ["MEDX_CACHE"] = before
 
 
 def sweep_folder(folder: Path) -> Path | None:

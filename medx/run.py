@@ -143,7 +143,14 @@ def main() -> None:
 
 
 def refuse_misuse() -> None:
-    """End with one line for what Hydra answers with a page of usage, or takes without a word."""
+    """End with one line for what Hydra answers with a page of usage, or takes without a word.
+
+    A name that is not UTF-8 can stand in no record: neither in JSON nor in MLflow.
+    """
+    for name in (os.getcwd(), *sys.argv[1:]):
+        if "\udc80" <= max(name, default="") <= "\udcff":
+            shown = name.encode(errors="surrogateescape").decode(errors="replace")
+            sys.exit(refuse(f"{shown}: this name is not UTF-8; accepted: a folder and arguments that are"))
 
     def refused(message: str) -> NoReturn:
         sys.exit(refuse(f"{message}; accepted: key=value, -m for a sweep, --help for all of it"))

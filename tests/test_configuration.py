@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from hydra import compose, initialize_config_dir
 
 from medx.configuration import CONF, GROUPS, build, config_hash, options_of, plain, resumed_config, typed
 from medx.federation.job import draw_key
+from medx.job import cache_at
+from medx.privacy.cache import cache_folder
 from medx.schema import CheckpointError, ConfigError
 
 OPTIONS = [(group, option) for group in GROUPS for option in options_of(group)]
@@ -50,6 +53,21 @@ def test_what_changes_what_noise_is_added_to_has_a_stream_of_its_own(tmp_path: P
     )
     keys = {key(), *(key(other) for other in others), key("aggregation=plain", "privacy.trusted_aggregator=true")}
     assert len(keys) == 2 + len(others)
+
+
+def test_the_environment_names_the_tracking_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert composed()["tracking"]["uri"] is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert typed(composed()).config["tracking"]["uri"] == "http://mlflow:5000"
+    assert composed("tracking.uri=null")["tracking"]["uri"] is None
+
+
+def test_calibrations_go_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDX_CACHE", raising=False)
+    with cache_at(tmp_path):
+        assert cache_folder() == tmp_path / "accounting"
+    assert "MEDX_CACHE" not in os.environ
 
 
 @pytest.mark.parametrize("experiment", options_of("experiment"))

@@ -2,28 +2,50 @@
 
 import argparse
 import os
+import socket
+import subprocess
 import sys
+import time
+from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
+from urllib.request import urlopen
 
+from medx.arguments import Parser
+from medx.schema import MedxError
 from medx.tracking.delivery import deliver
-from medx.tracking.store import SQLITE, Destination, connect, embedded_uri
+from medx.tracking.mlflow import SYNTHETIC
+from medx.tracking.store import (
+    SQLITE,
+    Destination,
+    TrackingError,
+    connect,
+    database_path,
+    database_uri,
+    embedded_uri,
+    has_experiment,
+)
 from medx.tracking.view import view_url
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one of the two commands; 1 where something could not be delivered."""
-    parser = argparse.ArgumentParser(prog="python -m medx.tracking")
+    """Run one of the two commands; 1 where something could not be delivered, 2 for a refusal."""
+    parser = Parser(prog="python -m medx.tracking", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     ui = commands.add_parser("ui", help="serve the MLflow UI of an embedded store, to this machine alone")
     ui.add_argument("--port", type=int, default=5000)
-    ui.add_argument("--uri", help="sqlite:///FILE; default ./mlflow.db")
-    ui.add_argument("--experiment", default="medx", help="MLflow experiment to show (default medx)")
+    ui.add_argument("--uri", help="sqlite:///FILE; default $MLFLOW_TRACKING_URI, else ./mlflow.db")
+    ui.add_argument("--experiment", default="medx", help="MLflow experiment to show (default medx), and its -synthetic")
     send = commands.add_parser("deliver", help="deliver the records that wait below a folder")
     send.add_argument("folder", type=Path)
     send.add_argument("--uri", help="another store than the one that the runs were meant for")
     send.add_argument("--experiment", default="medx", help="MLflow experiment, with --uri (default medx)")
     chosen = parser.parse_args(arguments)
-    return serve(chosen) if chosen.command == "ui" else send_all(chosen)
+    try:
+        return serve(chosen) if chosen.command == "ui" else send_all(chosen)
+    except MedxError as error:
+        print(f"medx: {error}", file=sys.stderr)
+        return 2
 
 
 def send_all(chosen: argparse.Namespace) -> int:
@@ -38,24 +60,52 @@ def send_all(chosen: argparse.Namespace) -> int:
 
 
 def serve(chosen: argparse.Namespace) -> int:
-    """Become the MLflow server, on the loopback interface only."""
-    uri = embedded_uri(Path.cwd()) if chosen.uri is None else _absolute(chosen.uri)
+    """Run the MLflow server, on the loopback interface only, and say where to look once it answers."""
+    given = chosen.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = embedded_uri(Path.cwd()) if given is None else _absolute(given)
     if not uri.startswith(SQLITE):
         print(f"{uri} is a server: open it in the browser")
         return 0
-    store = connect(Destination(uri=uri, experiment=chosen.experiment))
-    port = str(chosen.port)
-    print("MLflow starts; Ctrl-C ends it. Epsilon against AUC, in about ten seconds:", flush=True)
-    print(view_url(f"http://127.0.0.1:{port}", store.experiment_id), flush=True)
-    artifacts = Path(uri.removeprefix(SQLITE)).parent / "mlartifacts"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
-    command += ["--default-artifact-root", str(artifacts), "--host", "127.0.0.1", "--port", port]
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", chosen.port)) == 0:
+            raise TrackingError(f"--port {chosen.port}: another program listens there; accepted: a free port")
+    address = f"http://127.0.0.1:{chosen.port}"
+    destinations = [Destination(uri=uri, experiment=chosen.experiment + end) for end in ("", SYNTHETIC)]
+    links = [
+        f"{each.experiment}: {view_url(address, connect(each).experiment_id)}"
+        for each in destinations
+        if has_experiment(each)
+    ]
+    print("MLflow starts; this takes about ten seconds", flush=True)
+    with subprocess.Popen(server_command(uri, chosen.port)) as server:
+        while server.poll() is None and not answers(chosen.port):
+            time.sleep(0.2)
+        if server.poll() is None:
+            print("Epsilon against AUC, until Ctrl-C ends the server:", *(links or [address]), sep="\n", flush=True)
+        with suppress(KeyboardInterrupt):
+            return server.wait()
+    return 0
+
+
+def server_command(uri: str, port: int) -> list[str]:
+    """MLflow's own server on an embedded store."""
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    os.execv(sys.executable, command)
+    artifacts = str(database_path(uri).parent / "mlartifacts")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    return [*command, "--default-artifact-root", artifacts, "--host", "127.0.0.1", "--port", str(port)]
+
+
+def answers(port: int) -> bool:
+    """Whether the server on this machine is ready."""
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as reply:
+            return bool(reply.status == HTTPStatus.OK)
+    except OSError:
+        return False
 
 
 def _absolute(uri: str) -> str:
-    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}" if uri.startswith(SQLITE) else uri
+    return database_uri(database_path(uri).absolute()) if uri.startswith(SQLITE) else uri
 
 
 if __name__ == "__main__":

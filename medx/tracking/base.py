@@ -37,10 +37,10 @@ class TrackedRun(Record):
 
     @property
     def title(self) -> str:
-        """A name that reads: ``pneumoniamnist scatternet local_dp ε=5 seed=0``."""
+        """What tells runs apart comes first, as lists cut names off: ``ε=5 seed 0 local_dp scatternet pneumonia``."""
         target = [] if self.target_epsilon is None else [f"ε={self.target_epsilon:g}"]
-        words = [self.dataset, self.model, self.privacy, *target, *([] if self.seed is None else [f"seed={self.seed}"])]
-        return " ".join([*words, "SYNTHETIC"] if self.synthetic else words)
+        seed = [] if self.seed is None else [f"seed {self.seed}"]
+        return " ".join([*target, *seed, self.privacy, self.model, self.dataset.removesuffix("mnist")])
 
     def released(self) -> "TrackedRun":
         """The same without what is its owner's alone."""

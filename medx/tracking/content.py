@@ -9,6 +9,7 @@ from medx.results import ExperimentResult, Interval, RoundRecord, Status
 from medx.tracking.base import TrackedRun
 
 PARAM_LENGTH = 6000
+NAME_LENGTH = 70  # of what stands before a colon, to be its name and no sentence
 WITHHELD = "told to the study's owner only, who finds it in result.json and in the log"
 RUN_STATUS: dict[Status, str] = {
     "finished": "FINISHED",
@@ -48,6 +49,16 @@ def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield re.sub(r"[^\w\-. :/]", "_", name)[:250], text[:PARAM_LENGTH]
 
 
+def as_markdown(statement: str) -> str:
+    """A statement, one sentence or more a line, as a heading and a list that wraps in the UI."""
+    title, *lines = statement.splitlines() or [""]
+    items = []
+    for line in filter(None, lines):
+        name, colon, rest = line.partition(": ")
+        items.append(f"- **{name}:** {rest}" if colon and len(name) < NAME_LENGTH else f"- {line}")
+    return "\n".join([f"### {title}", "", *items])
+
+
 def start_tags(run: TrackedRun) -> dict[str, str]:
     """What is known about a run before the first round."""
     tags = {
@@ -62,7 +73,7 @@ def start_tags(run: TrackedRun) -> dict[str, str]:
         "run": run.run,
         "status": "running",
         "output_dir": str(run.output_dir),
-        "mlflow.note.content": run.description,
+        "mlflow.note.content": as_markdown(run.description),
         "mlflow.source.name": "medx.run",
     }
     tags |= {"seed": str(run.seed)} if run.seed is not None else {}

@@ -19,10 +19,11 @@ from medx.tracking.base import TrackedRun
 from medx.tracking.content import WITHHELD
 from medx.tracking.courier import Errand, current
 from medx.tracking.spool import Kind, Spool
-from medx.tracking.store import SQLITE, Destination, embedded_uri
+from medx.tracking.store import SQLITE, Destination, database_path, database_uri, embedded_uri
 from medx.tracking.view import view_url
 
 log = logging.getLogger(__name__)
+SYNTHETIC = "-synthetic"  # an experiment of their own for drawn images, which say nothing of medicine
 
 
 @component
@@ -53,7 +54,7 @@ class MlflowTracking:
         if uri is None:
             uri = embedded_uri(folder)
         elif uri.startswith(SQLITE):
-            uri = f"{SQLITE}{folder.absolute() / uri.removeprefix(SQLITE)}"
+            uri = database_uri(folder.absolute() / database_path(uri))
         return Destination(uri=uri, experiment=self.experiment, request_timeout=self.request_timeout)
 
     def settled(self, folder: Path) -> "MlflowTracking":
@@ -88,6 +89,9 @@ class MlflowTracker:
         run = run if self._whole else run.released()
         sweep_dir = None if run.sweep_dir is None else run.sweep_dir.absolute()
         run = run.model_copy(update={"output_dir": run.output_dir.absolute(), "sweep_dir": sweep_dir})
+        if run.synthetic:
+            own = {"experiment": self._destination.experiment + SYNTHETIC}
+            self._destination = self._destination.model_copy(update=own)
         self._spool = Spool(run.output_dir)
         destination = self._destination.model_dump()
         self._spool.append("start", {"run": run.model_dump(mode="json"), "destination": destination})

@@ -3,9 +3,11 @@
 import logging
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from medx.released import Record
 from medx.schema import MedxError
@@ -38,12 +40,22 @@ class Destination(Record):
     @property
     def database(self) -> Path | None:
         """The embedded store's file; None for a server."""
-        return Path(self.uri.removeprefix(SQLITE)) if self.uri.startswith(SQLITE) else None
+        return database_path(self.uri) if self.uri.startswith(SQLITE) else None
 
 
 def embedded_uri(folder: Path) -> str:
     """The default store: ``mlflow.db`` in ``folder``."""
-    return f"{SQLITE}{folder.absolute() / 'mlflow.db'}"
+    return database_uri(folder.absolute() / "mlflow.db")
+
+
+def database_uri(path: Path) -> str:
+    """The address of an embedded store, in which ``?`` would begin a query and ``%`` an escape."""
+    return f"{SQLITE}{str(path).replace('%', '%25').replace('?', '%3F')}"
+
+
+def database_path(uri: str) -> Path:
+    """The file of an embedded store."""
+    return Path(unquote(uri.removeprefix(SQLITE)))
 
 
 def quiet_environment() -> None:
@@ -95,8 +107,19 @@ def connect(destination: Destination) -> Store:
     if destination.database is None:
         return _open(destination, None)
     folder = destination.database.parent
-    with file_lock(folder / f"{destination.database.name}-lock"):
+    with file_lock(folder / f"{destination.database.name}-lock"), _without_stray(destination.uri, folder):
         return _open(destination, (folder / "mlartifacts").as_uri())
+
+
+@contextmanager
+def _without_stray(uri: str, folder: Path) -> Iterator[None]:
+    """Remove the folder that MLflow makes besides, where it takes an escape as it is written."""
+    stray = Path(uri.removeprefix(SQLITE)).parent
+    ours = stray != folder and not stray.exists()
+    yield
+    if ours:
+        with suppress(OSError):
+            stray.rmdir()
 
 
 def open_early(destination: Destination) -> None:
@@ -106,13 +129,18 @@ def open_early(destination: Destination) -> None:
     """
     from mlflow import MlflowClient
 
+    if has_experiment(destination):
+        MlflowClient(tracking_uri=destination.uri).get_experiment_by_name(destination.experiment)
+
+
+def has_experiment(destination: Destination) -> bool:
+    """Whether an embedded store is there with the experiment in it; looks without writing."""
     path = destination.database
     if path is None or not path.exists():
-        return
+        return False
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-        known = database.execute("SELECT 1 FROM experiments WHERE name = ?", (destination.experiment,)).fetchone()
-    if known:
-        MlflowClient(tracking_uri=destination.uri).get_experiment_by_name(destination.experiment)
+        found = database.execute("SELECT 1 FROM experiments WHERE name = ?", (destination.experiment,)).fetchone()
+    return found is not None
 
 
 def _open(destination: Destination, artifacts: str | None) -> Store:

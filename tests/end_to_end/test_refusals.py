@@ -90,6 +90,12 @@ def test_a_place_that_cannot_be(setting: str, path: str, said: str, tmp_path: Pa
     assert re.fullmatch(rf"medx: /(proc|dev|tmp)/.*: .*{said}", ran.refusal)
 
 
+def test_a_name_that_is_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "K\ufffdln: this name is not UTF-8; accepted" in call(tmp_path, "study=K\udcf6ln").refusal
+    monkeypatch.setattr("os.getcwd", lambda: "/home/K\udcf6ln")
+    assert "/home/K\ufffdln: this name is not UTF-8; accepted" in call(tmp_path).refusal
+
+
 def test_cuda_that_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "no CUDA device is there; accepted here: auto, cpu" in call(tmp_path, "device=cuda:0").refusal

@@ -13,7 +13,9 @@ from medx.tracking.base import TrackedRun
 METRICS = ("auc", "accuracy", "balanced_accuracy", "balanced_accuracy_at_threshold", "sensitivity")
 
 
-def make_run(folder: Path, epsilon: float | None = 5.0, seed: int = 0, sweep: Path | None = None) -> TrackedRun:
+def make_run(
+    folder: Path, epsilon: float | None = 5.0, seed: int = 0, sweep: Path | None = None, synthetic: bool = False
+) -> TrackedRun:
     return TrackedRun(
         run=sha256(str(folder).encode()).hexdigest()[:32],
         output_dir=folder,
@@ -24,7 +26,7 @@ def make_run(folder: Path, epsilon: float | None = 5.0, seed: int = 0, sweep: Pa
         model="scatternet",
         privacy="none" if epsilon is None else "local_dp",
         target_epsilon=epsilon,
-        synthetic=False,
+        synthetic=synthetic,
         public=True,
         config_hash="abc",
         config={"seed": seed, "privacy": {"epsilon": epsilon, "delta": 1e-5}, "partition": {"sizes": [1, 2]}},

@@ -21,11 +21,11 @@ from pydantic import ValidationError
 from medx.results import STUDY_ONLY
 from medx.tracking import courier, deliverer
 from medx.tracking.__main__ import main
-from medx.tracking.content import WITHHELD, final_metrics, flatten, round_metrics
+from medx.tracking.content import WITHHELD, as_markdown, final_metrics, flatten, round_metrics
 from medx.tracking.delivery import deliver
 from medx.tracking.mlflow import MlflowTracker, MlflowTracking
 from medx.tracking.spool import Spool
-from medx.tracking.store import Destination, connect, embedded_uri, open_early
+from medx.tracking.store import Destination, connect, embedded_uri, has_experiment, open_early
 from medx.tracking.view import VIEW_TAG
 from tests.tracking.examples import make_record, make_result, make_run
 
@@ -93,7 +93,7 @@ def test_a_run_with_all_that_belongs_to_it(destination: Destination, tmp_path: P
         [output / "extra.txt", output / "checkpoint" / "model.safetensors"],
     )
 
-    run = runs(destination)["pneumoniamnist scatternet local_dp ε=5 seed=0"]
+    run = runs(destination)["ε=5 seed 0 local_dp scatternet pneumonia"]
     assert info["run_id"] == run.info.run_id
     assert run.info.status == "FINISHED"
     assert run.data.params["privacy.epsilon"] == "5.0"
@@ -224,7 +224,7 @@ def test_a_server_that_goes_down_in_the_middle(
     # The next run that reaches the store brings it along.
     follow(destination, tmp_path / "next", seed=1)
     wait_until(lambda: not Path("mlartifacts/undelivered.txt").exists(), 10)
-    first = runs(destination)["pneumoniamnist scatternet local_dp ε=5 seed=0"]
+    first = runs(destination)["ε=5 seed 0 local_dp scatternet pneumonia"]
     assert history(destination, first, "test/auc") == [(1, 0.9), (2, 0.9), (3, 0.9)]
     assert first.info.status == "FINISHED"
     os.kill(courier.current().pid, signal.SIGKILL)
@@ -404,6 +404,80 @@ def test_the_ready_comparison_is_part_of_the_experiment(destination: Destination
     axes = [(chart["xaxis"]["key"], chart["yaxis"]["key"]) for chart in state["compareRunCharts"] if "xaxis" in chart]
     assert axes == [("epsilon", "final/test/auc")]
     assert {"epsilon", "final/test/auc"} <= final_metrics(make_result()).keys()
+
+
+def test_an_embedded_store_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "what?now #1 %41 Zürich"
+    folder.mkdir()
+    destination = Destination(uri=embedded_uri(folder), experiment="x")
+    assert not has_experiment(destination)
+    connect(destination)
+    assert {path.name for path in folder.iterdir()} >= {"mlflow.db"}
+    assert list(tmp_path.iterdir()) == [folder], "nothing beside it"
+    assert has_experiment(destination)
+    tracking = OmegaConf.load(ROOT / "conf" / "tracking" / "mlflow.yaml") | {"uri": "sqlite:///mlflow.db"}
+    fields = {key: value for key, value in tracking.items() if key != "_target_"}
+    settled = MlflowTracking(**fields).settled(folder)
+    assert settled.settled(tmp_path).uri == settled.uri == destination.uri
+
+
+def test_drawn_images_have_an_experiment_of_their_own(destination: Destination, tmp_path: Path) -> None:
+    info = follow(destination, tmp_path, rounds=1, synthetic=True)
+    assert info["experiment"] == destination.experiment + "-synthetic"
+    drawn = destination.model_copy(update={"experiment": info["experiment"]})
+    assert has_experiment(drawn)
+    assert not has_experiment(destination)
+    assert len(runs(drawn)) == 1
+
+
+def test_a_statement_is_markdown_that_wraps() -> None:
+    text = "Privacy statement\nMechanism: none. There: is no epsilon.\nMasks are agreed.\n"
+    wanted = "### Privacy statement\n\n- **Mechanism:** none. There: is no epsilon.\n- Masks are agreed."
+    assert as_markdown(text) == wanted
+
+
+SERVER = """
+import http.server, pathlib, sys, time
+time.sleep(0.5)
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        pathlib.Path(sys.argv[2]).touch()
+        self.send_response(200); self.end_headers()
+server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health)
+server.handle_request()
+"""
+
+
+def test_the_link_to_the_ui_comes_when_the_server_answers(
+    destination: Destination, dead: Destination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(destination)
+    port, answered, said = dead.uri.rpartition(":")[2], tmp_path / "answered", []
+    monkeypatch.setattr("medx.tracking.__main__.server_command", lambda uri, port: server(port))
+
+    def server(port: int) -> list[str]:
+        return [sys.executable, "-c", SERVER, str(port), str(answered)]
+
+    monkeypatch.setattr("builtins.print", lambda *words, **_: said.append((answered.exists(), "\n".join(words))))
+    given = ["ui", "--port", port, "--experiment", destination.experiment]
+    assert main(given) == 0
+    (early, _), (late, text) = said
+    assert (early, late) == (False, True)
+    experiment = connect(destination).experiment_id
+    assert f"{destination.experiment}: http://127.0.0.1:{port}/#/experiments/{experiment}/" in text
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        assert main(["ui", "--port", str(busy.getsockname()[1])]) == 2
+    assert "accepted: a free port" in said[-1][1]
+
+
+@pytest.mark.parametrize("given", [[], ["uii"], ["ui", "--port", "many"], ["ui", "--prot", "1"]])
+def test_a_wrong_command_is_one_line(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(given)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("medx: ")
 
 
 def test_metrics_leave_out_what_is_undefined() -> None:
