@@ -415,9 +415,8 @@ def test_an_embedded_store_in_a_folder_of_any_name(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} >= {"mlflow.db"}
     assert list(tmp_path.iterdir()) == [folder], "nothing beside it"
     assert has_experiment(destination)
-    tracking = OmegaConf.load(ROOT / "conf" / "tracking" / "mlflow.yaml") | {"uri": "sqlite:///mlflow.db"}
-    fields = {key: value for key, value in tracking.items() if key != "_target_"}
-    settled = MlflowTracking(**fields).settled(folder)
+    fields = {"experiment": "x", "request_timeout": 1, "final_wait": 1, "owner_view": None}
+    settled = MlflowTracking(uri="sqlite:///mlflow.db", **fields).settled(folder)
     assert settled.settled(tmp_path).uri == settled.uri == destination.uri
 
 
