@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from annotated_types import Ge
 from flwr.serverapp import Grid
 from pydantic import BeforeValidator, SkipValidation
@@ -19,7 +20,7 @@ from medx.federation.base import Federation
 from medx.federation.checkpoint import ServerState, resumed_state
 from medx.federation.client import client_app
 from medx.federation.job import Job, Prepared, Setup, build_module, data_key, make_job, prepare
-from medx.federation.ledgers import finish_ledgers, recorded_steps, withdraw
+from medx.federation.ledgers import check_ledgers, finish_ledgers, recorded_steps, withdraw
 from medx.federation.local_client import forget
 from medx.federation.rounds import RoundAborted
 from medx.federation.server import Server
@@ -30,18 +31,20 @@ from medx.machine import environment, keep_freed_memory, resolve_device
 from medx.measurement import count_parameters, describe, measure, measure_clients
 from medx.metrics.evaluate import refuse_unknown_metric
 from medx.model.base import Model
+from medx.model.check import check_export, check_outputs
 from medx.model.export import describe as describe_model
 from medx.model.export import save_model
 from medx.observer import Observer, RunContext
 from medx.partition.base import Partition, partition_table
 from medx.privacy.base import PrivacyMechanism
 from medx.privacy.central_dp import CentralDP
-from medx.privacy.preflight import check_independence, check_module
+from medx.privacy.preflight import check_independence, check_module, perturbed
 from medx.privacy.spending import planned_observers, privacy_result
 from medx.privacy.statement import statement, summarise
 from medx.results import ExperimentResult, PrivacyResult, RoundRecord, Status
 from medx.runtime.base import Runtime
 from medx.schema import CheckpointError, ConfigError, LedgerError, Place, component
+from medx.trainer.gradients.trial import try_mode
 from medx.trainer.local_training import Trainer
 
 Baseline = Literal["local_only", "centralized"]
@@ -177,20 +180,26 @@ def check_combination(experiment: Experiment, setup: Setup, config: dict[str, An
 
 
 def preflight(job: Job, prepared: Prepared) -> None:
-    """Refuse what cannot be private, before any training."""
-    module = build_module(job.setup, prepared)
+    """Refuse a model that does not fit, could not be saved, or cannot be private, before any training."""
+    module, splits = build_module(job.setup, prepared), prepared.splits
+    trainer, seen = job.setup.trainer, prepared.inputs["validation"][:2]
+    inputs = torch.cat((seen, -seen))  # independence needs two records, of which some validation splits have one
     check_module(module, job.plan.private)
+    check_outputs(module, prepared.objective, inputs)
+    images = splits.to_tensor(splits.validation.images[:2])
+    check_export(job.setup.model, splits, prepared.features, perturbed(module).float(), images)
     if job.plan.private:
-        check_independence(module, prepared.objective, prepared.inputs["validation"][:4])
-    steps = [plan.step for plan in job.plan.clients if plan.step is not None]
-    if steps:
-        job.setup.trainer.check_gradients(
+        check_independence(module, prepared.objective, inputs)
+    if any(plan.step is not None for plan in job.plan.clients):
+        try_mode(
+            trainer.gradient_mode,
             module,
             prepared.objective,
-            shape=prepared.inputs["validation"].shape[1:],
+            views=trainer.augmentation_multiplicity,
+            shape=inputs.shape[1:],
             num_classes=prepared.spec.num_classes,
-            clip_norm=steps[0].clip_norm,
         )
+    check_ledgers(job)
 
 
 def make_context(

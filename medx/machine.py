@@ -3,6 +3,7 @@
 import ctypes
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -62,6 +63,44 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):  # no glibc: musl, macOS, Windows
         return False
     return all(mallopt(setting, value) for setting, value in MALLOC.items())  # an old glibc may refuse the first
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process can still take: what the system has, or less where a control group's limit leaves less.
+
+    ``sys.maxsize`` where the system tells neither; ``root`` is where ``proc`` and ``sys`` are.
+    """
+    left = [sys.maxsize]
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            left.append(1024 * int(line.split()[1]))
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            left += _left_in(root / "sys/fs/cgroup", path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            left += _left_in(root / "sys/fs/cgroup/memory", path, *files)
+    return max(0, min(left))
+
+
+def _left_in(mount: Path, path: str, limit: str, usage: str, cache: str) -> Iterator[int]:
+    """What this group and those above it leave; file pages that are not in use can be had back."""
+    group = mount / path.lstrip("/")
+    for folder in (group, *group.parents):
+        most, used = _lines(folder / limit), _lines(folder / usage)
+        if most and used and most[0].isdigit():
+            pages = [int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.startswith(cache + " ")]
+            yield int(most[0]) - int(used[0]) + sum(pages)
+        if folder == mount:
+            return
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:  # no such file on this system
+        return []
 
 
 def environment(device: str) -> dict[str, str]:

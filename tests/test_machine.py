@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from contextlib import redirect_stdout, suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,3 +75,33 @@ def test_a_share_of_the_threads_is_given_back_while_all_jobs_wait(monkeypatch: p
         assert (inside, torch.get_num_threads()) == (3, 2)
     finally:
         torch.set_num_threads(before)
+
+
+V2 = {"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/memory.max": "5000", "sys/fs/cgroup/a/memory.current": "4000"}
+V1 = {
+    "proc/self/cgroup": "4:cpu,memory:/c\n1:cpuset:/c",
+    "sys/fs/cgroup/memory/c/memory.limit_in_bytes": "3000",
+    "sys/fs/cgroup/memory/c/memory.usage_in_bytes": "2900",
+    "sys/fs/cgroup/memory/c/memory.stat": "inactive_file 7\ntotal_inactive_file 50",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, sys.maxsize),
+        ({"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:       2 kB"}, 2048),
+        ({"proc/meminfo": "MemAvailable: 2 kB"} | V2, 1000),  # a group above it has the limit
+        (V2 | {"sys/fs/cgroup/a/b/memory.max": "max", "sys/fs/cgroup/a/b/memory.current": "10"}, 1000),
+        (V2 | {"sys/fs/cgroup/a/memory.stat": "anon 1\ninactive_file 300"}, 1300),  # pages that can be had back
+        (V1, 150),
+        (V1 | {"sys/fs/cgroup/memory/c/memory.usage_in_bytes": "4000"}, 0),
+    ],
+)
+def test_memory_that_is_left_is_what_the_tightest_limit_leaves(
+    files: dict[str, str], expected: int, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert machine.available_memory(tmp_path) == expected

@@ -7,6 +7,7 @@ import runpy
 import urllib.request
 import zipfile
 import zlib
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from pydantic import StringConstraints
 
 from medx.dataset.base import DataSplits, Split, Task, content_hash
+from medx.dataset.memory import IMAGE_VALUE, refuse_beyond_memory
 from medx.schema import DataError, Place, component
 
 Name = Literal[
@@ -38,6 +40,7 @@ DATA_FOLDER = "MEDX_DATA"  # environment variable that names a folder to look in
 NORMALISATION = 0.5
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 HINT = "dataset=phantom needs no file"
+SIZES = (28, 64, 128, 224)
 
 
 @component
@@ -57,8 +60,10 @@ class MedMNIST:
         """Find or download, verify and read the file; raises DataError where it cannot be trusted."""
         info = medmnist_info()[self.name]
         suffix = "" if self.size == 28 else f"_{self.size}"
-        path = self._find(f"{self.name}{suffix}.npz", info[f"url{suffix}"])
-        md5 = verify(path, self.md5 or info[f"MD5{suffix}"])
+        expected = (self.md5 or info[f"MD5{suffix}"]).lower()
+        path = self._find(f"{self.name}{suffix}.npz", info[f"url{suffix}"], expected)
+        md5 = verify(path, expected)
+        self._check_memory(path)
         channels, class_names = info["n_channels"], tuple(info["label"][str(i)] for i in range(len(info["label"])))
         train, validation, test = (
             read_split(path, split, self.size, channels, len(class_names)) for split in ("train", "val", "test")
@@ -79,13 +84,20 @@ class MedMNIST:
             public=md5 == info[f"MD5{suffix}"].lower(),  # another file of this layout may be a hospital's own
         )
 
-    def _find(self, filename: str, url: str) -> Path:
+    def _check_memory(self, path: Path) -> None:
+        with zipfile.ZipFile(path) as archive:
+            needed = IMAGE_VALUE * sum(array.file_size for array in archive.infolist())
+        smaller = [size for size in SIZES if size < self.size]
+        accepted = f"a smaller dataset.size ({' or '.join(map(str, smaller))})" if smaller else "a smaller data set"
+        refuse_beyond_memory(f"dataset={self.name}: {path} at dataset.size={self.size}", needed, accepted)
+
+    def _find(self, filename: str, url: str, md5: str) -> Path:
         folders = search_folders(self.root)
         for folder in folders:
-            if (folder / filename).is_file():
+            if is_there(folder / filename):
                 return folder / filename
         if self.download:
-            return fetch(url, folders[-1] / filename)
+            return fetch(url, folders[-1] / filename, md5)
         places = " or ".join(str(folder) for folder in folders)
         raise DataError(
             f"dataset={self.name}: no {filename}; put it into {places}, or set dataset.download=true; {HINT}"
@@ -110,14 +122,35 @@ def search_folders(root: Path | None) -> list[Path]:
     return [Path(folder).expanduser() for folder in (named, "~/.medmnist") if folder]
 
 
-def fetch(url: str, target: Path) -> Path:
-    """Download ``url`` to ``target``, which appears only when it is complete; raises DataError without network."""
+def is_there(path: Path) -> bool:
+    """Whether ``path`` is a file; raises DataError where that cannot be seen, or where it is something else."""
+    try:
+        if not path.exists():
+            return False
+        path.stat()
+    except OSError as problem:  # a name too long, a folder that may not be entered
+        raise DataError(f"{path}: cannot be read ({problem.strerror}); {HINT}") from problem
+    if not path.is_file():
+        raise DataError(f"{path}: is not a file; {HINT}")
+    return True
+
+
+def fetch(url: str, target: Path, md5: str) -> Path:
+    """Download ``url`` to ``target``, which appears only with this MD5; raises DataError where it cannot be had."""
     partial = target.with_suffix(f".{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer, partial.open("wb") as file:
             while block := answer.read(1 << 20):
                 file.write(block)
+            missing = answer.length  # of what the server announced: a closed connection is no error in itself
+        actual, size = md5_of(partial), partial.stat().st_size
+        if missing or actual != md5:
+            raise DataError(
+                f"{target}: the download from {url} is not the file ({size} bytes"
+                + (f", {missing} are missing" if missing else f" of md5 {actual}, expected {md5}")
+                + f"); nothing of it is kept; try again, or put the file there; {HINT}"
+            )
         partial.replace(target)
     except (OSError, http.client.HTTPException) as problem:
         raise DataError(
@@ -125,17 +158,26 @@ def fetch(url: str, target: Path) -> Path:
             f"put the file there or into the folder ${DATA_FOLDER}; {HINT}"
         ) from problem
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what was never made: a name too long, a folder that is none
+            partial.unlink()
     return target
+
+
+def md5_of(path: Path) -> str:
+    """The MD5 of a file, in lower case."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def verify(path: Path, expected: str) -> str:
     """The file's MD5 if it is a whole zip with the expected sum; raises DataError otherwise, and keeps the file."""
+    try:
+        actual = md5_of(path)
+    except OSError as problem:
+        raise DataError(f"{path}: cannot be read ({problem.strerror}); {HINT}") from problem
     if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: truncated, or not an npz file; remove it to have it downloaded again; {HINT}")
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if actual != expected.lower():
+        raise DataError(f"{path}: truncated, or not an npz file; accepted: the file of md5 {expected}; {HINT}")
+    if actual != expected:
         raise DataError(
             f"{path}: md5 is {actual}, expected {expected}; the file is kept; "
             f"to accept it on purpose: dataset.md5={actual}"
@@ -147,9 +189,10 @@ def read_split(path: Path, split: str, size: int, channels: int, num_classes: in
     """Images and labels of ``split`` (train, val, test), checked; raises DataError with array and first bad row."""
     images, labels = read_array(path, f"{split}_images"), read_array(path, f"{split}_labels")
     shape = (size, size) if channels == 1 else (size, size, channels)
+    wanted = ", ".join(map(str, ("rows", *shape)))
     if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
         raise DataError(
-            f"{path}: {split}_images is {images.dtype} {list(images.shape)}, expected uint8 {['rows', *shape]}"
+            f"{path}: {split}_images is {images.dtype} {list(images.shape)}, expected uint8 [{wanted}], 1 row or more"
         )
     rows = len(images)
     if labels.dtype.kind not in "iu" or labels.shape not in ((rows, 1), (rows,)):
@@ -171,7 +214,5 @@ def read_array(path: Path, name: str) -> np.ndarray:
     except ValueError as problem:
         raise DataError(f"{path}: {name} cannot be read ({problem}); pickled arrays are never loaded") from problem
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as problem:
-        raise DataError(
-            f"{path}: {name} is damaged ({problem}); remove the file to have it downloaded again"
-        ) from problem
+        raise DataError(f"{path}: {name} is damaged or cannot be read ({problem})") from problem
     return array

@@ -8,6 +8,7 @@ from medx.dataset import chest_phantom, fundus_phantom
 from medx.dataset.base import DataSplits, Split, Task, content_hash
 from medx.dataset.chest_phantom import draw_chest
 from medx.dataset.fundus_phantom import draw_fundus
+from medx.dataset.memory import IMAGE_VALUE, refuse_beyond_memory
 from medx.randomness import derive_seed, numpy_generator
 from medx.schema import component
 
@@ -37,6 +38,7 @@ class Phantom:
     def load(self) -> DataSplits:
         """Draw the three splits, each from a generator of its own."""
         task, class_names = KINDS[self.kind]
+        self._check_memory()
         train, validation, test = (
             self._draw(name, count)
             for name, count in (
@@ -60,6 +62,14 @@ class Phantom:
             mean=(NORMALISATION,) * channels,
             std=(NORMALISATION,) * channels,
             public=True,
+        )
+
+    def _check_memory(self) -> None:
+        count = self.num_train + self.num_validation + self.num_test
+        channels = 1 if self.kind == "chest" else 3
+        needed = float(IMAGE_VALUE * count * self.size**2 * channels)
+        refuse_beyond_memory(
+            f"dataset=phantom: {count} images at dataset.size={self.size}", needed, "fewer images or a smaller size"
         )
 
     def _draw(self, split: str, count: int) -> Split:

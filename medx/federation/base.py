@@ -18,7 +18,7 @@ class Federation(ABC):
     """
 
     num_clients: Annotated[int, Ge(1)]
-    num_rounds: Annotated[int, Ge(1)]
+    num_rounds: Annotated[int, Ge(1), Le(100_000)]
     fraction_clients: Annotated[float, Gt(0), Le(1)]
     min_clients: Annotated[int, Ge(1)]
     evaluate_every: Annotated[int, Ge(1)]

@@ -127,7 +127,7 @@ def load_checkpoint(folder: Path) -> tuple[ServerState, dict[str, Any]]:
         try:
             return _read(candidate)
         except (OSError, ValueError, KeyError, CheckpointError) as error:
-            log.warning("checkpoint %s is corrupt (%s); falling back to the one before", candidate, error)
+            log.warning("checkpoint %s cannot be read (%s); falling back to the one before", candidate, error)
     raise CheckpointError(f"resume: no readable checkpoint in {folder} ({len(candidates)} found)")
 
 

@@ -16,6 +16,7 @@ from torch import nn
 import medx
 from medx.aggregation.base import Aggregation
 from medx.dataset import Dataset, DataSplits, InputSpec
+from medx.dataset.memory import FEATURE_VALUE, refuse_beyond_memory
 from medx.federation.base import Federation
 from medx.federation.checkpoint import ServerState
 from medx.model.base import FixedFeatures, Model, Objective
@@ -23,6 +24,7 @@ from medx.model.cache import cached_features
 from medx.partition.base import Partition
 from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan
 from medx.randomness import Key, derive_key, derive_seed, numpy_generator, system_key
+from medx.schema import DataError
 from medx.trainer.local_training import Trainer
 
 
@@ -113,7 +115,10 @@ _KEEP = 2  # a sweep's jobs share data; more than two data sets in memory would 
 def prepare(setup: Setup) -> Prepared:
     """Load, verify, transform and deal the data; kept for the next job of this process that wants the same."""
     if setup.data_key not in _PREPARED:
-        _PREPARED[setup.data_key] = _load(setup)
+        try:
+            _PREPARED[setup.data_key] = _load(setup)
+        except MemoryError as error:
+            raise DataError(f"dataset: memory ran out ({error}); accepted: fewer or smaller images") from error
         while len(_PREPARED) > _KEEP:
             _PREPARED.popitem(last=False)
     prepared = _PREPARED[setup.data_key]
@@ -130,12 +135,23 @@ def _load(setup: Setup) -> Prepared:
     spec = splits.spec
     parts = setup.partition.split(splits.train.labels, spec.num_classes, setup.federation.num_clients, generator)
     features = setup.model.features(spec)
+    if features is not None:
+        _check_memory(splits, features)
     inputs, labels = {}, {}
     for name, split in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
         images = splits.to_tensor(split.images)
         inputs[name] = images if features is None else cached_features(features, images, setup.cache)
         labels[name] = torch.from_numpy(split.labels.astype(np.int64))
     return Prepared(splits, tuple(parts), inputs, labels, setup.model.objective(spec), features)
+
+
+def _check_memory(splits: DataSplits, features: FixedFeatures) -> None:
+    """Refuse features that do not fit into memory, by those of one image."""
+    with torch.no_grad():
+        each = features(splits.to_tensor(splits.train.images[:1])).numel()
+    images = len(splits.train) + len(splits.validation) + len(splits.test)
+    what = f"model: {each} features of each of {images} images"
+    refuse_beyond_memory(what, FEATURE_VALUE * each * images, "a model with fewer features, or fewer images")
 
 
 def build_module(setup: Setup, prepared: Prepared) -> nn.Module:

@@ -8,6 +8,7 @@ import numpy as np
 
 from medx.federation.job import Job, Prepared
 from medx.privacy.ledger import PrivacyLedger, Reservation
+from medx.privacy.ledger_file import check_header, make_folder
 from medx.privacy.records import RecordSet, record_set
 from medx.schema import LedgerError
 
@@ -50,15 +51,22 @@ def ledger_run(job: Job) -> str:
     return job.run_id
 
 
+def check_ledgers(job: Job) -> None:
+    """Refuse a folder of ledgers that cannot be written, and ledgers in it that cannot be read, before a run begins."""
+    folder = getattr(job.setup.privacy, "ledger", None)
+    if folder is not None:
+        make_folder(folder)
+        for path in sorted(folder.glob("*.sqlite")):
+            check_header(path)
+
+
 def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:
     """The client's ledger with the whole run reserved; raises LedgerError, before any data is touched."""
     plan = job.plan.clients[client]
     event = job.plan.event_of(plan)
     assert event is not None
     assert job.plan.delta is not None
-    path = ledger_path(job, client)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ledger = PrivacyLedger(path, create=client not in job.charged)
+    ledger = PrivacyLedger(ledger_path(job, client), create=client not in job.charged)
     if client in job.charged:
         check_entries(ledger, ledger_run(job), job.charged[client])
     reservation = Reservation(
@@ -82,7 +90,6 @@ def open_server_ledger(job: Job, prepared: Prepared) -> PrivacyLedger:
     """The same with the whole run reserved; raises LedgerError, before any client is asked."""
     assert job.plan.client_release is not None
     assert job.plan.delta is not None
-    ledger_path(job, 0).parent.mkdir(parents=True, exist_ok=True)
     ledger = server_ledger(job)
     if job.charged:
         check_entries(ledger, ledger_run(job), max(job.charged.values()))

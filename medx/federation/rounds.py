@@ -34,6 +34,7 @@ from medx.federation.replies import Failure, ReplyError, ask, first_of, integer_
 from medx.schema import CheckpointError, MedxError
 
 Signature = dict[str, tuple[str, tuple[int, ...]]]
+DIVERGED = "the training has diverged; try a smaller learning rate"
 STRATEGY_BUFFERS = ("m_t", "v_t", "momentum_vector")
 
 
@@ -140,7 +141,8 @@ class PlainRounds:
         trained = time.perf_counter()
         usable = [answer for answer in answers if answer.finite]
         abstained = len(answers) - len(usable)
-        check_enough(self.job, len(usable), server.abstentions + abstained, failed, number, asked=len(messages))
+        before = server.abstentions
+        check_enough(self.job, len(usable), abstained, failed, number, asked=len(messages), before=before)
         state = self.aggregate(usable, server, number)
         return RoundOutcome(
             state=state,
@@ -196,34 +198,38 @@ class PlainRounds:
         new = from_record(arrays) | (from_record(momentum) if momentum else {})
         cast_state = {name: new[name].to(tensor.dtype) for name, tensor in server.state.items()}
         if not all_finite(cast_state):
-            raise RoundAborted(f"round {number}: the aggregate is not finite")
+            raise RoundAborted(f"round {number}: the aggregate is not finite ({DIVERGED})")
         return cast_state
 
 
 def check_enough(
     job: Job,
     usable: int,
-    abstentions: int,
+    abstained: int,
     failed: Sequence[Failure],
     number: int,
     *,
     asked: int,
+    before: int,
     least: int | None = None,
 ) -> None:
     """Refuse a round that fewer than ``least`` answered (min_clients), and a run that too many abstained from.
 
+    ``abstained`` did so in this round, ``before`` in earlier ones.
     A budget that is spent is told as such, with a LedgerError, where it is what the round lacks.
     """
     limit = getattr(job.setup.privacy, "max_abstentions", None)  # None without privacy: then nothing leaks by it
-    if limit is not None and abstentions > limit:
+    if limit is not None and before + abstained > limit:
         raise RoundAborted(
-            f"round {number}: {abstentions} updates were not finite or beyond the grid, more than "
+            f"round {number}: {before + abstained} updates were not finite or beyond the grid, more than "
             f"privacy.max_abstentions={limit}"
         )
     minimum = min(job.setup.federation.min_clients, job.setup.num_clients) if least is None else least
     if usable < minimum:
         refuse_exhausted(asked, failed, minimum)
-        raise RoundAborted(f"round {number}: {usable} usable answers, {minimum} needed{first_of(failed)}")
+        beyond = "" if job.sums is None else " or beyond the grid"
+        diverged = f"{min(abstained, asked)} updates are not finite{beyond} ({DIVERGED}): " if abstained else ""
+        raise RoundAborted(f"round {number}: {diverged}{usable} usable answers, {minimum} needed{first_of(failed)}")
 
 
 def read_answer(content: RecordDict, client: int, number: int, wanted: Signature) -> Answer:

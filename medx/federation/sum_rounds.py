@@ -19,6 +19,7 @@ from medx.federation.ledgers import server_keeps
 from medx.federation.payload import MOMENTUM, State, all_finite, from_record, momentum_of, parameters_of, to_record
 from medx.federation.replies import Code, Failure, first_of, refuse_exhausted
 from medx.federation.rounds import (
+    DIVERGED,
     RoundAborted,
     RoundOutcome,
     SampledGrid,
@@ -88,7 +89,7 @@ class SumRounds:
         collected = time.perf_counter()
         new = self.step(server, summed) if self.plan.kind == "gradient" else self.mean(server, summed)
         if not all_finite(new):
-            raise RoundAborted(f"round {number}: the aggregate is not finite")
+            raise RoundAborted(f"round {number}: the aggregate is not finite ({DIVERGED})")
         outcome = RoundOutcome(
             state=new,
             steps=self.steps(summed),
@@ -123,10 +124,11 @@ class SumRounds:
     def check(self, nodes: dict[int, int], server: ServerState, number: int, summed: Summed) -> None:
         """Raise RoundAborted, or LedgerError, where no attempt gave a sum of enough."""
         least = None if self.clipped is None else min(len(nodes), self.job.setup.federation.min_clients)
-        usable, abstentions = len(summed.survivors), server.abstentions + summed.abstained
+        usable, before = len(summed.survivors), server.abstentions
         if summed.total is None:
             refuse_exhausted(len(nodes), summed.failures, self.least)
-        check_enough(self.job, usable, abstentions, summed.failures, number, asked=len(nodes), least=least)
+        asked, gone = len(nodes), summed.abstained  # over all attempts
+        check_enough(self.job, usable, gone, summed.failures, number, asked=asked, before=before, least=least)
         if summed.total is None:
             last = summed.aborted[-1] if summed.aborted else f"too few clients are left{first_of(summed.failures)}"
             raise RoundAborted(f"round {number}: no attempt gave a sum; the last failure: {last}")

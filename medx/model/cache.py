@@ -15,7 +15,7 @@ import torch
 from medx.machine import all_threads
 from medx.model.base import FixedFeatures
 from medx.model.storage import Tensors, read_tensors, tensors_digest, write_tensors
-from medx.schema import CheckpointError
+from medx.schema import CheckpointError, ConfigError
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -38,13 +38,12 @@ def cached(folder: Path, kind: str, key: str, compute: Callable[[], Tensors]) ->
     """
     digest = hashlib.sha256(key.encode()).hexdigest()
     path = folder / kind / f"{digest}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_suffix(".lock")):
         if path.exists():
             try:
                 return read_tensors(path)[0]
             except CheckpointError as error:
-                log.warning("cache is damaged, computing it again: %s", error)
+                log.warning("cache cannot be used, computing it again: %s", error)
         with all_threads():
             tensors = compute()
         write_tensors(path, tensors, {"key": key})
@@ -53,7 +52,12 @@ def cached(folder: Path, kind: str, key: str, compute: Callable[[], Tensors]) ->
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("w")
+    except OSError as error:
+        raise ConfigError(f"cache={path.parent}: {error.strerror}; accepted: a folder that can be written") from error
+    with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from medx.dataset import InputSpec
 from medx.model.base import FixedFeatures, Model, Objective
-from medx.model.storage import read_tensors, write_tensors
+from medx.model.storage import Tensors, read_tensors, write_tensors
 from medx.schema import CheckpointError, MedxError
 
 FORMAT = 1
@@ -72,9 +72,15 @@ def _plain(component: dict[str, Any]) -> dict[str, Any]:
 
 def save_model(path: Path, description: dict[str, Any], features: FixedFeatures | None, head: nn.Module) -> None:
     """Write ``head``, the tensors of ``features`` and ``describe``'s metadata to ``path``, whole or not at all."""
+    write_tensors(path, tensors_of(features, head), {"medx": json.dumps(description, sort_keys=True)})
+
+
+def tensors_of(features: FixedFeatures | None, head: nn.Module) -> Tensors:
+    """What a file keeps of a model, each tensor in memory of its own: weights that layers share are written twice."""
     parts = {"head": head} | ({} if features is None else {"features": features})
-    tensors = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
-    write_tensors(path, tensors, {"medx": json.dumps(description, sort_keys=True)})
+    return {
+        f"{part}.{name}": value.clone() for part, module in parts.items() for name, value in module.state_dict().items()
+    }
 
 
 def load_model(path: Path) -> ExportedModel:
@@ -84,16 +90,20 @@ def load_model(path: Path) -> ExportedModel:
         description = json.loads(metadata["medx"])
         if description["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {description['format']!r}; this version reads {FORMAT}")
-        model = _component(dict(description["model"]))
-        spec = InputSpec(**description["spec"])
-        features, head = model.empty_features(spec), model.build(spec, seed=0)
-        exported = ExportedModel(features, head, model.objective(spec), spec, description)
-        exported.load_state_dict(tensors)
+        return restored(_component(dict(description["model"])), tensors, description)
     except MedxError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, ImportError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: not a model of this version ({type(error).__name__}: {first_line})") from error
+
+
+def restored(model: Model, tensors: Tensors, description: dict[str, Any]) -> ExportedModel:
+    """The model that ``tensors_of`` and ``describe`` were taken from, in evaluation mode on the CPU."""
+    spec = InputSpec(**description["spec"])
+    features, head = model.empty_features(spec), model.build(spec, seed=0)
+    exported = ExportedModel(features, head, model.objective(spec), spec, description)
+    exported.load_state_dict(tensors)
     return exported.eval().requires_grad_(False)
 
 

@@ -32,6 +32,9 @@ __all__ = [
 WINDOW = 0.985
 """A calibrated run spends more than this part of its target, by the larger of PRV and PLD, and at most all of it."""
 
+MAX_STEPS = 10_000_000
+LEAST_NOISE = 0.05  # clip norms: the least noise that a calibration tries
+
 
 @dataclass(frozen=True)
 class EpsilonBound:
@@ -85,10 +88,15 @@ def calibrate_noise_multiplier(target_epsilon: float, delta: float, sampling_pro
         raise PrivacyError(f"sampling_probability={sampling_probability}: must be in (0, 1]")
     if steps < 1:
         raise PrivacyError(f"steps={steps}: must be 1 or more")
+    if steps > MAX_STEPS:
+        raise PrivacyError(
+            f"federation.num_rounds, trainer.local_steps: {steps} noised steps in all, with spare rounds and runs; "
+            f"accepted: at most {MAX_STEPS}"
+        )
     check_delta(delta)
     if sampling_probability < 1 and -math.expm1(steps * math.log1p(-sampling_probability)) <= delta:
         raise PrivacyError(
-            f"delta={delta:g}: a record is used at all with a smaller probability ({steps} steps at "
+            f"privacy.delta={delta:g}: a record is used at all with a smaller probability ({steps} steps at "
             f"sampling_probability={sampling_probability:g}), so it would allow no noise; ask for a smaller delta"
         )
     return _calibrate(float(target_epsilon), float(delta), float(sampling_probability), int(steps))
@@ -153,8 +161,8 @@ def _search(target: float, delta: float, q: float, steps: int) -> float:
         if aim <= 0:
             break
     raise PrivacyError(
-        f"epsilon={target}: no noise multiplier found at delta={delta}, sampling_probability={q}, steps={steps}; "
-        "the accountants certify epsilons from about .1 to 50"
+        f"privacy.epsilon={target:g}: no noise multiplier is certified for it with privacy.delta={delta:g} and {steps} "
+        f"steps at sampling_probability={q:g}; accepted: another epsilon, or a larger delta"
     )
 
 
@@ -168,7 +176,7 @@ def _solve(aim: float, delta: float, q: float, steps: int, start: float | None) 
     if q == 1:
         return _round_up(math.sqrt(steps) / mu)
     x = math.log(start or max(math.log1p(mu**2 / (q**2 * steps)) ** -0.5, 0.06))
-    low, high = (math.log(0.05), math.inf), (math.log(1e6), -math.inf)
+    low, high = (math.log(LEAST_NOISE), math.inf), (math.log(1e6), -math.inf)
     slope = -1.2
     for _ in range(40):
         epsilon = accountants.pld((Release(q, math.exp(x), steps),), delta)
@@ -183,9 +191,10 @@ def _solve(aim: float, delta: float, q: float, steps: int, start: float | None) 
             x = (low[0] + high[0]) / 2
         if high[0] - low[0] < 1e-7:
             break
+    most = accountants.pld((Release(q, LEAST_NOISE, steps),), delta)
     raise PrivacyError(
-        f"epsilon={aim:.6g}: {steps} steps at sampling_probability={q} and delta={delta} do not spend it "
-        "with any noise multiplier above .05; ask for a smaller epsilon"
+        f"privacy.epsilon={aim:.4g}: {steps} steps at sampling_probability={q:g} and privacy.delta={delta:g} spend "
+        f"{most:.4g} with as little noise as {LEAST_NOISE} clip norms; accepted: an epsilon below that"
     )
 
 

@@ -3,14 +3,31 @@
 import math
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Lt
-from pydantic import model_validator
+from annotated_types import Ge, Gt
+from pydantic import AfterValidator, model_validator
+from pydantic_core import PydanticCustomError
 
 from medx.privacy.accounting import calibrate_noise_multiplier
 from medx.privacy.base import Exposure, NoiseSource
 from medx.schema import Place, component
 
-Delta = Annotated[float, Gt(0), Lt(1)]
+
+def within(least: float, most: float) -> AfterValidator:
+    """A number's range, told as a whole and in short."""
+
+    def check(value: float) -> float:
+        if not least <= value <= most:
+            raise PydanticCustomError("out_of_range", f"accepted: {least:g} to {most:g}")  # type: ignore[arg-type]
+        return value
+
+    return AfterValidator(check)
+
+
+# What both accountants certify, and the statement's figures for several records; beyond it their numerics fail.
+Epsilon = Annotated[float, within(1e-3, 100)]
+Delta = Annotated[float, within(1e-14, 0.5)]
+# Norms are compared and noise is added in float32, whose squares end at 1e38 and lose digits below 1e-38.
+ClipNorm = Annotated[float, within(1e-15, 1e15)]
 
 
 @component
@@ -27,8 +44,8 @@ class GaussianMechanism:
     system's, and 0 where it is the seed's, which repeats a round for nothing.
     """
 
-    epsilon: Annotated[float, Gt(0)]
-    clip_norm: Annotated[float, Gt(0)]
+    epsilon: Epsilon
+    clip_norm: ClipNorm
     num_runs: Annotated[int, Ge(1)]
     spare_rounds: Annotated[int, Ge(0)] | None
     noise_source: NoiseSource

@@ -270,7 +270,8 @@ class PrivacyLedger:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise LedgerError(f"ledger {self.path} cannot be used: {error}; is another run holding it?") from error
+            held = "; is another run holding it?" if "locked" in str(error) else ""
+            raise LedgerError(f"ledger {self.path} cannot be used: {error}{held}") from error
         except sqlite3.ProgrammingError as error:
             raise LedgerError(f"ledger {self.path} cannot be used: {error}") from error
         except sqlite3.Error as error:

@@ -1,5 +1,6 @@
 """The file of a privacy ledger: its tables, how it is made, and what is told of one that cannot be used."""
 
+import errno
 import os
 import secrets
 import sqlite3
@@ -49,6 +50,18 @@ def check_header(path: Path) -> None:
         raise LedgerError(f"ledger {path} is not a privacy ledger; {NO_COPY}")
 
 
+def make_folder(folder: Path) -> None:
+    """A folder for ledgers in which files can be made; raises LedgerError where there can be none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise LedgerError(
+            f"privacy.ledger={folder}: {error.strerror}; accepted: a folder in which this user may write"
+        ) from error
+
+
 def refuse_or_create(path: Path, create: bool) -> None:
     """Make an empty ledger, or refuse a path without one: where it should be there, or where its journal is."""
     if not create:
@@ -57,7 +70,7 @@ def refuse_or_create(path: Path, create: bool) -> None:
         raise LedgerError(
             f"ledger {path} is missing, but its journal {wal.name} is there; find the very file: {NO_COPY}"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # Built aside and linked into place: a half-made ledger is never seen, and one that appears meanwhile is kept.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:

@@ -2,17 +2,20 @@
 
 import hashlib
 import os
+import re
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
-from medx.dataset import medmnist
+from medx.dataset import medmnist, memory
 from medx.dataset.base import DataSplits, Split, content_hash
 from medx.dataset.medmnist import MedMNIST
+from medx.dataset.phantom import Phantom
 from medx.schema import DataError
 
 FILE = "breastmnist.npz"  # binary, one channel
@@ -100,33 +103,83 @@ def test_missing_file_says_where_it_may_be_put(tmp_path: Path, download: bool) -
     assert not list(tmp_path.rglob("*.npz")) + list(tmp_path.rglob("*.part"))
 
 
-def test_a_download_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Answer:
+    """A server that sends ``limit`` bytes of a file and then closes the connection, or breaks it."""
+
+    def __init__(self, source: Path, limit: int, announced: bool, breaks: bool) -> None:
+        self.left = source.read_bytes()[:limit]
+        self.length = source.stat().st_size - len(self.left) if announced else None
+        self.breaks = breaks
+
+    def __enter__(self) -> "Answer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def read(self, _: int) -> bytes:
+        block, self.left = self.left[:1000], self.left[1000:]
+        if not block and self.breaks:
+            raise ConnectionResetError("gone")
+        return block
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        ({"limit": 2000, "announced": True, "breaks": True}, "gone"),
+        ({"limit": 2000, "announced": True, "breaks": False}, "are missing"),
+        ({"limit": 2000, "announced": False, "breaks": False}, "expected"),
+        ({"limit": 10**9, "announced": True, "breaks": False}, ""),
+    ],
+)
+def test_a_download_appears_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: dict[str, Any], says: str
+) -> None:
     source = write(tmp_path)
     url = medmnist.medmnist_info()["breastmnist"]["url"]
     asked = []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: asked.append(url) or Answer(source, **sent))
+    folder = tmp_path / "new"
+    if says:
+        for _ in range(2):  # what is left of one attempt must not mislead the next
+            assert says in refusal(folder, md5_of(source), download=True)
+            assert not list(folder.iterdir())
+        assert asked == [url, url]
+    else:
+        load(folder, md5_of(source), download=True)
+        assert [file.name for file in folder.iterdir()] == [FILE]
 
-    class Broken:
-        def __init__(self, limit: int) -> None:
-            self.file, self.limit = source.open("rb"), limit
 
-        def __enter__(self) -> "Broken":
-            return self
+def test_what_cannot_be_read_says_so_and_never_to_delete_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    md5 = md5_of(write(tmp_path))
+    (tmp_path / "folder" / FILE).mkdir(parents=True)
+    for download in (True, False):
+        assert f"{FILE}: is not a file" in refusal(tmp_path / "folder", md5, download=download)
+        assert "File name too long" in refusal(tmp_path / ("a" * 300), md5, download=download)
+        assert "dataset=phantom" in refusal(tmp_path / FILE / "below", md5, download=download)
 
-        def __exit__(self, *_: object) -> None:
-            self.file.close()
+    def forbidden(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
 
-        def read(self, _: int) -> bytes:
-            if self.file.tell() >= self.limit:
-                raise ConnectionResetError("gone")
-            return self.file.read(1000)
+    monkeypatch.setattr(Path, "open", forbidden)
+    message = refusal(tmp_path, md5)
+    assert "Permission denied" in message
+    assert not re.search("remove|delete|truncated|damaged", message)
 
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: asked.append(url) or Broken(2000))
-    assert "gone" in refusal(tmp_path / "cut", download=True)
-    assert not list((tmp_path / "cut").iterdir())
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: asked.append(url) or Broken(10**9))
-    load(tmp_path / "new", md5_of(source), download=True)
-    assert [file.name for file in (tmp_path / "new").iterdir()] == [FILE]
-    assert asked == [url, url]
+
+def test_data_beyond_memory_are_refused_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    md5 = md5_of(write(tmp_path))
+    needed = 9 * sum(SIZES.values()) * 28 * 28
+    monkeypatch.setattr(memory, "available_memory", lambda: 2 * needed)
+    load(tmp_path, md5)
+    monkeypatch.setattr(memory, "available_memory", lambda: needed)  # the labels do not fit beside the images
+    message = refusal(tmp_path, md5)
+    assert "dataset=breastmnist" in message
+    assert re.search(r"needs about 0\.00016\d GB of memory, 0\.000162 GB are available", message), message
+    drawn = {"kind": "fundus", "size": 512, "num_train": 10**7, "num_validation": 1, "num_test": 1, "seed": 0}
+    with pytest.raises(DataError, match=r"10000002 images at dataset\.size=512: needs about 7\.08e\+04 GB"):
+        Phantom(**drawn).load()
 
 
 def test_truncated_and_foreign_files_are_refused(tmp_path: Path) -> None:
@@ -189,12 +242,34 @@ def test_pickled_arrays_are_never_loaded(tmp_path: Path) -> None:
         ("test_images", np.zeros((6, 28, 28)), "test_images is float64"),
         ("test_images", np.zeros((6, 28, 28, 3), np.uint8), "test_images is uint8 [6, 28, 28, 3], expected uint8"),
         ("test_images", np.zeros((6, 64, 64), np.uint8), "test_images is uint8 [6, 64, 64]"),
-        ("train_images", np.zeros((0, 28, 28), np.uint8), "train_images is uint8 [0, 28, 28]"),
+        ("train_images", np.zeros((0, 28, 28), np.uint8), "[0, 28, 28], expected uint8 [rows, 28, 28], 1 row or more"),
+        ("train_images", np.zeros((12, 28, 28), np.uint16), "train_images is uint16"),
+        ("train_images", np.zeros((12, 28, 28, 1), np.uint8), "train_images is uint8 [12, 28, 28, 1]"),
+        ("train_images", np.zeros((12, 1, 28, 28), np.uint8), "train_images is uint8 [12, 1, 28, 28]"),
+        ("val_labels", np.eye(2, dtype=np.uint8)[[0, 1, 0, 1, 0]], "expected integers [5, 1]"),
+        ("val_labels", np.array([["a"]] * 5), "val_labels is <U1"),
+        ("val_labels", np.ones((5, 1), bool), "val_labels is bool"),
     ],
 )
 def test_bad_arrays_are_refused_by_name(tmp_path: Path, array: str, value: np.ndarray | None, says: str) -> None:
     path = write(tmp_path, **{array: value})
     assert says in refusal(tmp_path, md5_of(path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda key, value: np.asfortranarray(value),
+        lambda key, value: value.astype(">i8" if "labels" in key else value.dtype),
+        lambda key, value: value.astype(np.uint64) if "labels" in key else value,
+        lambda key, value: value[:, 0] if "labels" in key else value,
+    ],
+)
+def test_other_layouts_of_the_same_rows_are_the_same_data(tmp_path: Path, change: Any) -> None:
+    plain = load(tmp_path, md5_of(write(tmp_path)))
+    other = load(tmp_path, md5_of(write(tmp_path, **{key: change(key, value) for key, value in arrays().items()})))
+    assert other.content_hash == plain.content_hash
+    assert torch.equal(other.to_tensor(other.train.images), plain.to_tensor(plain.train.images))
 
 
 def test_unknown_names_sizes_and_checksums_are_refused(tmp_path: Path) -> None:

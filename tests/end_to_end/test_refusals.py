@@ -17,16 +17,19 @@ from tests.program import MODEL, TINY, WORK, call, call_plainly
 
 CONFIGURATIONS = [
     # 1: epsilon
-    ("privacy.epsilon=0", r"privacy\.epsilon=0: .*greater than 0"),
-    ("privacy.epsilon=-1", r"privacy\.epsilon=-1: .*greater than 0"),
+    ("privacy.epsilon=0", r"privacy\.epsilon=0: accepted: 0\.001 to 100$"),
+    ("privacy=central_dp privacy.epsilon=1e-4", r"privacy\.epsilon=0\.0001: accepted: 0\.001 to 100$"),
+    ("privacy.epsilon=1000", r"privacy\.epsilon=1000: accepted: 0\.001 to 100$"),
     ("privacy.epsilon=nan", r"privacy\.epsilon=nan: .*finite"),
     ("privacy.epsilon=inf", r"privacy\.epsilon=inf: .*finite"),
     ("privacy.epsilon=much", r"privacy\.epsilon='much': .*number"),
     # 2: delta
-    ("privacy.delta=0", r"privacy\.delta=0: .*greater than 0"),
+    ("privacy.delta=0", r"privacy\.delta=0: accepted: 1e-14 to 0\.5$"),
+    ("privacy=central_dp privacy.delta=1e-15", r"privacy\.delta=1e-15: accepted: 1e-14 to 0\.5$"),
     ("privacy.delta=0.02", r"delta=0\.02: must be below 1/N = 0\.00667 of the federation"),
     # 3: clip norm, sampling probability
-    ("privacy.clip_norm=0", r"privacy\.clip_norm=0: .*greater than 0"),
+    ("privacy.clip_norm=0", r"privacy\.clip_norm=0: accepted: 1e-15 to 1e\+15$"),
+    ("privacy.clip_norm=1e30", r"privacy\.clip_norm=1e\+30: accepted: 1e-15 to 1e\+15$"),
     ("trainer.expected_batch_size=null trainer.sampling_probability=1.01", r"sampling_probability=1\.01: .*equal to 1"),
     ("trainer.expected_batch_size=null trainer.sampling_probability=0", r"sampling_probability=0: .*greater than 0"),
     # 4: batch above the data
@@ -171,8 +174,19 @@ def test_batchnorm_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 26 * 26, 1))
 
     monkeypatch.setattr(medx.model.cnn.Cnn, "build", build)
-    assert "1 (BatchNorm2d) mixes the records of a batch" in call(tmp_path / "private", "seed=9").refusal
-    assert "BatchNorm" not in call(tmp_path / "open", "seed=9", "device=gpu").refusal
+    for privacy in ("local_dp", "none"):
+        assert "1 (BatchNorm2d) mixes the records" in call(tmp_path / privacy, "seed=9", f"privacy={privacy}").refusal
+
+
+def test_outputs_that_do_not_fit_the_task_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(medx.model.cnn.Cnn, "build", lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(784, 2)))
+    assert "model: gives [4, 2] for 4 images; accepted: [4, 1]" in call(tmp_path, "seed=9", "privacy=none").refusal
+
+
+def test_a_ledger_that_cannot_be_there_is_refused_before_a_run_begins(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = call(tmp_path / "run", f"privacy.ledger={tmp_path / 'file' / 'ledger'}").refusal
+    assert "file/ledger: Not a directory; accepted: a folder in which this user may write" in said
 
 
 def test_loss_that_couples_records_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+from pydantic import TypeAdapter
 
 from medx.privacy import SampledGaussian, accountants, accounting, cache
 from medx.privacy.accounting import (
@@ -15,6 +16,7 @@ from medx.privacy.accounting import (
 )
 from medx.privacy.audit import recompute
 from medx.privacy.base import ClientPlan, PrivacyPlan
+from medx.privacy.gaussian import Delta, Epsilon
 from medx.privacy.spending import privacy_result
 from medx.results import ClientEvents
 from medx.schema import PrivacyError
@@ -118,6 +120,23 @@ def test_calibration_refuses_what_is_out_of_range(arguments):
 def test_calibration_refuses_an_epsilon_that_nothing_spends():
     with pytest.raises(PrivacyError, match="smaller delta"):
         calibrate_noise_multiplier(10.0, 1e-3, 1e-4, 1)  # one step that sees a record less often than delta
+
+
+def test_calibration_says_what_its_steps_can_spend_and_how_many_it_can_count(monkeypatch):
+    with pytest.raises(PrivacyError, match=r"1000000000 noised steps in all.*accepted: at most 10000000"):
+        calibrate_noise_multiplier(1.0, DELTA, 0.1, 10**9)
+    monkeypatch.setattr(accountants, "pld", lambda releases, delta: 3.0)
+    said = r"privacy\.epsilon=9\.97: 4 steps .*privacy\.delta=1e-05 spend 3 with as little noise as 0\.05.*below that"
+    with pytest.raises(PrivacyError, match=said):
+        accounting._search(10.0, DELTA, 0.1, 4)
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [(1e-3, 1e-5), (100.0, 1e-5), (1.0, 1e-14)])
+def test_the_ends_of_what_a_mechanism_accepts_can_be_certified(epsilon, delta):
+    assert TypeAdapter(Epsilon).validate_python(epsilon) == epsilon
+    assert TypeAdapter(Delta).validate_python(delta) == delta
+    sigma = calibrate_noise_multiplier(epsilon, delta, 1.0, 50)
+    assert 0.985 * epsilon < epsilon_spent([(release(1.0, sigma), 50)], delta).value <= epsilon
 
 
 @pytest.mark.parametrize("step", [release(0.1, 0.0), release(1.5, 1.0), SampledGaussian(0.1, 1.0, 0.0)])

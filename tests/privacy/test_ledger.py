@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from medx.privacy import SampledGaussian
 from medx.privacy.accounting import epsilon_pld
 from medx.privacy.ledger import PrivacyLedger, Reservation
+from medx.privacy.ledger_file import make_folder
 from medx.privacy.records import record_set
 from medx.schema import LedgerError
 
@@ -130,6 +132,7 @@ import os, signal, sys
 from pathlib import Path
 from medx.privacy import SampledGaussian
 from medx.privacy.ledger import PrivacyLedger, Reservation
+from medx.privacy.ledger_file import make_folder
 from medx.privacy.records import record_set
 ledger = PrivacyLedger(Path(sys.argv[1]), create=True)
 ledger.reserve(Reservation("run", SampledGaussian(1.0, 15.0, 0.1), 60, "system"), delta=1e-5, budget=None)
@@ -260,6 +263,24 @@ def test_a_damaged_ledger_is_refused_and_kept(path, damage, create):
         PrivacyLedger(path, create=create)
     assert "restore" not in str(refused.value)  # a copy forgets what was spent since
     assert before == (path.read_bytes() if path.is_file() else None)
+
+
+def test_a_ledger_that_may_not_be_read_or_made_says_so(path, monkeypatch):
+    PrivacyLedger(path, create=True).close()
+    with pytest.raises(LedgerError, match=r"^privacy\.ledger=.*/below: Not a directory; accepted: a folder"):
+        PrivacyLedger(path / "below" / "ledger.sqlite", create=True)
+    with pytest.raises(LedgerError, match="File name too long"):
+        make_folder(path.parent / ("a" * 300))
+
+    def forbidden(self, *_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for attempt in (lambda: PrivacyLedger(path, create=True), lambda: make_folder(path.parent)):
+        with pytest.raises(LedgerError, match="Permission denied") as refused:
+            attempt()
+        assert not re.search("corrupt|damaged|remove|delete", str(refused.value))
 
 
 def test_another_model_in_a_seeded_round_is_another_release(ledger):

@@ -30,6 +30,8 @@ class _TensorHooks(GradSampleHooks):  # type: ignore[misc]
         self.enable_hooks()
 
     def _capture(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if not isinstance(output, torch.Tensor):
+            raise UnsupportedModuleError(f"gradient_mode=hooks: {type(module).__name__} gives more than one tensor")
         # Opacus cuts patches by strides that hold for contiguous images alone: others gave wrong gradients.
         self.capture_activations_hook(module, tuple(tensor.contiguous() for tensor in inputs), output)
 

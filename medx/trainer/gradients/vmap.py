@@ -1,5 +1,6 @@
 """Per-record gradients by ``torch.func``: vmap over grad."""
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,8 @@ class Vmap:
 
     def __init__(self, record_loss: RecordLoss) -> None:
         self.record_loss = record_loss
+        # torch tells of operations that it does one by one, once a process, among what a person reads of the run.
+        warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
 
     def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
         """Sum of clipped per-record gradients; see GradientMode."""
