@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import medx.sweep
+from medx import output, preparing
 from medx.folder import CONFIG_FILE
 from medx.imports import quickly
 from medx.schema import MedxError
@@ -47,6 +48,8 @@ def run(cfg: DictConfig) -> float | None:
     with told(folder, overrides, in_sweep=settings.mode == RunMode.MULTIRUN):
         if OmegaConf.is_dict(tracking := cfg.get("tracking")):
             courier.warm_up(OmegaConf.to_container(tracking))  # MLflow on another core, while this one imports torch
+        if "medx.job" not in sys.modules:
+            preparing.say("preparing: libraries")
         with quickly():
             import medx.job
 
@@ -97,6 +100,7 @@ def told(folder: Path, overrides: list[str], *, in_sweep: bool) -> Iterator[None
 
 def main() -> None:
     """Run Hydra with errors of one line; exit code 2 for a refusal, 1 where a job of a sweep failed."""
+    preparing.shown_by(preparing.Line())
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the lines below say what a person can do
     # Hydra takes no overrides on both sides of an option.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda part: part not in ("-m", "--multirun"))
@@ -132,6 +136,7 @@ def tell(error: Exception) -> NoReturn:
 
 def refuse(message: str) -> int:
     """Print the one line and give the exit code."""
+    preparing.say("")
     print(f"medx: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
@@ -148,6 +153,7 @@ def leave(ended: SystemExit) -> NoReturn:
 
 
 if __name__ == "__main__":
+    output.take_all()
     try:
         main()
     except SystemExit as ended:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medx.folder import CONFIG_FILE, load_result, read_config, refuse_used
 from medx.schema import ConfigError, MedxError
-from medx.sweep_folder import AGAIN, FAILURE_FILE, SWEEP_FILE, claim, go_on, jobs_of
+from medx.sweep_folder import AGAIN, FAILURE_FILE, SWEEP_FILE, claim, go_on, is_done, jobs_of
 
 if TYPE_CHECKING:
     from medx.crew import Crew
@@ -196,7 +196,8 @@ def crew(config: DictConfig) -> "Crew | None":
 
     at_once = jobs_at_once(config.get("jobs"), len(_LISTED), reason_to_queue(config))
     if not _CREW:
-        _CREW.append(Crew(at_once, outcome) if at_once > 1 else None)
+        done = sum(is_done(path.parent) for folder in _FOLDERS for path in folder.glob("**/.hydra"))
+        _CREW.append(Crew(at_once, outcome, len(_LISTED) - done) if at_once > 1 else None)
     return _CREW[0]
 
 
@@ -239,7 +240,7 @@ def show(folder: Path, stopped: bool = False) -> None:
         jobs = [job for job in jobs if [path.name for path in job.iterdir()] != [".hydra"]]
     if not jobs:
         return
-    from medx.screen import sweep_table
+    from medx.screen import sweep_table, where
 
     results: list[tuple[str, ExperimentResult | str]] = []
     for job in jobs:
@@ -253,7 +254,10 @@ def show(folder: Path, stopped: bool = False) -> None:
         results.append((name, result))
         if isinstance(result, str) or result.status != "finished":
             _FAILED.append(name)
-    sweep_table(results, notes=selections(folder, results))
+    ended = not stopped and all(not isinstance(result, str) and result.status == "finished" for _, result in results)
+    listed = json.loads((folder / SWEEP_FILE).read_text())["jobs"]  # without them no sweep can be gone on with
+    place = where(folder, finished=ended or not listed, sweep=True)
+    sweep_table(results, notes=[*selections(folder, results), *place])
 
 
 def result_or_why_not(job: Path) -> "ExperimentResult | str":

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from medx import output
 from medx.tracking.delivery import deliver
 from medx.tracking.store import SQLITE, Destination, connect, embedded_uri
 from medx.tracking.view import view_url
@@ -59,4 +60,5 @@ def _absolute(uri: str) -> str:
 
 
 if __name__ == "__main__":
+    output.take_all()
     sys.exit(main())
