@@ -19,6 +19,7 @@ from medx.federation.rounds import RoundAborted
 from medx.federation.server import Server
 from medx.federation.sums import alone, with_sums
 from medx.measurement import Measurement, mean_intervals, measure
+from medx.preparing import counted
 from medx.privacy.accounting import Event, epsilon_spent
 from medx.privacy.base import ClientPlan, PrivacyPlan
 from medx.privacy.gaussian import GaussianMechanism
@@ -132,10 +133,13 @@ def run_baseline(baseline: Baseline, config: dict[str, Any]) -> Measurement:
     prepared = prepare(job.setup)
     server = Server(job, prepared, config, None, None)
     states = [server.initial_state()]
+    name = baseline.name if job.setup.only_client is None else f"{baseline.name}, hospital {job.setup.only_client}"
+    progress = counted(f"baseline {name}", job.setup.federation.num_rounds)
 
     def serve(grid: Grid) -> None:
         for state in server.rounds(grid, states[-1]):
             states[:] = [state]
+            progress(state.round)
 
     try:
         InProcess(timeout=None, workers=None).run(client_app(job), 1, serve)

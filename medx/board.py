@@ -1,6 +1,7 @@
 """What a person sees of jobs that run at once: a line for each while it runs, and one that stays when it ends."""
 
 import logging
+import re
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -9,26 +10,39 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from medx import preparing
+from medx.output import plain_text
 from medx.results import ExperimentResult
-from medx.screen import plain_text
+from medx.screen import clock
 from medx.tracking import courier
+
+PREPARING = re.compile("  (preparing|accounting): ")
 
 
 class Board:
-    """Lines on standard output; those of running jobs only on a terminal. No thread of its own: forks would miss it."""
+    """Lines on standard output; those of running jobs only on a terminal, elsewhere just what they prepare.
+
+    No thread of its own: forks would miss it.
+    """
 
     def __init__(self) -> None:
         self.live = sys.stdout.isatty()
         self._console = Console(file=sys.stdout, highlight=False)
         self._lines: Live | None = None
+        self._told: set[str] = set()
         self._later: deque[logging.LogRecord] = deque()
         if self.live:
             courier.log.addFilter(self._hold)  # its thread would write into the lines of running jobs
 
     def show(self, lines: Sequence[str]) -> None:
-        """Replace the lines of running jobs; none of them takes more than the width."""
+        """Replace the lines of running jobs by these; none of them takes more than the width."""
         if not self.live:
+            for line in lines:
+                if PREPARING.search(line) and line not in self._told:
+                    self._told.add(line)
+                    self.tell(line)
             return
+        preparing.say("")
         if self._later:
             self._pause()
         if self._lines is None:  # a new one each time: one that starts again would go up over what was printed since
@@ -73,6 +87,16 @@ class Board:
     def _hold(self, record: logging.LogRecord) -> bool:
         self._later.append(record)
         return False
+
+
+def overall(done: int, parts: Sequence[float], total: int, elapsed: float) -> str:
+    """How far a sweep of ``total`` jobs is: ``done`` of them, and of those that run the ``parts`` from 0 to 1.
+
+    ``elapsed`` seconds were spent on just that.
+    """
+    share = (done + sum(parts)) / total
+    left = f", about {clock(elapsed / share * (1 - share))} left" if 0 < share < 1 else ""
+    return f"{done} of {total} done{left}"
 
 
 def summary(result: ExperimentResult) -> str:

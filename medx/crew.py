@@ -5,6 +5,7 @@ A fork must not inherit threads that compute. So this process imports and compos
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import sys
@@ -21,9 +22,9 @@ from typing import IO
 
 import torch
 
-from medx.board import Board
+from medx.board import Board, overall
 from medx.machine import share_threads
-from medx.screen import clock
+from medx.screen import clock, progress_line
 from medx.tracking import courier
 
 SCREEN_FILE = "screen.txt"
@@ -31,7 +32,7 @@ INTERRUPTED = 130
 MOST = 8  # at once unless more are asked for: each holds its data in memory
 MOST_NICE = 4  # levels below its parent's priority
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-GLANCE = 0.25  # seconds between two looks at what runs, on a terminal
+GLANCE, RARE_GLANCE = 0.25, 3.0  # seconds between two looks at what runs, on a terminal and without one
 Work = Callable[[Callable[[], None]], object]
 Describe = Callable[[Path, str, int], str]
 
@@ -70,12 +71,19 @@ class Member:
             self.computes = False
         self.measured.close()
 
-    def last_line(self) -> str:
-        """What it showed last."""
+    def said(self) -> str:
+        """How far it is, in the words that it showed last."""
         screen = self.folder / SCREEN_FILE
-        lines = screen.read_text(errors="replace").splitlines() if screen.exists() else []
-        said = lines[-1].strip() if lines else "starts"
-        return f"job {self.folder.name}  {self.title}  {said if self.computes else 'measured, being recorded'}"
+        return (progress_line(screen.read_text(errors="replace")) if screen.exists() else "") or "starts"
+
+    def last_line(self) -> str:
+        """What is shown of it while it runs."""
+        return f"job {self.folder.name}  {self.title}  {self.said() if self.computes else 'measured, being recorded'}"
+
+    def part(self) -> float:
+        """How much of it is done, from 0 to 1: of its rounds."""
+        rounds = re.match(r"round (\d+)/(\d+)  ", self.said())
+        return 1.0 if not self.computes else int(rounds[1]) / int(rounds[2]) if rounds else 0.0
 
 
 def die_with(parent: int) -> None:
@@ -100,14 +108,17 @@ class Crew:
 
     A job is given a function to call when it has no more to compute: the next may then begin, while this one waits for
     its records to be delivered. A job's screen is kept in its folder; its warnings are passed on when it ends, with the
-    line that ``describe`` makes of its folder, title and exit code (negative for a signal).
+    line that ``describe`` makes of its folder, title and exit code (negative for a signal). ``total`` jobs are to come.
     """
 
-    def __init__(self, at_once: int, describe: Describe) -> None:
+    def __init__(self, at_once: int, describe: Describe, total: int) -> None:
         self._process = os.getpid()
         self._at_once = at_once
         self._threads = max(1, torch.get_num_threads() // at_once)
         self._describe = describe
+        self._total = total
+        self._done = 0
+        self._began = time.monotonic()
         self._members: list[Member] = []
         self._board = Board()
 
@@ -164,7 +175,7 @@ class Crew:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             os.setpgid(0, 0)  # Ctrl-C in a terminal is for the parent, which passes it on
             die_with(self._process)
-            sys.stdout = screen.open("w", buffering=1)
+            sys.stdout = screen.open("w", buffering=1, encoding="utf-8")
             os.dup2(sys.stdout.fileno(), 1)  # also for what does not go through Python
             os.dup2(errors, 2)
             self._board.disown()
@@ -176,10 +187,10 @@ class Crew:
             sys.exit(INTERRUPTED)
 
     def _wait(self, stopping: bool = False) -> None:
-        """Until a job has ended or made room, or on a terminal for a glance; tells of those that have ended."""
+        """Until a job has ended or made room, or for a glance; tells of those that have ended."""
         sentinels = [member.process.sentinel for member in self._members]
         listening = {member.measured: member for member in self._members if not member.measured.closed}
-        ended = connection.wait([*sentinels, *listening], GLANCE if self._board.live else None)
+        ended = connection.wait([*sentinels, *listening], GLANCE if self._board.live else RARE_GLANCE)
         for said in listening.keys() & set(ended):
             listening[said].listen()
         codes = [self._end(member) for member in list(self._members) if member.process.sentinel in ended]
@@ -188,7 +199,11 @@ class Crew:
             raise KeyboardInterrupt
 
     def _show(self) -> None:
-        self._board.show([member.last_line() for member in self._members] if self._board.live else [])
+        self._board.show([*(member.last_line() for member in self._members), self._overall()])
+
+    def _overall(self) -> str:
+        parts = [member.part() for member in self._members]
+        return overall(self._done, parts, self._total, time.monotonic() - self._began)
 
     def _end(self, member: Member) -> int:
         self._members.remove(member)
@@ -200,5 +215,7 @@ class Crew:
             self._board.warn(member.errors.read().decode(errors="replace"))
         described = self._describe(member.folder, member.title, code)
         took = clock(time.monotonic() - member.began)
-        self._board.tell(f"job {member.folder.name}  {member.title}  {described}  {took}")
+        self._done += 1
+        far = "" if self._board.live else f"  ({self._overall()})"  # a terminal shows it in a line of its own
+        self._board.tell(f"job {member.folder.name}  {member.title}  {described}  {took}{far}")
         return code

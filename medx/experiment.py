@@ -36,6 +36,7 @@ from medx.model.export import describe as describe_model
 from medx.model.export import save_model
 from medx.observer import Observer, RunContext
 from medx.partition.base import Partition, partition_table
+from medx.preparing import say
 from medx.privacy.base import PrivacyMechanism
 from medx.privacy.central_dp import CentralDP
 from medx.privacy.preflight import check_independence, check_module, perturbed
@@ -156,7 +157,8 @@ def make_setup(experiment: Experiment, config: dict[str, Any], draw_key: str) ->
 
 
 def check_combination(experiment: Experiment, setup: Setup, config: dict[str, Any]) -> None:
-    """Refuse groups that do not go together."""
+    """Refuse groups that do not go together, or not on this machine."""
+    experiment.runtime.check()
     prepared = prepare(setup)
     setup.trainer.check(prepared.spec.num_classes, images=prepared.features is None)
     if experiment.select is not None:
@@ -293,6 +295,7 @@ def finish(
     config_hash: str,
 ) -> ExperimentResult:
     """Measure the averaged model, account for what was executed, export the checkpoint."""
+    say("measuring the model")
     setup = job.setup
     module = build_module(setup, prepared).to(setup.device)
     average = outcome.server.average

@@ -58,9 +58,11 @@ def show(folder: Path, jobs: list[list[str]], *, stopped: bool = False) -> None:
         notes = selections(folder, results)
     if not results and not notes:
         return
-    from medx.screen import sweep_table
+    from medx.screen import sweep_table, where
 
-    sweep_table(results, notes=notes)
+    ended = not stopped and all(not isinstance(result, str) and result.status == "finished" for _, result in results)
+    # A sweep whose jobs are not known beforehand cannot be gone on with.
+    sweep_table(results, notes=[*notes, *where(folder, finished=ended or not jobs, sweep=True)])
 
 
 def title(overrides: list[str], jobs: list[list[str]]) -> str:

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import medx.outcomes
 import medx.sweep
+from medx import output, preparing
 from medx.configuration import GROUPS, explain
 from medx.folder import CONFIG_FILE
 from medx.imports import quickly
@@ -54,6 +55,8 @@ def run(cfg: DictConfig) -> float | None:
     with told(folder, overrides, in_sweep=settings.mode == RunMode.MULTIRUN):
         if OmegaConf.is_dict(tracking := cfg.get("tracking")):
             courier.warm_up(OmegaConf.to_container(tracking))  # MLflow on another core, while this one imports torch
+        if "medx.job" not in sys.modules:
+            preparing.say("preparing: libraries")
         with quickly():
             import medx.job
 
@@ -117,6 +120,7 @@ def told(folder: Path, overrides: list[str], *, in_sweep: bool) -> Iterator[None
 
 def main() -> None:
     """Run Hydra with errors of one line; exit code 2 for a refusal, 1 where a job of a sweep failed."""
+    preparing.shown_by(preparing.Line())
     if "--version" in sys.argv[1:]:
         print(f"medx {medx.__version__}")
         return
@@ -178,6 +182,7 @@ def tell(error: Exception) -> NoReturn:
 
 def refuse(message: str) -> int:
     """Print the one line and give the exit code."""
+    preparing.say("")
     print(f"medx: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
@@ -194,6 +199,7 @@ def leave(ended: SystemExit) -> NoReturn:
 
 
 if __name__ == "__main__":
+    output.take_all()
     try:
         main()
     except SystemExit as ended:

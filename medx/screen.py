@@ -1,26 +1,42 @@
 """What a person sees: the plan before, progress during, one table after. Plain ASCII lines where no terminal is."""
 
+import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 from rich.text import Text
 
+from medx import preparing
+from medx.output import plain_text
 from medx.results import ExperimentResult, Interval, RoundRecord
+from medx.tables import Table
 
 HEADERS = (
-    "job", "dataset", "model", "privacy", "target ε", "ε", "AUC [95 %]", "accuracy", "bal. acc. @thr.", "majority",
-    "seconds", "",
+    "job", "dataset", "model", "privacy", "target ε", "ε", "AUC [95 %]", "acc. @thr.", "bal. acc. @thr.", "majority",
+    "seconds", "", "data",
 )  # fmt: skip
+# Least needed first; what is not named stays at any width.
+NEED = ("seconds", "majority", "target ε", "bal. acc. @thr.", "data", "model", "dataset", "privacy", "", "acc. @thr.",
+        "ε")  # fmt: skip
+PLAN_NEED = ("expected batch size", "clip norm", "steps", "sampling probability", "records")
 PLAIN_LINES = 10
+PATIENCE = 30  # seconds after which a round gets a plain line though it is none of those
+PROGRESS = ("round", "preparing", "accounting", "baseline", "measuring")  # how lines begin that tell of progress
 SYNTHETIC = "SYNTHETIC: these images were drawn by a program and show no patient; the figures say nothing of medicine"
 DEGENERATE = "DEGENERATE: every test image gets the same answer"
 OWNER = "OWNER'S VIEW: epsilon does not cover these metrics, counts by class and times; released.json is without them"
+BASELINES = {
+    "local_only": "local_only: every hospital alone, the mean over them (the lowest to the highest)",
+    "centralized": "centralized: all records in one place",
+}
 OPEN_UI = "Compare runs: make ui"
 Rows = Sequence[dict[str, Any]]
 Outcome = tuple[str, ExperimentResult | str]
@@ -28,6 +44,11 @@ Outcome = tuple[str, ExperimentResult | str]
 
 class Plan(Protocol):
     """What the screen shows before the first round."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        ...
 
     @property
     def title(self) -> str:
@@ -82,53 +103,73 @@ class Screen:
         self._began = time.monotonic()
         self._first: int | None = None
         self._num_rounds = 0
+        self._folder: Path | None = None
+        self._said = time.monotonic()
+        self._before: tuple[preparing.Show, ...] = ()
 
     def on_start(self, context: Plan) -> None:
         """Show the plan and begin the progress display."""
-        self._num_rounds = context.num_rounds
-        self._began = time.monotonic()
+        preparing.say("")
+        self._num_rounds, self._folder = context.num_rounds, context.folder
+        self._began = self._said = time.monotonic()
         shouts = [SYNTHETIC] * context.synthetic + _of_noise(context.warning) + [OWNER] * (not context.public)
+        tables = {"Plan": Table.of(context.plan_rows, PLAN_NEED), "Hospitals": Table.of(context.partition_rows, (), 2)}
         if not self._live:
+            width = self._width or get_terminal_size().columns
             self._plain(context.title, *(f"!! {text}" for text in shouts))
-            self._plain(*_plain_table(*_cells(context.plan_rows)), *_plain_table(*_cells(context.partition_rows)))
+            self._plain(*(line for table in tables.values() for line in table.plain(width)))
+            self._plain("rounds begin")
             return
         console = self._console()
         for text in shouts:
             console.print(_shout(text))
-        console.print(Panel(Text(context.statement), title=Text(context.title), expand=False))
-        for title, rows in {"Plan": context.plan_rows, "Hospitals": context.partition_rows}.items():
-            console.print(_rich_table(title, *_cells(rows)))
+        console.print(Panel(Text(_short(context.statement)), title=Text(context.title), expand=False))
+        for title, table in tables.items():
+            table.draw(console, title)
         self._progress = Progress(
             TextColumn("round {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.fields[text]}"),
             console=console, transient=True, refresh_per_second=4,
         )  # fmt: skip
         self._progress.start()
         self._task = self._progress.add_task("", total=context.num_rounds, text="first round", completed=0)
+        self._before = preparing.shown_by(self._say)
 
     def on_round(self, record: RoundRecord) -> None:
-        """Show a round; without a terminal about ten of them."""
+        """Show a round; without a terminal about ten of them, or one in half a minute."""
         if self._first is None:
             self._first = record.round
         text = self._describe(record)
         if self._progress is not None:
             self._progress.update(self._task, completed=record.round, text=text)
-        elif record.round in (self._first, self._num_rounds) or record.round % -(-self._num_rounds // PLAIN_LINES) == 0:
+            return
+        tenth = record.round % -(-self._num_rounds // PLAIN_LINES) == 0
+        if tenth or record.round in (self._first, self._num_rounds) or time.monotonic() - self._said > PATIENCE:
+            self._said = time.monotonic()
             self._plain(f"round {record.round}/{self._num_rounds}  {text}")
 
     def on_end(self, result: ExperimentResult) -> None:
-        """End the display and show the result as a table of one row."""
+        """End the display and show the result as a table, and where it lies."""
         self.close()
-        sweep_table([("", result)], self._file, self._width)
+        notes = [] if self._folder is None else where(self._folder, finished=result.status == "finished")
+        sweep_table([("", result)], self._file, self._width, notes)
 
     def on_error(self, error: BaseException) -> None:
-        """Give the terminal back; the error is told elsewhere."""
+        """Give the terminal back and say how to go on; the error is told elsewhere."""
         self.close()
+        if self._folder is not None:
+            self._plain(*where(self._folder, finished=False))
 
     def close(self) -> None:
         """End the live display, if there is one; safe to call again."""
         if self._progress is not None:
+            preparing.shown_by(*self._before)
             self._progress.stop()
             self._progress = None
+        preparing.say("")
+
+    def _say(self, text: str) -> None:
+        if self._progress is not None and text:
+            self._progress.update(self._task, text=text)
 
     def _describe(self, record: RoundRecord) -> str:
         elapsed = time.monotonic() - self._began
@@ -154,53 +195,81 @@ def sweep_table(
     """One table over the jobs of a sweep, then ``notes``; a job without a result is shown by its error line."""
     file = file or sys.stdout
     finished = [(job, result) for job, result in results if isinstance(result, ExperimentResult)]
-    headers, rows = list(HEADERS), [_row(job, result) for job, result in finished]
-    if all(job == "" for job, _ in finished):
-        headers, rows = headers[1:], [row[1:] for row in rows]
+    rows = tuple(tuple(row) for job, result in finished for row in _rows(job, result))
     shouts = [f"{_label(job)}{DEGENERATE}" for job, result in finished if result.degenerate]
     shouts += [SYNTHETIC] if any(result.dataset.synthetic for _, result in finished) else []
     shouts += list(dict.fromkeys(text for _, result in finished for text in _of_noise(result.privacy.warning)))
     shouts += [OWNER] if any(not result.dataset.public for _, result in finished) else []
     shouts += [f"{_label(job)}{result.status}: {result.error}" for job, result in finished if result.error]
     shouts += [f"{_label(job)}FAILED: {result}" for job, result in results if isinstance(result, str)]
-    closing = [*notes, *([_open_ui(finished)] if finished else [])]
+    named = dict.fromkeys(name for _, result in finished for name in result.baselines)
+    closing = [*(BASELINES[name] for name in named), *notes, *_open_ui(finished)]
+    table = Table(HEADERS, rows, (*NEED, *([] if any(row[0] for row in rows) else ["job"])))
     if not file.isatty():
-        for line in [*(_plain_table(headers, rows) if rows else []), *(f"!! {text}" for text in shouts), *closing]:
+        lines = table.plain(width or get_terminal_size().columns) if rows else []
+        for line in [*lines, *(f"!! {text}" for text in shouts), *closing]:
             print(plain_text(line), file=file, flush=True)
         return
     console = Console(file=file, width=width, highlight=False)
     if rows:
-        console.print(_rich_table("Results on test", headers, rows))
+        table.draw(console, "Results on test")
     for text in shouts:
         console.print(_shout(text))
     for text in closing:
-        console.print(Text(text))
+        console.print(Text(text, overflow="fold"))
 
 
-def _row(job: str, result: ExperimentResult) -> list[str]:
-    auc = result.test.get("auc", Interval(value=None))
+def _rows(job: str, result: ExperimentResult) -> list[list[str]]:
+    """The run, and below it its baselines."""
+    auc, privacy = result.test.get("auc", Interval(value=None)), result.privacy
     between = "" if auc.low is None or auc.high is None else f" [{auc.low:.3f}, {auc.high:.3f}]"
-    flags = ["DEGENERATE"] * bool(result.degenerate) + ["SYNTHETIC"] * result.dataset.synthetic
-    flags += ["SEEDED NOISE"] * (result.privacy.warning is not None)
-    flags += [result.status.upper()] * (result.status != "finished")
-    return [
-        job,
-        result.dataset.name,
-        str(result.model.get("name", "?")),
-        result.privacy.mechanism,
-        "-" if result.privacy.target_epsilon is None else f"{result.privacy.target_epsilon:g}",
-        _number(result.privacy.epsilon),
-        _number(auc.value) + between,
-        _value(result, "accuracy"),
-        _value(result, "balanced_accuracy_at_threshold"),
-        _number(result.majority_accuracy),
-        f"{result.timing.get('total', 0.0):.1f}",
-        " ".join(flags),
-    ]
+    marks = ["SYNTHETIC"] * result.dataset.synthetic + ["SEEDED NOISE"] * (privacy.warning is not None)
+    flags = ["DEGENERATE"] * bool(result.degenerate) + [result.status.upper()] * (result.status != "finished")
+    what = [result.dataset.name, str(result.model.get("name", "?")), privacy.mechanism]
+    target = "-" if privacy.target_epsilon is None else f"{privacy.target_epsilon:g}"
+    majority, data = _number(result.majority_accuracy), " ".join(marks)
+    seconds = f"{result.timing.get('total', 0.0):.1f}"
+    name = job or ("run" if result.baselines else "")
+    figures = [_number(privacy.epsilon), _number(auc.value) + between, *_accuracies(result.test)]
+    rows = [[name, *what, target, *figures, majority, seconds, " ".join(flags), data]]
+    shared = "-" if privacy.epsilon is None else "shared"
+    for name, test in result.baselines.items():
+        figures = [shared, _auc_of(name, test.get("auc", Interval(value=None))), *_accuracies(test)]
+        rows.append([f"{job} {name}".strip(), *what, target, *figures, majority, "", "", data])
+    return rows
 
 
-def _value(result: ExperimentResult, name: str) -> str:
-    return _number(result.test.get(name, Interval(value=None)).value)
+def _auc_of(baseline: str, auc: Interval) -> str:
+    """Of models of single hospitals the range over them, which is no 95 % interval."""
+    if auc.low is None or auc.high is None:
+        return _number(auc.value)
+    left, right, to = ("(", ")", " to") if baseline == "local_only" else ("[", "]", ",")
+    return f"{_number(auc.value)} {left}{auc.low:.3f}{to} {auc.high:.3f}{right}"
+
+
+def where(folder: Path, *, finished: bool, sweep: bool = False) -> list[str]:
+    """Where a run or a sweep lies, and the command that goes on with one that did not finish."""
+    here = Path.cwd()
+    shown = str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+    # Hydra reads other letters in its own way unless they are quoted.
+    plain = re.fullmatch(r"[a-zA-Z0-9_./-]+", shown) is not None
+    quoted = shown.replace("'", r"\'")
+    resume = f"resume={shown}" if plain else shlex.quote(f"resume='{quoted}'")
+    command = f"python -m medx.run {resume}{' -m' * sweep}"
+    return [f"Output: {shown}", *([] if finished else [f"Go on with it: {command}"])]
+
+
+def progress_line(text: str) -> str:
+    """Of what a screen showed the last words on how far it is; empty where there are none."""
+    return next((line for line in reversed(text.splitlines()) if line.startswith(PROGRESS)), "")
+
+
+def _accuracies(test: dict[str, Interval]) -> list[str]:
+    return [_value(test, f"{name}_at_threshold") for name in ("accuracy", "balanced_accuracy")]
+
+
+def _value(test: dict[str, Interval], name: str) -> str:
+    return _number(test.get(name, Interval(value=None)).value)
 
 
 def _number(value: float | None) -> str:
@@ -211,9 +280,11 @@ def _label(job: str) -> str:
     return f"job {job}: " if job else ""
 
 
-def _open_ui(finished: Sequence[tuple[str, ExperimentResult]]) -> str:
-    view = finished[-1][1].tracking.get("view")
-    return OPEN_UI if view is None else f"Compare runs: {view}"
+def _open_ui(finished: Sequence[tuple[str, ExperimentResult]]) -> list[str]:
+    tracked = [result.tracking for _, result in finished if result.tracking]
+    if not tracked:
+        return []
+    return [f"Compare runs: {tracked[-1]['view']}" if "view" in tracked[-1] else OPEN_UI]
 
 
 def clock(seconds: float) -> str:
@@ -222,25 +293,10 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
-def _cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
-    """Headers and texts of rows that may lack keys."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return [name.replace("_", " ") for name in names], [[_text(row.get(name)) for name in names] for row in rows]
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _rich_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for index, header in enumerate(headers):
-        table.add_column(Text(header), justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*[Text(cell, style="bold red" if "DEGENERATE" in cell else "") for cell in row])
-    return table
+def _short(statement: str) -> str:
+    """The statement without its lists of fields, which are longer than the rest."""
+    lines = [line for line in statement.splitlines() if not line.startswith("Fields ")]
+    return "\n".join([*lines, "Which fields may leave the house is told in the statement of result.json."])
 
 
 def _of_noise(warning: str | None) -> list[str]:
@@ -249,15 +305,3 @@ def _of_noise(warning: str | None) -> list[str]:
 
 def _shout(text: str) -> Text:
     return Text(f" {text} ", style="bold white on red")
-
-
-def _plain_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [[plain_text(cell) for cell in line] for line in (headers, *rows)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(headers))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-
-
-def plain_text(text: str) -> str:
-    """Printable ASCII: Greek spelled out, control codes and the rest replaced."""
-    spelled = text.replace("ε", "epsilon").replace("δ", "delta")
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in spelled)

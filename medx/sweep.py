@@ -11,10 +11,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from medx.folder import CONFIG_FILE, read_config, refuse_used
-from medx.outcomes import outcome, show
+from medx.outcomes import jobs_in, outcome, show
 from medx.schema import ConfigError, one_line
 from medx.sweep_checks import reason_to_queue, refuse_chdir, refuse_jobs, refuse_selection, refuse_unknown
-from medx.sweep_folder import SWEEP_FILE, claim, go_on
+from medx.sweep_folder import SWEEP_FILE, claim, go_on, is_done
 from medx.sweeper import combinations, jobs_of, left_out, written
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def crew(config: DictConfig) -> "Crew | None":
     refuse_jobs(config)
     at_once = jobs_at_once(config.get("jobs"), len(_LISTED), reason_to_queue(config))
     if not _CREW:
-        _CREW.append(Crew(at_once, outcome) if at_once > 1 else None)
+        done = sum(is_done(job) for folder in _FOLDERS for job in jobs_in(folder))
+        _CREW.append(Crew(at_once, outcome, len(_LISTED) - done) if at_once > 1 else None)
     return _CREW[0]
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from medx.board import Board
+from medx.board import Board, overall
 from medx.tracking import courier
 
 UP = "\x1b[1A"
@@ -54,15 +54,31 @@ def test_what_stays_is_not_erased_by_the_next_lines(how: str, monkeypatch: pytes
     assert terminal.getvalue().endswith("the last word\n")
 
 
-def test_without_a_terminal_only_what_stays_is_shown(
+def test_without_a_terminal_only_what_stays_and_what_is_prepared_is_shown(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     board = Board()
-    board.show(["job 0  round 1"])
+    board.show(["job 0  round 1", "job 1  preparing: features of 9 images: 3 of 9", "0 of 2 done"])
+    board.show(["job 0  round 2", "job 1  preparing: features of 9 images: 3 of 9", "0 of 2 done"])
     board.tell("job 0  ε 0.998")
     board.warn("")
     board.warn("WARNING: said twice\n")
     courier.log.warning("at once")
     assert caplog.messages == ["at once"]
     board.close()
-    assert capsys.readouterr() == ("job 0  epsilon 0.998\n", "WARNING: said twice\n")
+    out = "job 1  preparing: features of 9 images: 3 of 9\njob 0  epsilon 0.998\n"
+    assert capsys.readouterr() == (out, "WARNING: said twice\n")
+
+
+@pytest.mark.parametrize(
+    ("done", "parts", "shown"),
+    [
+        (0, [0.0, 0.0], "0 of 6 done"),
+        (0, [0.5, 0.25], "0 of 6 done, about 7:00 left"),
+        (3, [0.0], "3 of 6 done, about 1:00 left"),
+        (5, [1.0], "5 of 6 done"),
+        (6, [], "6 of 6 done"),
+    ],
+)
+def test_how_far_a_sweep_is_and_the_time_it_still_takes(done: int, parts: list[float], shown: str) -> None:
+    assert overall(done, parts, 6, 60.0) == shown

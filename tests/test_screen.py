@@ -2,11 +2,18 @@
 
 import io
 import re
+import shlex
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from medx.results import STUDY_ONLY
-from medx.screen import Outcome, Screen, sweep_table
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from medx import preparing
+from medx.results import STUDY_ONLY, Interval
+from medx.screen import Outcome, Screen, progress_line, sweep_table, where
 from tests.tracking.examples import make_record, make_result
 
 
@@ -17,6 +24,7 @@ class Terminal(io.StringIO):
 
 def context(**changes: Any) -> Any:
     values: dict[str, Any] = {
+        "folder": Path.cwd() / "outputs/one",
         "title": "PneumoniaMNIST: scatternet, local_dp [red], seed 0",
         "num_rounds": 50,
         "synthetic": False,
@@ -34,7 +42,7 @@ def follow(file: io.StringIO, synthetic: bool = False, **result: Any) -> str:
     screen.on_start(context(synthetic=synthetic))
     for number in range(1, 51):
         screen.on_round(make_record(number, number / 10))
-    screen.on_end(make_result(**result))
+    screen.on_end(make_result(**({"tracking": {"uri": "sqlite:///mlflow.db"}} | result)))
     return file.getvalue()
 
 
@@ -46,7 +54,7 @@ def test_plain_lines_without_a_terminal() -> None:
     assert rounds[-1][1] == "5.000"
     assert "hospital  records  normal  pneumonia" in text
     assert "0.950 [0.930, 0.960]" in text
-    assert "make ui" in text
+    assert text.endswith("\nOutput: outputs/one\nCompare runs: make ui\n")
 
 
 def test_a_terminal_gets_the_plan_live_progress_and_a_table() -> None:
@@ -99,11 +107,10 @@ def test_a_sweep_shows_every_job_and_the_failed_ones_with_their_error() -> None:
 
 def test_undefined_figures_and_a_server_link() -> None:
     result = make_result(test={}, tracking={"view": "http://tracker:5000/#/x"})
-    sweep_table([("", result)], file := io.StringIO())
-    header, row, closing = file.getvalue().splitlines()
-    assert re.split(r"\s{2,}", row) == [
-        "pneumoniamnist", "scatternet", "local_dp", "5", "4.950", "-", "-", "-", "0.625", "12.5",
-    ]  # fmt: skip
+    sweep_table([("", result)], file := io.StringIO(), 80)
+    *above, header, row, closing = file.getvalue().splitlines()
+    assert above == ["target epsilon 5, majority 0.625, seconds 12.5"]
+    assert re.split(r"\s{2,}", row) == ["pneumoniamnist", "scatternet", "local_dp", "4.950", "-", "-"]
     assert not header.startswith("job")
     assert closing == "Compare runs: http://tracker:5000/#/x"
 
@@ -122,3 +129,60 @@ def test_noise_of_the_seed_and_the_owners_view_are_said_with_and_without_a_termi
     text = follow(io.StringIO())
     assert "NOISE FROM THE SEED" not in text
     assert "OWNER'S VIEW" not in text
+
+
+def test_accuracies_are_those_at_the_threshold_and_baselines_are_rows() -> None:
+    values = {"auc": (0.9, 0.8, 0.95), "accuracy": (0.5, None, None), "accuracy_at_threshold": (0.7, None, None)}
+    test = {name: Interval(value=value, low=low, high=high) for name, (value, low, high) in values.items()}
+    alone = {"auc": Interval(value=0.6, low=0.5, high=0.7), "accuracy_at_threshold": Interval(value=0.65)}
+    result = make_result(test=test, baselines={"local_only": alone, "centralized": alone})
+    for file in (io.StringIO(), Terminal()):
+        sweep_table([("3", result)], file, 120)
+        rows = [re.split(r"(?: |│)(?: |│)+", line.strip("│ ")) for line in file.getvalue().splitlines()]
+        figures = {row[0]: row[row.index("local_dp") + 1 :][:3] for row in rows if row[0].startswith("3")}
+        assert figures == {
+            "3": ["4.950", "0.900 [0.800, 0.950]", "0.700"],
+            "3 local_only": ["shared", "0.600 (0.500 to 0.700)", "0.650"],
+            "3 centralized": ["shared", "0.600 [0.500, 0.700]", "0.650"],
+        }
+        assert "the mean over them (the lowest to the highest)" in file.getvalue()
+
+
+def test_where_a_run_lies_and_how_to_go_on(tmp_path: Path) -> None:
+    assert where(Path.cwd() / "outputs/one", finished=True) == ["Output: outputs/one"]
+    assert where(tmp_path, finished=False, sweep=True)[1] == f"Go on with it: python -m medx.run resume={tmp_path} -m"
+    _, odd = where(tmp_path / "what's, now=1", finished=False)
+    (argument,) = shlex.split(odd)[-1:]
+    (override,) = OverridesParser.create().parse_overrides([argument])
+    assert override.value() == f"{tmp_path}/what's, now=1"
+    screen = Screen(file := io.StringIO(), 80)
+    screen.on_start(context())
+    screen.on_error(RuntimeError())
+    assert file.getvalue().endswith("Go on with it: python -m medx.run resume=outputs/one\n")
+
+
+def test_progress_is_words_and_no_piece_of_a_table() -> None:
+    text = follow(io.StringIO())
+    assert progress_line(text).startswith("round 50/50  validation AUC")
+    assert progress_line(text[: text.index("round 1/50")]) == "rounds begin"
+    assert progress_line("hospital  records\n0  941\n") == ""
+
+
+def test_what_is_prepared_is_said_in_a_line_that_goes_and_beside_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "_SHOWN", [preparing.Line()])
+    monkeypatch.setattr(preparing, "EVERY", 0.0)
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    preparing.counted("preparing: features of 4708 images", 4708)(1200)
+    assert terminal.getvalue().endswith("features of 4708 images: 1200 of 4708\x1b[K\r")
+    screen = Screen(terminal, 80)
+    screen.on_start(context())
+    assert "\r\x1b[K\r" in terminal.getvalue(), "the line is gone before the plan is shown"
+    preparing.say("measuring the model")
+    screen.close()
+    assert "measuring the model" in terminal.getvalue().split("Hospitals")[1]
+    preparing.shown_by()
+    monkeypatch.setattr(sys, "stdout", plain := io.StringIO())
+    preparing.shown_by(preparing.Line())
+    for text in ("preparing: the data set", "preparing: the data set", "", "accounting: ε"):
+        preparing.say(text)
+    assert plain.getvalue() == "preparing: the data set\naccounting: epsilon\n"

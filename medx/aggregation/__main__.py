@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from medx import output
 from medx.aggregation.identity import write_identity
 from medx.aggregation.roster import Parameters, Roster, make_roster, public_key_of, simulated_roster
 from medx.schema import ConfigError, MedxError
@@ -129,4 +130,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    output.take_all()
     sys.exit(main())

@@ -22,6 +22,7 @@ from medx.federation.checkpoint import ServerState
 from medx.model.base import FixedFeatures, Model, Objective
 from medx.model.cache import cached_features
 from medx.partition.base import Partition
+from medx.preparing import say
 from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan
 from medx.randomness import Key, derive_key, derive_seed, numpy_generator, system_key
 from medx.schema import DataError
@@ -130,6 +131,7 @@ def prepare(setup: Setup) -> Prepared:
 
 
 def _load(setup: Setup) -> Prepared:
+    say("preparing: the data set")
     splits = setup.dataset.load()
     generator = numpy_generator(derive_seed(setup.seed, "partition"))
     spec = splits.spec

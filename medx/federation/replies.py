@@ -106,7 +106,8 @@ def ask(
                 failed.setdefault(client, Failure(client, Code.MALFORMED, line_of(error)))
     for message in asked:
         client = clients[message.metadata.dst_node_id]
-        failed.setdefault(client, Failure(client, Code.SILENT, f"no answer of client {client} in time"))
+        late = f"no answer of client {client} in time" + ("" if timeout is None else f" (runtime.timeout={timeout:g})")
+        failed.setdefault(client, Failure(client, Code.SILENT, late))
     return (
         {client: answers[client] for client in sorted(answers)},
         [failed[client] for client in sorted(failed) if client not in answers],

@@ -94,8 +94,8 @@ class Server:
         asked = [message.metadata.dst_node_id for message in messages]
         _, failed = ask(grid, messages, {node: node for node in asked}, self.timeout, read)
         refuse_exhausted(len(asked), failed, 0)
-        for failure in failed:
-            log.warning("node %s did not start: %s", failure.client, failure)
+        if failed:
+            log.warning("%d of %d nodes did not start%s", len(failed), len(asked), first_of(failed))
         needed = min(expected, max(self.job.setup.federation.min_clients, self.engine.least))
         if len(nodes) < needed:
             raise RoundAborted(f"only {len(nodes)} of {expected} clients are there{first_of(failed)}")

@@ -15,10 +15,13 @@ import torch
 from medx.machine import all_threads
 from medx.model.base import FixedFeatures
 from medx.model.storage import Tensors, read_tensors, tensors_digest, write_tensors
+from medx.preparing import counted, say
 from medx.schema import CheckpointError, ConfigError
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
-Progress = Callable[[int, int], None]  # images done, images in all
+
+# What is said of a kind when it is computed.
+WORDS = {"basis": "the basis of the features, from drawn phantoms", "head": "a head fitted to drawn phantoms"}
 
 BATCH_VALUES = 25_000  # pixels transformed at a time by one thread: fits a core's cache, bounds memory
 
@@ -44,6 +47,7 @@ def cached(folder: Path, kind: str, key: str, compute: Callable[[], Tensors]) ->
                 return read_tensors(path)[0]
             except CheckpointError as error:
                 log.warning("cache cannot be used, computing it again: %s", error)
+        say(f"preparing: {WORDS.get(kind, kind)}, once")
         with all_threads():
             tensors = compute()
         write_tensors(path, tensors, {"key": key})
@@ -62,19 +66,17 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def cached_features(
-    features: FixedFeatures, images: torch.Tensor, cache: Path, progress: Progress | None = None
-) -> torch.Tensor:
+def cached_features(features: FixedFeatures, images: torch.Tensor, cache: Path) -> torch.Tensor:
     """``float32 [n, ...]`` features of normalised images ``[n, channels, height, width]``, from ``cache`` if there.
 
     Keyed by the transform's fingerprint and the bytes of ``images``.
     """
     digest = tensors_digest({"images": images})
-    compute = partial(compute_features, features, images, progress)
+    compute = partial(compute_features, features, images)
     return cached(cache, "features", f"{features.fingerprint} {digest}", lambda: {"features": compute()})["features"]
 
 
-def compute_features(transform: Transform, images: torch.Tensor, progress: Progress | None = None) -> torch.Tensor:
+def compute_features(transform: Transform, images: torch.Tensor) -> torch.Tensor:
     """``float32 [n, ...]``: ``transform`` over small batches, one thread a batch, in the order of ``images``."""
     batch = max(1, BATCH_VALUES // max(1, images[0].numel())) if len(images) else 1
     batches = images.split(batch)
@@ -88,10 +90,10 @@ def compute_features(transform: Transform, images: torch.Tensor, progress: Progr
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             parts: list[torch.Tensor] = []
+            progress = counted(f"preparing: features of {len(images)} images", len(images))
             for part in pool.map(apply, batches):
                 parts.append(part)
-                if progress is not None:
-                    progress(sum(map(len, parts)), len(images))
+                progress(sum(map(len, parts)))
         finally:
             torch.set_num_threads(threads)
     return torch.cat(parts)

@@ -14,6 +14,7 @@ from medx.model.cache import cached, compute_features
 from medx.model.scatter_features import CODE as FEATURES_CODE
 from medx.model.scatter_features import ScatterFeatures, ScatterSettings
 from medx.model.storage import Tensors, source_digest, tensors_digest
+from medx.preparing import say
 from medx.randomness import derive_seed, numpy_generator
 from medx.schema import ConfigError
 
@@ -62,10 +63,12 @@ def phantoms_probe(settings: ScatterSettings, seed: int) -> str:
 
 
 def _fit(settings: ScatterSettings, num_phantoms: int, whitening_exponent: float, seed: int) -> Tensors:
+    say(f"preparing: {num_phantoms} phantoms are drawn")
     images, _ = draw_phantoms(settings, num_phantoms, seed)
     # The projection is linear: the views of a phantom would add little that another phantom does not.
     plain = ScatterFeatures(replace(settings, num_components=0))
     rows = compute_features(plain.coefficients, images)
+    say(f"preparing: principal components of {num_phantoms} phantoms, up to a minute")
     return principal_components(rows, settings.num_components, whitening_exponent)
 
 

@@ -1,7 +1,6 @@
 """Supervised pretraining on drawn phantoms: public, so that it costs no data and no privacy."""
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from medx.model.heads import LinearHead
 from medx.model.objectives import objective_for
 from medx.model.storage import Tensors, source_digest, tensors_digest
 from medx.model.warping import AffineRange, affine_matrices, warp
+from medx.preparing import counted
 from medx.randomness import derive_seed, numpy_generator, torch_generator
 from medx.schema import ConfigError
 
@@ -108,8 +108,10 @@ def _pretrain(network: nn.Module, spec: InputSpec, settings: Pretraining) -> Ten
     torch.set_num_threads(THREADS)
     try:
         network.train()
+        text = f"preparing: pretraining on {settings.num_phantoms} drawn phantoms, once"
+        progress = counted(text, settings.epochs)
         for epoch in range(settings.epochs):
-            _tell(epoch, settings)
+            progress(epoch)
             for rows in torch.randperm(len(labels), generator=generator).split(BATCH):
                 optimizer.zero_grad()
                 loss(network(augmented(images[rows], generator)), labels[rows]).mean().backward()
@@ -117,7 +119,6 @@ def _pretrain(network: nn.Module, spec: InputSpec, settings: Pretraining) -> Ten
                 schedule.step()
     finally:
         torch.set_num_threads(threads)
-        _tell(settings.epochs, settings)
     head = head_names(network)
     return {name: tensor.clone() for name, tensor in network.state_dict().items() if name not in head}
 
@@ -133,11 +134,3 @@ def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     gain, shift = (1 + CONTRAST * uniforms[:, 4]), BRIGHTNESS * uniforms[:, 5]
     views = warp(images, affine_matrices(uniforms[:, :4], AFFINE))
     return views * gain[:, None, None, None] + shift[:, None, None, None]
-
-
-def _tell(epoch: int, settings: Pretraining) -> None:
-    """One line of progress, on a terminal only: elsewhere it would be many."""
-    if sys.stderr.isatty():
-        end = "\n" if epoch == settings.epochs else ""
-        text = f"pretraining on {settings.num_phantoms} drawn phantoms, once: epoch {epoch} of {settings.epochs}"
-        print(f"\r{text}", end=end, file=sys.stderr, flush=True)

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from medx.preparing import say
+
 logger = logging.getLogger(__name__)
 LIBRARIES = ("opacus", "dp-accounting", "numpy", "scipy")
 SOURCES = ("accountants.py", "accounting.py", "groups.py")
@@ -43,6 +45,7 @@ def cached(name: str, arguments: dict[str, Any], compute: Callable[[], Any]) -> 
         pass
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("cache file %s cannot be read (%s): computing it again", path, error)
+    say("accounting: noise and epsilon")
     answer = compute()
     _write(path, {"question": question, "answer": answer, "digest": _digest(question, answer)})
     return answer

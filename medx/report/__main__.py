@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Printed
 
+from medx import output
 from medx.report.study import STUDIES, Job, Study, load_study, parse_seeds, plan_jobs
 from medx.results import ExperimentResult
 from medx.schema import MedxError
@@ -149,4 +150,5 @@ def compare(given: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    output.take_all()
     sys.exit(main())

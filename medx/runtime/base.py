@@ -13,6 +13,10 @@ class Runtime(Protocol):
 
     timeout: float | None
 
+    def check(self) -> None:
+        """Raise ConfigError where this machine cannot run one client; called before anything is trained."""
+        ...
+
     def run(self, app: ClientApp, num_clients: int, serve: Callable[[Grid], None]) -> None:
         """Start ``num_clients`` clients of ``app`` and call ``serve`` with a Grid that reaches them.
 

@@ -38,6 +38,9 @@ class InProcess:
     timeout: None
     workers: Annotated[int, Ge(1)] | None
 
+    def check(self) -> None:
+        """Threads are always there."""
+
     def run(self, app: ClientApp, num_clients: int, serve: Callable[[Grid], None]) -> None:
         """Call ``serve`` with a grid of ``num_clients`` clients."""
         quiet_flower()

@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Annotated
 
+import torch
 from annotated_types import Ge, Gt
 from flwr.app import Context, Message
 from flwr.app.typing import ConfigRecordValues
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from medx.preparing import say
 from medx.runtime.base import quiet_flower
 from medx.schema import ConfigError, component
 
@@ -28,14 +30,30 @@ class Ray:
     client_cpus: Annotated[float, Gt(0)]
     client_gpus: Annotated[float, Ge(0)]
 
-    def run(self, app: ClientApp, num_clients: int, serve: Callable[[Grid], None]) -> None:
-        """Run the server in a thread of this process and the clients in Ray's workers."""
+    def check(self) -> None:
+        """Refuse what Ray would wait for: more for one client than this machine has, as Ray counts it."""
         try:
-            from flwr.simulation import run_simulation
+            from ray._private.utils import get_num_cpus  # the version is pinned; os.cpu_count knows no container
         except ImportError as error:
             raise ConfigError(
                 f"runtime=ray needs Flower's simulation extra: pip install 'medx[ray]' ({error})"
             ) from error
+        cpus, gpus = self.num_cpus or get_num_cpus(), torch.cuda.device_count()
+        for name, asked, there, what in (
+            ("client_cpus", self.client_cpus, cpus, "runtime.num_cpus" if self.num_cpus else "CPU cores here"),
+            ("client_gpus", self.client_gpus, gpus, "GPUs here"),
+        ):
+            if asked > there:
+                raise ConfigError(
+                    f"runtime.{name}={asked:g}: no client could start, as there are {there} ({what}); "
+                    f"accepted: at most {there}"
+                )
+
+    def run(self, app: ClientApp, num_clients: int, serve: Callable[[Grid], None]) -> None:
+        """Run the server in a thread of this process and the clients in Ray's workers."""
+        say("preparing: Ray starts")
+        from flwr.simulation import run_simulation
+
         quiet_flower()
         server = ServerApp()
         raised: list[BaseException] = []
@@ -47,6 +65,7 @@ class Ray:
             try:
                 stop_waiting_when(stopped, grid)
                 wait_for_nodes(grid, num_clients)
+                say("preparing: Ray's workers load libraries and data")
                 serve(grid)
             except BaseException as error:
                 raised.append(error)

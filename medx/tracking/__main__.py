@@ -11,6 +11,7 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.request import urlopen
 
+from medx import output
 from medx.arguments import Parser
 from medx.schema import MedxError
 from medx.tracking.delivery import deliver
@@ -109,4 +110,5 @@ def _absolute(uri: str) -> str:
 
 
 if __name__ == "__main__":
+    output.take_all()
     sys.exit(main())

@@ -56,7 +56,8 @@ def result_of(folder: Path, job: str) -> ExperimentResult:
     return ExperimentResult.load(folder / job / "result.json")
 
 
-def test_jobs_side_by_side_end_as_one_after_another_would(tmp_path: Path) -> None:
+def test_jobs_side_by_side_end_as_one_after_another_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     ran = call(tmp_path / "beside", "seed=3,-1,0", "jobs=2", "-m")
     after = call(tmp_path / "after", "seed=3,-1,0", "jobs=1", "-m")
     assert (ran.code, after.code) == (1, 1)
@@ -65,15 +66,22 @@ def test_jobs_side_by_side_end_as_one_after_another_would(tmp_path: Path) -> Non
         assert (one.test, one.validation, one.privacy) == (other.test, other.validation, other.privacy)
         assert (one.config, one.config_hash) == (other.config, other.config_hash)
         assert "round 2/2" in (tmp_path / "beside" / job / "screen.txt").read_text()
-    told, table = ran.out[: ran.out.index("job  dataset")], ran.out[ran.out.index("job  dataset") :]
-    assert table.split("seconds")[0] == after.out[after.out.rindex("job  dataset") :].split("seconds")[0]
+    (told, table), (_, same) = (each.out.rsplit("\njob  ", 1) for each in (ran, after))
+    figures = [[line.split()[:11] for line in text.splitlines()[:3]] for text in (table, same)]  # before the seconds
+    assert figures[0] == figures[1]
+    assert [line[:3] for line in figures[0][1:]] == [["0", "phantom", "cnn"], ["2", "phantom", "cnn"]]
     assert "!! job 1: FAILED: " in table
-    assert sorted(line.split()[1:3] for line in told.splitlines()) == [
+    assert sorted(line.split()[1:3] for line in told.splitlines() if " of 3 done" in line) == [
         ["0", "seed=3"],
         ["1", "seed=-1"],
         ["2", "seed=0"],
     ]
     assert "seed=-1: input should be greater than or equal to 0" in told
+    assert [f"({count} of 3 done" in told for count in (1, 2, 3)] == [True] * 3
+    assert ran.out.splitlines()[-2:] == [
+        f"Output: {tmp_path / 'beside'}",
+        f"Go on with it: python -m medx.run resume={tmp_path / 'beside'} -m",
+    ]
     assert ran.err == ""
 
 
@@ -200,7 +208,7 @@ def test_jobs_share_one_courier_and_one_parent_run(tmp_path: Path) -> None:
 
 
 def test_a_job_that_must_be_alone_has_none_beside_it(tmp_path: Path) -> None:
-    crew = Crew(3, lambda folder, title, code: f"code {code}")
+    crew = Crew(3, lambda folder, title, code: f"code {code}", 3)
 
     def work(folder: Path, measured: Any) -> None:
         began = time.monotonic()
@@ -226,7 +234,7 @@ def test_where_jobs_outnumber_cores_the_earlier_ones_go_first(
     cores: int, levels: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
-    crew, before = Crew(3, lambda folder, title, code: f"code {code}"), os.nice(0)
+    crew, before = Crew(3, lambda folder, title, code: f"code {code}", 3), os.nice(0)
 
     def work(folder: Path, measured: Any) -> None:
         (folder / "level").write_text(str(os.nice(0) - before))

@@ -26,7 +26,7 @@ def test_one_bad_job_does_not_stop_the_others(more: tuple[str, ...], tmp_path: P
     for job in (first, last):
         assert ExperimentResult.load(tmp_path / job / "result.json").status == "finished"
     assert not (tmp_path / bad / "result.json").exists()
-    table = ran.out[ran.out.rindex("job  dataset") :]
+    table = ran.out[ran.out.rindex("\njob  ") + 1 :]
     assert "Traceback" not in ran.err
     assert [line.split()[0] for line in table.splitlines()[1:3]] == [first, last]
     (failed,) = [line for line in table.splitlines() if "FAILED" in line]
@@ -98,7 +98,7 @@ def test_a_folder_belongs_to_one_sweep(tmp_path: Path) -> None:
     assert ran.code == 0
     results = [ExperimentResult.load(tmp_path / job / "result.json") for job in ("0", "1")]
     assert [(result.seed, result.privacy.target_epsilon) for result in results] == [(0, 3), (1, 3)]
-    assert ran.out.count("job  dataset") == 1
+    assert ran.out.count("\njob  ") == 1
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     again = call(tmp_path, "seed=2", "-m")
     assert again.code == 2
@@ -181,7 +181,7 @@ def test_a_sweep_that_was_stopped_goes_on_as_a_whole(tmp_path: Path, monkeypatch
     assert [(result.seed, result.status, len(result.rounds)) for result in results] == [
         (seed, "finished", 2) for seed in range(3)
     ]
-    table = ran.out[ran.out.rindex("job  dataset") :]
+    table = ran.out[ran.out.rindex("\njob  ") + 1 :]
     assert [line.split()[0] for line in table.splitlines()[1:4]] == ["0", "1", "2"]
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert len(list((tmp_path / "ledger").glob("*.sqlite"))) == 3

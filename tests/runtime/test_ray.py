@@ -1,5 +1,6 @@
 """Flower's simulation on Ray gives what the same clients give in this process, quietly, and is gone afterwards."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -9,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from medx.results import ExperimentResult
-from medx.runtime.ray import stop_waiting_when, wait_for_nodes
+from medx.runtime.ray import Ray, stop_waiting_when, wait_for_nodes
+from medx.schema import ConfigError
 from tests.program import TINY, call
 
 pytest.importorskip("ray")
@@ -53,6 +55,28 @@ def test_the_server_waits_until_all_clients_are_there_but_not_for_ever() -> None
     wait_for_nodes(cast(Any, grid), 4, patience=0.2)
 
 
+def lines_of(out: str) -> list[list[str]]:
+    """What was printed but for times and folders, and for what each prepares in its own way."""
+    own = ("preparing", "accounting", "Output")
+    timeless = re.sub(r"seconds [0-9.]+", "seconds", out)
+    return [line.split()[:5] for line in timeless.splitlines() if not line.startswith(own)]
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        ({"client_cpus": 3.0}, r"runtime.client_cpus=3: .* there are 2 \(runtime.num_cpus\)"),
+        ({"client_cpus": 1e6, "num_cpus": None}, r"runtime.client_cpus=1e\+06: .*CPU cores here"),
+        ({"client_gpus": 1000.0}, r"runtime.client_gpus=1000: .* \(GPUs here"),
+    ],
+)
+def test_more_for_a_client_than_there_is_is_refused(given: dict[str, Any], cause: str) -> None:
+    usual: dict[str, Any] = {"timeout": None, "num_cpus": 2, "client_cpus": 2.0, "client_gpus": 0.0}
+    Ray(**usual).check()
+    with pytest.raises(ConfigError, match=f"{cause}.*; accepted: at most"):
+        Ray(**(usual | given)).check()
+
+
 def test_ray_equals_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDX_CACHE", str(tmp_path / "cache"))
     here = call(tmp_path / "here")
@@ -62,9 +86,7 @@ def test_ray_equals_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     there = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert there.returncode == 0, there.stderr
     assert there.stderr == ""
-    assert [line.split()[:5] for line in there.stdout.splitlines()] == [
-        line.split()[:5] for line in here.out.splitlines()
-    ]  # the same lines but for times: nothing of Ray's or Flower's
+    assert lines_of(there.stdout) == lines_of(here.out)  # nothing of Ray's or Flower's
     first, second = here.result, ExperimentResult.load(tmp_path / "ray" / "result.json")
     assert set(first.test) == set(second.test)
     for name, interval in first.test.items():

@@ -10,7 +10,7 @@ from medx.metrics import curve_data
 from medx.results import DatasetInfo, ExperimentResult, Interval, PrivacyResult, RoundRecord
 from medx.tracking.base import TrackedRun
 
-METRICS = ("auc", "accuracy", "balanced_accuracy", "balanced_accuracy_at_threshold", "sensitivity")
+METRICS = ("auc", "accuracy", "balanced_accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold")
 
 
 def make_run(
