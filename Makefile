@@ -9,7 +9,7 @@ SEEDS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check ui bench report lock clean
+.PHONY: help setup demo run test check ui golden bench report lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ check: $(READY) ## ruff, mypy, import-linter
 
 ui: $(READY) ## the MLflow UI, on this machine only (PORT=5001)
 	$(BIN)/python -m medx.tracking ui $(if $(PORT),--port $(PORT))
+
+golden: $(READY) ## prove that this tree gives the bits of another revision (BASE=main)
+	$(BIN)/python -m tests.same_bits $(or $(BASE),main) $(ARGS)
 
 bench: $(READY) ## the speed ratios behind docs/benchmarks.md (DEVICE=cuda on a GPU)
 	$(BIN)/python -m benchmarks $(if $(DEVICE),--device $(DEVICE)) $(ARGS)

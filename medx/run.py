@@ -124,10 +124,10 @@ def main() -> None:
     if "--version" in sys.argv[1:]:
         print(f"medx {medx.__version__}")
         return
-    refuse_misuse()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the lines below say what a person can do
     # Hydra takes no overrides on both sides of an option.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda part: part not in ("-m", "--multirun"))
+    refuse_misuse()
     try:
         run()
         medx.sweep.conclude()
