@@ -103,7 +103,7 @@ def command(refusal: str) -> list[str]:
     [
         (("aggregation=plain",), "aggregation=plain: privacy=distributed_dp hides a record behind the sum's noise"),
         (("federation.num_clients=2",), "federation.num_clients=2: aggregation=secure takes at least 3"),
-        (("federation=krum",), "aggregation=secure with federation=krum"),
+        (("federation=krum", "federation.num_malicious_clients=0"), "aggregation=secure with federation=krum"),
         (("federation=fedmedian", "aggregation=plain", "privacy.trusted_aggregator=true"), "federation=fedmedian"),
         (("aggregation.threshold=2",), "aggregation.threshold=2"),
         (("privacy=central_dp", "privacy.delta=1e-2", "baseline=local_only"), "baseline=local_only"),
