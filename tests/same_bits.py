@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "cnn local_dp": (*CNN, "partition=dirichlet", "partition.alpha=1"),
     "cnn distributed_dp secure": (*CNN, *DISTRIBUTED, "aggregation=secure"),
     "cnn distributed_dp trusted": (*CNN, *DISTRIBUTED, "aggregation=plain", "privacy.trusted_aggregator=true"),
-    "cnn central_dp adaptive": (*CNN, "privacy=central_dp", "privacy.epsilon=1000", "privacy.delta=0.01"),
+    "cnn central_dp adaptive": (*CNN, "privacy=central_dp", "privacy.epsilon=100", "privacy.delta=0.01"),
     "cnn none fedadam": (*CNN, "privacy=none", "federation=fedadam", "federation.num_rounds=12", STOPPED),
     "cnn local_dp fedavgm": (*CNN, "federation=fedavgm", "federation.num_rounds=12", STOPPED),
     "cnn views": (*CNN, "trainer.augmentation_multiplicity=2"),
