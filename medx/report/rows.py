@@ -17,6 +17,7 @@ METRICS = (
     "sensitivity_at_threshold", "specificity_at_threshold", "quadratic_kappa", "ece", "brier",
 )  # fmt: skip
 BOUNDED = ("auc", "accuracy", "balanced_accuracy_at_threshold")
+EVERYBODY = " (all must answer)"
 BASELINES = ("local_only", "centralized")
 # What the tables of a role show of a setting: runs that are alike in these and differ beyond the seed need a name.
 SHOWN = {
@@ -136,7 +137,7 @@ def make_row(run: Run) -> dict[str, Any]:
 def mode_name(config: dict[str, Any]) -> str:
     """The mechanism, and whether every hospital must answer, which makes its share of the noise smaller."""
     everybody = config["aggregation"].get("minimum_survivors") == config["federation"]["num_clients"]
-    return option_name(config, "privacy") + (" (all must answer)" if everybody else "")
+    return option_name(config, "privacy") + (EVERYBODY if everybody else "")
 
 
 def _test_metrics(result: ExperimentResult) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medx.report.rows import BASELINES, Run, with_role
+from medx.report.rows import BASELINES, EVERYBODY, Run, with_role
 from medx.report.statistics import Summary, holm, paired, summarise
 from medx.report.words import over_seeds
 
@@ -142,6 +142,10 @@ def utility_note(rows: pd.DataFrame, class_count: int, kinds: set[str]) -> str:
     answer = "use the threshold chosen on validation" if class_count == 2 else "count the most probable class"
     found = [words for name, words in baselines.items() if name in kinds]
     sentences = [over_seeds(rows), f"Test split; accuracy and balanced accuracy {answer}."]
+    if rows["mode"].str.contains(EVERYBODY, regex=False).any():
+        sentences.append(
+            "All must answer: shares of the noise are made for all hospitals, and no drop-out is tolerated."
+        )
     sentences += ["True ε is the largest of any run."] if private else []
     sentences += [", ".join(found) + (". A run's ε covers its baselines too." if private else ".")] if found else []
     return " ".join(sentences)
