@@ -144,7 +144,9 @@ def load_result(path: Path) -> "ExperimentResult | None":
     try:
         result = ExperimentResult.load(path / RESULT_FILE)
     except ValueError as error:
-        raise CheckpointError(f"{path / RESULT_FILE}: not a result of this version; accepted: the folder of one") from error
+        raise CheckpointError(
+            f"{path / RESULT_FILE}: not a result of this version; accepted: the folder of one"
+        ) from error
     run, _, _ = read_config(path)
     if result.run != run:
         raise CheckpointError(f"{path / RESULT_FILE} is of run {result.run}, and the folder of run {run}")

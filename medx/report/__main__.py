@@ -1,6 +1,7 @@
 """``python -m medx.report``: run what a study still lacks, then render it; or compare two runs."""
 
 import argparse
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -9,9 +10,10 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from medx import output
+from medx.arguments import Parser
 from medx.report.study import STUDIES, Job, Study, load_study, parse_seeds, plan_jobs
 from medx.results import ExperimentResult
-from medx.schema import MedxError
+from medx.schema import ConfigError, MedxError, one_line
 
 HELP = """
 examples:
@@ -31,8 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         return compare(given[1:]) if given[:1] == ["compare"] else report(given)
-    except MedxError as error:
-        print(f"medx: {error}", file=sys.stderr)
+    except (MedxError, OSError) as error:
+        if (line := one_line(error)) is None:
+            raise
+        print(f"medx: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
@@ -41,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def report(given: list[str]) -> int:
     """Run and render the studies that were named."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m medx.report", description=__doc__, epilog=HELP, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--study", default="reference_report", help="names of experiments/NAME/study.yaml, by commas")
@@ -54,20 +58,25 @@ def report(given: list[str]) -> int:
     parser.add_argument("--render-only", action="store_true", help="run nothing; render what there is")
     parser.add_argument("--publish", action="store_true", help="also write experiments/STUDY and the README's table")
     chosen = parser.parse_args(given)
+    if chosen.workers < 1:
+        raise ConfigError(f"workers={chosen.workers}: nobody would run a job; accepted: a number from 1")
+    seeds = None if chosen.seeds is None else parse_seeds(chosen.seeds)
+    studies = {name: load_study(name) for name in chosen.study.split(",")}
+    planned = {name: plan_jobs(name, study, seeds, chosen.set) for name, study in studies.items()}
     code = 0
-    for index, name in enumerate(chosen.study.split(",")):
+    for index, name in enumerate(studies):
         out = chosen.out if index == 0 else chosen.out / name
-        code = max(code, one_study(name, argparse.Namespace(**(vars(chosen) | {"out": out}))))
+        here = argparse.Namespace(**(vars(chosen) | {"out": out}))
+        code = max(code, one_study((name, studies[name]), planned[name], here))
     return code
 
 
-def one_study(name: str, chosen: argparse.Namespace) -> int:
+def one_study(named: tuple[str, Study], planned: tuple[list[Job], list[str]], chosen: argparse.Namespace) -> int:
     """Run what is missing of one study, render, and say where the page is."""
     from medx.report.runner import collect, run_jobs
 
     began = time.monotonic()
-    study = load_study(name)
-    jobs, gaps = plan_jobs(name, study, parse_seeds(chosen.seeds) if chosen.seeds else None, chosen.set)
+    name, (jobs, gaps) = named[0], planned
     store = chosen.store.absolute() / name
     results = collect(jobs, store)
     missing = [job for job in jobs if job.folder not in results]
@@ -78,9 +87,13 @@ def one_study(name: str, chosen: argparse.Namespace) -> int:
         return 0
     errors: dict[str, str] = {}
     if missing and not chosen.render_only:
+        chosen.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be is told now, and not after the last job
         errors = run_jobs(missing, store, chosen.workers, tell)
         results = collect(jobs, store)
-    page = render((name, study), jobs, results, gaps + gaps_of(jobs, results, errors), chosen)
+    if errors and not results:
+        print(f"medx: study={name}: every job failed; each line above says why", file=sys.stderr)
+        return 1
+    page = render(named, jobs, results, gaps + gaps_of(jobs, results, errors), chosen)
     print(f"{page} ({time.monotonic() - began:.1f} s)")
     return 1 if errors else 0
 
@@ -107,15 +120,22 @@ def render(
     if not done:
         raise MedxError(f"study={name}: no job has a result yet" + "".join(f"; {gap}" for gap in gaps[:1]))
     runs = [Run(index, job.name, job.roles, results[job.folder]) for index, job in enumerate(done, start=1)]
-    seeds = f" SEEDS={chosen.seeds}" if chosen.seeds else ""
-    command = f"make report{'' if name == 'reference_report' else f' STUDY={name}'}{seeds}"
-    made = build_report(name, study, command, runs, gaps)
+    made = build_report(name, study, command_of(name, chosen), runs, gaps)
     page = write_report(made, chosen.out)
     if chosen.publish:
         if gaps:
             raise MedxError(f"--publish: {len(gaps)} gaps, the first: {gaps[0]}")
         publish(made, STUDIES / name, STUDIES.parent / "README.md")
     return page
+
+
+def command_of(name: str, chosen: argparse.Namespace) -> str:
+    """The command that makes these runs again, with all that changes their numbers."""
+    words = ["make report"]
+    words += [] if name == "reference_report" else [f"STUDY={name}"]
+    words += [f"SEEDS={chosen.seeds}"] if chosen.seeds else []
+    sets = " ".join(f"--set {shlex.quote(text)}" for text in chosen.set)
+    return " ".join([*words, *([f"ARGS={shlex.quote(sets)}"] if sets else [])])
 
 
 def tell(done: int, total: int, name: str, error: str | None, left: float) -> None:
@@ -131,7 +151,7 @@ def compare(given: list[str]) -> int:
     """Print two runs side by side and draw them."""
     from medx.report.compare import NOTE, comparison, draw, load_run
 
-    parser = argparse.ArgumentParser(prog="python -m medx.report compare", description="Two runs side by side.")
+    parser = Parser(prog="python -m medx.report compare", description="Two runs side by side.")
     parser.add_argument("runs", nargs=2, metavar="RUN", help="output folder of a finished run, or its result.json")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where compare.svg and .png go")
     chosen = parser.parse_args(given)

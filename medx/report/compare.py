@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
 from medx.configuration import flat
+from medx.report.runner import read_result
 from medx.report.style import COLOURS, MARKERS, Picture, drawing, finish, legend
 from medx.report.tables import DASH, number
 from medx.results import ExperimentResult, Interval
@@ -27,10 +27,7 @@ def load_run(text: str) -> ExperimentResult:
     path = path / "result.json" if path.is_dir() else path
     if not path.exists():
         raise DataError(f"{text}: no result there; give the output folder of a finished run, or its result.json")
-    try:
-        return ExperimentResult.load(path)
-    except ValidationError as error:
-        raise DataError(f"{path}: not a result of this version of medx ({error.error_count()} fields differ)") from None
+    return read_result(path)
 
 
 def comparison(first: ExperimentResult, second: ExperimentResult) -> dict[str, pd.DataFrame]:

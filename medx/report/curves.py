@@ -6,22 +6,22 @@ import numpy as np
 import pandas as pd
 
 from medx.report.claim_tables import Results
+from medx.report.figures import at_the_ends
 from medx.report.rows import with_role
 from medx.report.style import COLOURS, DASHES, FAINT, Picture, drawing, finish, legend
 from medx.report.tables import settings_of, target
 from medx.results import CurveData, ExperimentResult
 
-SHOWN_TARGETS = (1.0, 10.0)
 Chosen = list[tuple[str, int, ExperimentResult]]
 
 
 def choose_runs(frame: pd.DataFrame, results: Results, dataset: str) -> Chosen:
-    """(label, run number, result) of the median run by validation AUC: epsilon 1, 10 and none of the first model."""
+    """(label, run number, result) of the median run by validation AUC: see ``at_the_ends``, of the first model."""
     rows = with_role(frame[frame["dataset"] == dataset], "utility")
     if rows.empty:
         return []
     rows = rows[rows["model"] == rows["model"].iloc[0]]
-    rows = rows[rows["target_epsilon"].isna() | rows["target_epsilon"].isin(SHOWN_TARGETS)]
+    rows = at_the_ends(rows)
     chosen: Chosen = []
     for setting, part in settings_of(rows, ["mode", "target_epsilon"]):
         ordered = sorted((int(run) for run in part["run"]), key=lambda run: _validation_auc(results[run]))
@@ -43,10 +43,11 @@ def curve_figures(frame: pd.DataFrame, results: Results, dataset: str) -> Iterat
     chosen = choose_runs(frame, results, dataset)
     if not chosen:
         return
-    yield from _roc(dataset, chosen)
-    yield _calibration(dataset, chosen)
+    model = str(frame.loc[frame["run"] == chosen[0][1], "model"].iloc[0])
+    yield from _roc(dataset, model, chosen)
+    yield _calibration(dataset, model, chosen)
     for index, (label, run, result) in enumerate(chosen):
-        yield _confusion(dataset, index, label, run, result)
+        yield _confusion(dataset, index, f"{model}, {label}", (label, run, result))
 
 
 def _curves(result: ExperimentResult) -> CurveData:
@@ -54,18 +55,18 @@ def _curves(result: ExperimentResult) -> CurveData:
     return result.curves
 
 
-def _roc(dataset: str, chosen: Chosen) -> Iterator[Picture]:
+def _roc(dataset: str, model: str, chosen: Chosen) -> Iterator[Picture]:
     """Of two classes one figure with a line a run; of more a figure a run with a line a class."""
     if chosen[0][2].dataset.task == "binary":
         lines = [(label, _curves(result).roc.get("1", [])) for label, _, result in chosen]
         runs = ", ".join(str(run) for _, run, _ in chosen)
-        caption = f"Test split; of each setting the run with the median validation AUC. Runs {runs}."
+        caption = f"{model}, test split; of each setting the run with the median validation AUC. Runs {runs}."
         yield _roc_figure(f"roc_{dataset}", f"{dataset}: ROC", lines, caption)
         return
     for index, (label, run, result) in enumerate(chosen):
         names = result.dataset.class_names
         lines = [(_short(names[int(key)]), points) for key, points in _curves(result).roc.items()]
-        caption = f"{label}: every class against the rest, test split. Run {run}."
+        caption = f"{model}, {label}: every class against the rest, test split. Run {run}."
         yield _roc_figure(f"roc_{dataset}_{index}", f"{dataset}: ROC, {label}", lines, caption)
 
 
@@ -81,7 +82,7 @@ def _roc_figure(name: str, title: str, lines: list[tuple[str, list[list[float]]]
         return finish(figure, name, title, caption)
 
 
-def _calibration(dataset: str, chosen: Chosen) -> Picture:
+def _calibration(dataset: str, model: str, chosen: Chosen) -> Picture:
     with drawing(size=(4.7, 4.3)) as (figure, (axes,)):
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, label="perfect")
         for index, (label, _, result) in enumerate(chosen):
@@ -91,11 +92,12 @@ def _calibration(dataset: str, chosen: Chosen) -> Picture:
         axes.set(xlabel="probability given to the answer", ylabel="share of right answers", aspect="equal")
         legend(axes)
         runs = ", ".join(str(run) for _, run, _ in chosen)
-        caption = f"Test split, 15 bins; below the line is overconfident. Runs {runs}."
+        caption = f"{model}, test split, 15 bins; below the line is overconfident. Runs {runs}."
         return finish(figure, f"calibration_{dataset}", f"{dataset}: calibration", caption)
 
 
-def _confusion(dataset: str, index: int, label: str, run: int, result: ExperimentResult) -> Picture:
+def _confusion(dataset: str, index: int, who: str, chosen: tuple[str, int, ExperimentResult]) -> Picture:
+    label, run, result = chosen
     matrix = np.array(_curves(result).confusion_matrix)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     names = [_short(name) for name in result.dataset.class_names]
@@ -113,7 +115,7 @@ def _confusion(dataset: str, index: int, label: str, run: int, result: Experimen
                 column + 0.5, row + 0.5, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8
             )
         axes.set(xlabel="answered", ylabel="true class")
-        caption = f"{label}: counts on test, the most probable class; the lighter, the more of its row. Run {run}."
+        caption = f"{who}: counts on test, the most probable class; the lighter, the more of its row. Run {run}."
         return finish(figure, f"confusion_{dataset}_{index}", f"{dataset}: answers, {label}", caption)
 
 

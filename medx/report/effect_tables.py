@@ -3,18 +3,20 @@
 import re
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from medx.report.rows import with_role
 from medx.report.statistics import summarise
-from medx.report.tables import HEADLINE, Table, number, runs_text, settings_of, spread, spread_columns, target
+from medx.report.tables import DASH, HEADLINE, Table, number, runs_text, settings_of, spread, spread_columns, target
+from medx.report.words import listed
 
 SKEW_KEYS = ["dataset", "model", "mode", "target_epsilon", "partition", "strategy", "rounds"]
 
 
 def partition_order(name: str) -> float:
-    """IID last; Dirichlet by its concentration, the most unequal first."""
-    found = re.search(r"\(([\d.]+)\)", name)
+    """By the number that a partition is known by, the most unequal first; IID, which has none, last."""
+    found = re.search(r"\((.+)\)", name)
     return float(found[1]) if found else float("inf")
 
 
@@ -62,7 +64,7 @@ def class_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Table
 
 
 def ordinal_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Table:
-    """Kappa and the recall of every class, of data sets with more than two classes."""
+    """Recall of every class, of data sets with more than two, and kappa where they are grades."""
     data, shown = [], []
     for setting, rows in settings_of(with_role(frame, "utility")):
         names = class_names[setting["dataset"]]
@@ -71,16 +73,18 @@ def ordinal_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Tab
         titles = {"quadratic_kappa": "kappa (quadratic)", "accuracy": "accuracy, most probable class"}
         titles |= {f"recall_{index}": f"recall: {name}" for index, name in enumerate(names)}
         means = {name: float(rows[name].astype(float).mean()) for name in titles}
+        if np.isnan(means["quadratic_kappa"]):
+            del titles["quadratic_kappa"]
         data.append(setting | means | {"seeds": rows["seed"].nunique(), "runs": runs_text(rows)})
         cells = {title: number(means[name], name != "quadratic_kappa") for name, title in titles.items()}
         shown.append(
-            {"data": setting["dataset"], "privacy": setting["mode"], "target ε": target(setting["target_epsilon"])}
-            | cells | {"runs": runs_text(rows)}
+            {"data": setting["dataset"], "model": setting["model"], "privacy": setting["mode"],
+             "target ε": target(setting["target_epsilon"])} | cells | {"runs": runs_text(rows)}
         )  # fmt: skip
-    note = (
-        "Means over seeds on the test split. Kappa is Cohen's with quadratic weights: it counts how far off a grade is."
-    )
-    return Table("grades", "Grades", note, pd.DataFrame(data), pd.DataFrame(shown))
+    note, table = "Means over seeds on the test split.", pd.DataFrame(shown).fillna(DASH)
+    if "kappa (quadratic)" in table:
+        note += " Kappa is Cohen's with quadratic weights: it counts how far off a grade is."
+    return Table("many_classes", "More than two classes", note, pd.DataFrame(data), table)
 
 
 def selection_table(frame: pd.DataFrame) -> Table:
@@ -108,8 +112,9 @@ def selection_table(frame: pd.DataFrame) -> Table:
 
 
 def _skew_text(setting: dict[str, Any]) -> dict[str, str]:
-    return {"data": setting["dataset"], "privacy": setting["mode"], "target ε": target(setting["target_epsilon"]),
-            "partition": setting["partition"], "strategy": setting["strategy"]}  # fmt: skip
+    return {"data": setting["dataset"], "model": setting["model"], "privacy": setting["mode"],
+            "target ε": target(setting["target_epsilon"]), "partition": setting["partition"],
+            "strategy": setting["strategy"]}  # fmt: skip
 
 
 def step_overhead_table(frame: pd.DataFrame) -> Table:
@@ -129,8 +134,8 @@ def step_overhead_table(frame: pd.DataFrame) -> Table:
                       "plain, ms a step": f"{1000 * seconds[0]:.1f}", "DP-SGD, ms a step": f"{1000 * seconds[1]:.1f}",
                       "ratio": f"{ratio:.2f}", "runs": runs_text(group)})  # fmt: skip
     note = (
-        "Wall time of a round's training over hospitals and steps, the median over rounds less the first, one run at a "
-        "time. It includes what a round costs around the steps, in both columns."
+        "Wall time of a round's training over hospitals and steps, the median over rounds, the first left out where "
+        "there are more. It includes what a round costs around the steps, in both columns."
     )
     return Table("step_overhead", "Cost of DP-SGD by batch size", note, pd.DataFrame(data), pd.DataFrame(shown))
 
@@ -152,9 +157,10 @@ def sum_overhead_table(frame: pd.DataFrame) -> Table:
                       "plain, s a round": f"{seconds[0]:.3f}", "secure, s a round": f"{seconds[1]:.3f}",
                       "extra, s": f"{seconds[1] - seconds[0]:.3f}", "plain, MB up": f"{megabytes[0]:.3f}",
                       "secure, MB up": f"{megabytes[1]:.3f}", "runs": runs_text(group)})  # fmt: skip
+    steps = listed(sorted({int(count) for count in rows["local_steps"]})) if len(rows) else ""
     note = (
-        "A round's time without evaluation, all hospitals one after another in one process, with one short local step; "
-        "MB up are per hospital and round. Median over rounds less the first."
+        f"A round's time without evaluation, with {steps} local step{'' if steps == '1' else 's'}; MB up are per "
+        "hospital and round. Median over rounds, the first left out where there are more."
     )
     return Table(
         "sum_overhead", "Cost of secure aggregation by model size", note, pd.DataFrame(data), pd.DataFrame(shown)

@@ -1,5 +1,6 @@
 """The report's figures over many runs: frontier, convergence with the budget, hospitals, overhead."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,12 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from medx.report.claim_tables import Results, round_values
-from medx.report.effect_tables import partition_order, skew_rows
+from medx.report.effect_tables import skew_rows
 from medx.report.rows import with_role
 from medx.report.statistics import summarise
 from medx.report.study import Claim
 from medx.report.style import COLOURS, DASHES, FAINT, INK, MARKERS, Picture, drawing, finish, legend
 from medx.report.tables import runs_text, settings_of, target, who
+from medx.report.words import seeds_by_setting
 from medx.results import ClientResult
 
 FRONTIERS = {
@@ -22,7 +24,6 @@ FRONTIERS = {
     "balanced_accuracy_at_threshold": "balanced accuracy",
     "accuracy": "accuracy, most probable class",
 }
-SHOWN_TARGETS = (1.0, 10.0)
 LINE_KEYS = ["model", "mode", "rounds"]
 
 
@@ -50,10 +51,15 @@ def frontier_figures(frame: pd.DataFrame, dataset: str, class_count: int, claim:
             low, high = axes.get_ylim()
             axes.set(ylabel=f"test {label}", ylim=(max(low, 0.0), min(high, 1.01)))
             legend(axes)
-            caption = (
-                f"Mean over seeds with its 95 % t interval as a band; {dataset}, test split. Runs {runs_text(rows)}."
-            )
+            what = "One seed" if seeds_by_setting(rows) == [1] else "Mean over seeds with its 95 % t interval as a band"
+            caption = f"{what}; {dataset}, test split. Runs {runs_text(rows)}."
             yield finish(figure, f"frontier_{dataset}_{metric}", f"{dataset}: {label.split(',')[0]} and ε", caption)
+
+
+def at_the_ends(frame: pd.DataFrame) -> pd.DataFrame:
+    """Runs at the smallest and at the largest target epsilon, and without privacy: a figure has room for these."""
+    known = frame["target_epsilon"]
+    return frame[known.isna() | (known == known.min()) | (known == known.max())]
 
 
 def _frontier_line(axes: Axes, rows: pd.DataFrame, metric: str, index: int, label: str) -> None:
@@ -80,7 +86,7 @@ def convergence_figures(frame: pd.DataFrame, results: Results, dataset: str) -> 
     """Test AUC by round above the epsilon spent by then: runs of few rounds, and of as many as are useful."""
     # A variant of a mode lies on its line, and a legend has room for the modes alone.
     frame = frame[(frame["dataset"] == dataset) & ~frame["mode"].str.contains("(", regex=False)]
-    frame = frame[frame["target_epsilon"].isna() | frame["target_epsilon"].isin(SHOWN_TARGETS)]
+    frame = at_the_ends(frame)
     parts = {
         "few": (with_role(frame, "convergence"), "a few rounds"),
         "full": (with_role(frame, "utility"), "all rounds"),
@@ -102,7 +108,8 @@ def convergence_figures(frame: pd.DataFrame, results: Results, dataset: str) -> 
                 below.set_xticks(ticks, [str(tick) for tick in ticks])
                 below.minorticks_off()
             legend(above)
-            caption = f"Mean over seeds, band from smallest to largest; {dataset}. Runs {runs_text(rows)}."
+            what = "One seed" if seeds_by_setting(rows) == [1] else "Mean over seeds, band from smallest to largest"
+            caption = f"{what}; {dataset}. Runs {runs_text(rows)}."
             yield finish(figure, f"convergence_{name}_{dataset}", f"{dataset}: convergence over {words}", caption)
 
 
@@ -134,8 +141,9 @@ def hospital_figures(frame: pd.DataFrame, results: Results, dataset: str) -> Ite
                 f"{who(setting)}: the final model on every hospital's own training images, one dot a hospital and "
                 f"seed, a colour a hospital, its area by the number of images; bar: mean. Runs {runs_text(part)}."
             )
-            name = f"hospitals_{dataset}_{setting['model']}_{setting['mode']}"
-            yield finish(figure, name, f"{dataset}: hospitals, ε {target(setting['target_epsilon'])}", caption)
+            privacy = f"{setting['mode']}_{target(setting['target_epsilon'])}"
+            name = re.sub(r"[^\w.]+", "_", f"hospitals_{dataset}_{setting['model']}_{privacy}")
+            yield finish(figure, name, f"{dataset}: hospitals, {who(setting).split(', ')[-1]}", caption)
 
 
 def _hospital_dots(axes: Axes, place: int, clients: list[ClientResult]) -> None:
@@ -152,8 +160,7 @@ def _hospital_dots(axes: Axes, place: int, clients: list[ClientResult]) -> None:
 
 
 def _partition_title(name: str) -> str:
-    concentration = partition_order(name)
-    return "IID" if name == "iid" else f"Dirichlet\n{concentration:g}" if np.isfinite(concentration) else name
+    return name.replace("(", "\n(")
 
 
 def overhead_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Picture]:

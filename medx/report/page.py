@@ -11,10 +11,10 @@ from markupsafe import Markup, escape
 
 from medx.report import claim_tables, curves, effect_tables, figures, tables
 from medx.report.rows import Run, make_frame
-from medx.report.study import Study
+from medx.report.study import Study, dataset_name
 from medx.report.style import Picture
 from medx.report.tables import Table
-from medx.report.words import FIRST, LIMITS, SECTIONS
+from medx.report.words import FIRST, TITLES, limits, synthetic_warning, words_of
 from medx.results import ExperimentResult
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -43,7 +43,7 @@ class Report:
     frame: pd.DataFrame
     sections: list[Section]
     gaps: list[str]
-    synthetic: bool
+    synthetic: str | None
     warning: str | None
 
     def tables(self) -> list[Table]:
@@ -63,21 +63,21 @@ def build_report(
     results = {run.number: run.result for run in runs}
     contents = {key: make(frame, results, study) for key, make in CONTENTS.items()}
     sections = []
-    for key, (title, words) in SECTIONS.items():
+    for key, title in TITLES.items():
         section = contents.get(key, Section(key, "", ""))
         if key == "appendix":
             section = Section(key, "", "", tables=[tables.appendix_table(runs, frame)], statements=environments(runs))
         kept = [table for table in section.tables if not table.shown.empty]
         pictures = list(section.pictures) if draw else []
-        filled = Section(key, title, words, kept, pictures, section.statements, section.points)
-        if filled.tables or pictures or filled.statements or filled.points:
-            sections.append(filled)
+        if kept or pictures or section.statements or section.points:
+            words = words_of(key, frame, study, {table.name for table in kept})
+            sections.append(Section(key, title, words, kept, pictures, section.statements, section.points))
     mixed = sorted({git for git in frame["git"] if git})
     gaps = list(gaps) + ([f"runs of {len(mixed)} revisions of the code: {', '.join(mixed)}"] if len(mixed) > 1 else [])
     gaps += [f"run {row.run} is DEGENERATE: every test image gets the same answer"
              for row in frame.itertuples() if row.degenerate and "overhead" not in str(row.roles)]  # fmt: skip
     warning = next((run.result.privacy.warning for run in runs if run.result.privacy.warning), None)
-    return Report(name, study, command, frame, sections, gaps, bool(frame["synthetic"].any()), warning)
+    return Report(name, study, command, frame, sections, gaps, synthetic_warning(results), warning)
 
 
 Results = dict[int, ExperimentResult]
@@ -89,7 +89,7 @@ def _datasets(frame: pd.DataFrame) -> list[str]:
 
 
 def _class_names(results: Results) -> dict[str, list[str]]:
-    return {result.dataset.name: result.dataset.class_names for result in results.values()}
+    return {dataset_name(result.config): result.dataset.class_names for result in results.values()}
 
 
 def _claim(frame: pd.DataFrame, results: Results, study: Study) -> Section:
@@ -144,7 +144,7 @@ def _statement(frame: pd.DataFrame, results: Results, study: Study) -> Section:
 
 
 def _limits(frame: pd.DataFrame, results: Results, study: Study) -> Section:
-    return Section("limits", "", "", points=list(LIMITS))
+    return Section("limits", "", "", points=limits(frame, results, study))
 
 
 CONTENTS: dict[str, Maker] = {

@@ -14,13 +14,18 @@ from medx.schema import MedxError
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 KEYS = ["dataset", "model", "mode", "target_epsilon"]
 COLUMNS = ("auc", "accuracy_at_threshold", "balanced_accuracy_at_threshold")
+FRONT = (1.0, 10.0)  # target epsilons of the project's front page
 
 
-def results_block(path: Path) -> str:
-    """The table of a ``results.csv`` as Markdown: mean ± standard deviation over seeds, and the majority rows."""
+def results_block(path: Path, *, short: bool = False) -> str:
+    """The table of a ``results.csv`` as Markdown: mean ± standard deviation over seeds, and the majority rows.
+
+    ``short``: of each data set the first model in its plain modes, at two epsilons and without privacy.
+    """
     frame = pd.read_csv(path, keep_default_na=True)
     frame["mode"] = frame["mode"].fillna("none")
     rows = with_role(frame, "utility")
+    rows = _front(rows) if short else rows
     names = ["data", "model", "privacy", "true ε", *(TITLES[name] for name in COLUMNS), "seeds"]
     lines = [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
     for dataset in dict.fromkeys(rows["dataset"]):
@@ -35,6 +40,12 @@ def results_block(path: Path) -> str:
             lines.append(_line([dataset, setting["model"], setting["mode"], shown, *cells, str(len(group))]))
         lines += _selected(frame[(frame["dataset"] == dataset) & frame["candidates"].notna()])
     return "\n".join(lines)
+
+
+def _front(rows: pd.DataFrame) -> pd.DataFrame:
+    first = rows.groupby("dataset")["model"].transform("first")
+    known = rows["target_epsilon"].isna() | rows["target_epsilon"].isin(FRONT)
+    return rows[(rows["model"] == first) & known & ~rows["mode"].str.contains("(", regex=False)]
 
 
 def _selected(rows: pd.DataFrame) -> Iterator[str]:
@@ -64,8 +75,8 @@ def with_block(text: str, block: str, name: str) -> str:
 
 
 def update(markdown: Path, results: Path) -> bool:
-    """Rewrite the table of a Markdown file; whether anything changed."""
+    """Rewrite the short table of a Markdown file; whether anything changed."""
     old = markdown.read_text()
-    new = with_block(old, results_block(results), str(markdown))
+    new = with_block(old, results_block(results, short=True), str(markdown))
     markdown.write_text(new)
     return old != new

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
+from medx.configuration import NOT_HASHED, flat
 from medx.report.study import Role, dataset_name, option_name, partition_name
 from medx.results import ExperimentResult, Interval
 from medx.selection import Selection, select
@@ -16,7 +17,14 @@ METRICS = (
     "sensitivity_at_threshold", "specificity_at_threshold", "quadratic_kappa", "ece", "brier",
 )  # fmt: skip
 BOUNDED = ("auc", "accuracy", "balanced_accuracy_at_threshold")
+EVERYBODY = " (all must answer)"
 BASELINES = ("local_only", "centralized")
+# What the tables of a role show of a setting: runs that are alike in these and differ beyond the seed need a name.
+SHOWN = {
+    "utility": ("dataset", "model", "mode", "target_epsilon"),
+    "convergence": ("dataset", "model", "mode", "target_epsilon", "rounds"),
+    "skew": ("dataset", "model", "mode", "target_epsilon", "partition", "strategy"),
+}
 BASELINE_METRICS = ("auc", "accuracy_at_threshold", "balanced_accuracy_at_threshold")
 
 
@@ -41,7 +49,40 @@ def make_frame(runs: Sequence[Run]) -> pd.DataFrame:
         found = chosen.get(run.number)
         spent = (len(found.results), found.epsilon) if found else (None, None)
         rows.append(make_row(run) | {"candidates": spent[0], "selection_epsilon": spent[1]})
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    frame["model"] += variants(frame, [run.result.config for run in runs])
+    return frame
+
+
+def variants(frame: pd.DataFrame, configs: Sequence[dict[str, Any]]) -> pd.Series:
+    """`` (dataset.size=64)`` for runs that a table would else take for another seed of the same setting."""
+    names = pd.Series("", index=frame.index)
+    named: list[int] = []
+    for role, keys in SHOWN.items():
+        rows = with_role(frame, cast(Role, role)).drop(index=named, errors="ignore")
+        for _, group in rows.groupby(list(keys), dropna=False, sort=False):
+            if group["config_hash"].nunique() > 1:
+                for index, words in zip(group.index, differences([configs[i] for i in group.index]), strict=True):
+                    names[index] = f" ({words})"
+        named += list(rows.index)
+    return names
+
+
+def differences(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """For each configuration the overrides in which it differs from the others; an option stands for its keys."""
+    every = [{key: value for key, value in flat(config) if key.split(".")[0] not in NOT_HASHED} for config in configs]
+    keys = list(dict.fromkeys(key for one in every for key in one))
+    words: list[str] = []
+    for config, one in zip(configs, every, strict=True):
+        own = []
+        for key in keys:
+            group = key.split(".")[0]
+            option = f"{group}._target_"
+            alike = [other for other in every if key == option or other.get(option) == one.get(option)]
+            if len({repr(other.get(key)) for other in alike}) > 1:
+                own.append(f"{group}={option_name(config, group)}" if key == option else f"{key}={one.get(key)}")
+        words.append(", ".join(own))
+    return words
 
 
 def selections(runs: Sequence[Run]) -> dict[int, Selection]:
@@ -96,7 +137,7 @@ def make_row(run: Run) -> dict[str, Any]:
 def mode_name(config: dict[str, Any]) -> str:
     """The mechanism, and whether every hospital must answer, which makes its share of the noise smaller."""
     everybody = config["aggregation"].get("minimum_survivors") == config["federation"]["num_clients"]
-    return option_name(config, "privacy") + (" (all must answer)" if everybody else "")
+    return option_name(config, "privacy") + (EVERYBODY if everybody else "")
 
 
 def _test_metrics(result: ExperimentResult) -> dict[str, float | None]:
@@ -142,4 +183,10 @@ def value_of(metrics: dict[str, Interval], name: str) -> float | None:
 
 def with_role(frame: pd.DataFrame, role: Role) -> pd.DataFrame:
     """The rows of one part of the report."""
-    return frame[[role in roles.split() for roles in frame["roles"]]]
+    return with_roles(frame, (role,))
+
+
+def with_roles(frame: pd.DataFrame, wanted: Sequence[Role]) -> pd.DataFrame:
+    """The rows of any of these parts."""
+    chosen = [not set(wanted).isdisjoint(roles.split()) for roles in frame["roles"]]
+    return frame[pd.Series(chosen, frame.index, dtype=bool)]

@@ -19,7 +19,7 @@ from medx.configuration import CONF
 from medx.folder import refuse_running
 from medx.report.study import Job, option_name
 from medx.results import ExperimentResult
-from medx.schema import CheckpointError, MedxError
+from medx.schema import CheckpointError, DataError, MedxError
 from medx.sweep_folder import SWEEP_FILE
 
 RESULT = "result.json"
@@ -40,12 +40,19 @@ def finished(job: Job, store: Path) -> ExperimentResult | None:
     path = store / job.folder / RESULT
     if not path.exists():
         return None
-    try:
-        result = ExperimentResult.load(path)
-    except ValidationError as error:
-        raise MedxError(f"{path}: not a result of this version ({error.error_count()} fields); delete it") from None
+    result = read_result(path)
     same = (result.config_hash, result.seed) == (job.config_hash, job.seed)
     return result if same and result.status == "finished" else None
+
+
+def read_result(path: Path) -> ExperimentResult:
+    """What ``path`` holds; raises DataError with one line."""
+    try:
+        return ExperimentResult.load(path)
+    except ValidationError as error:
+        raise DataError(f"{path}: not a result of this version of medx ({error.error_count()} fields differ)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def deleted_runs(results: Sequence[ExperimentResult]) -> set[str]:

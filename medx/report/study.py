@@ -1,16 +1,17 @@
 """A study: grids of overrides, and the jobs they come to, each known by its configuration's hash and its seed."""
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from medx.configuration import CONF, config_hash, explain, plain
 from medx.released import Record
@@ -19,6 +20,9 @@ from medx.schema import ConfigError
 STUDIES = CONF.parent / "experiments"
 Role = Literal["utility", "convergence", "skew", "selection", "step_overhead", "sum_overhead"]
 Value = str | int | float | None
+Axis = Annotated[list[Value], Field(min_length=1)]
+Seeds = Annotated[list[int], Field(min_length=1)]
+MOST_SEEDS = 1000
 
 
 class Claim(Record):
@@ -40,21 +44,22 @@ class Grid(Record):
     """
 
     role: Role
-    overrides: dict[str, Value | list[Value]]
-    seeds: list[int] | None = None
+    overrides: dict[str, Value | Axis]
+    seeds: Seeds | None = None
     alone: bool = False
     optional: bool = False
 
 
 class Study(Record):
-    """``experiments/NAME/study.yaml``."""
+    """``experiments/NAME/study.yaml``. ``limits`` are sentences that hold for this study and not for every one."""
 
     title: str
     question: str
     experiment: str | None = None
-    seeds: list[int]
+    seeds: Seeds
     claim: Claim | None = None
-    grids: list[Grid]
+    limits: list[str] = Field(default_factory=list)
+    grids: Annotated[list[Grid], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,11 @@ def load_study(name: str, folder: Path = STUDIES) -> Study:
         raise ConfigError(f"study={name}: {path} is not there; accepted: {known or 'none'}")
     try:
         return Study.model_validate(yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
 
 
@@ -93,10 +100,14 @@ def parse_seeds(text: str) -> list[int]:
     """``0,1,2`` or ``0-4`` or both; raises ConfigError."""
     seeds: list[int] = []
     for part in text.split(","):
-        low, _, high = part.strip().partition("-")
-        if not low.isdigit() or (high and not high.isdigit()):
-            raise ConfigError(f"seeds={text}: accepted are numbers and ranges from 0, e.g. 0,1,2 or 0-4")
-        seeds += range(int(low), int(high or low) + 1)
+        found = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part.strip(), re.ASCII)
+        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        if not 0 <= high - low < MOST_SEEDS:
+            raise ConfigError(
+                f"seeds={text}: {part!r} names no seeds; accepted: numbers and rising ranges of at most {MOST_SEEDS}, "
+                "e.g. 0,1,2 or 0-4"
+            )
+        seeds += range(low, high + 1)
     return list(dict.fromkeys(seeds))
 
 
@@ -121,6 +132,8 @@ def plan_jobs(
                 left_out.append(f"{_describe(grid)}: {explain(error, [])}")
             except HydraException as error:
                 raise ConfigError(f"study={name}: {explain(error, [])}") from error
+    if not jobs:
+        raise ConfigError(f"study={name}: comes to no job; {'; '.join(left_out)}")
     return in_order(list(jobs.values())), left_out
 
 

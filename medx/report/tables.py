@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medx.report.rows import BASELINES, Run, with_role
+from medx.report.rows import BASELINES, EVERYBODY, Run, with_role
 from medx.report.statistics import Summary, holm, paired, summarise
+from medx.report.words import over_seeds
 
 HEADLINE = ("auc", "accuracy_at_threshold", "balanced_accuracy_at_threshold")
 TITLES = {
@@ -126,13 +127,28 @@ def utility_table(frame: pd.DataFrame, dataset: str, class_count: int) -> Table:
     if shown:
         data.append(_majority(chosen, class_count))
         shown.append(_majority_text(data[-1], shown[0]))
-    note = (
-        "Mean ± standard deviation over seeds [95 % t interval of the mean] on the test split. Accuracy and balanced "
-        "accuracy use the threshold chosen on validation where there are two classes. True ε is the largest of "
-        "any run. local_only is the mean over hospitals that train alone, centralized pools all records; both get the "
-        "same ε."
-    )
-    return Table(f"utility_{dataset}", f"Privacy and utility: {dataset}", note, pd.DataFrame(data), pd.DataFrame(shown))
+    numbers_of_rows = pd.DataFrame(data)
+    note = utility_note(chosen, class_count, set() if numbers_of_rows.empty else set(numbers_of_rows["row"]))
+    return Table(f"utility_{dataset}", f"Privacy and utility: {dataset}", note, numbers_of_rows, pd.DataFrame(shown))
+
+
+def utility_note(rows: pd.DataFrame, class_count: int, kinds: set[str]) -> str:
+    """How to read the table of these runs, which has rows of these kinds."""
+    baselines = {
+        "local_only": "local_only is the mean over hospitals that train alone",
+        "centralized": "centralized pools all records",
+    }
+    private = rows["target_epsilon"].notna().any()
+    answer = "use the threshold chosen on validation" if class_count == 2 else "count the most probable class"
+    found = [words for name, words in baselines.items() if name in kinds]
+    sentences = [over_seeds(rows), f"Test split; accuracy and balanced accuracy {answer}."]
+    if rows["mode"].str.contains(EVERYBODY, regex=False).any():
+        sentences.append(
+            "All must answer: shares of the noise are made for all hospitals, and no drop-out is tolerated."
+        )
+    sentences += ["True ε is the largest of any run."] if private else []
+    sentences += [", ".join(found) + (". A run's ε covers its baselines too." if private else ".")] if found else []
+    return " ".join(sentences)
 
 
 def _baseline_rows(setting: dict[str, Any], rows: pd.DataFrame) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
@@ -173,8 +189,7 @@ def images_table(frame: pd.DataFrame) -> Table:
         )  # fmt: skip
     note = (
         "Over images: 95 % percentile bootstrap with the model fixed, the bounds averaged over the runs. Over seeds: "
-        "another partition, initial model and noise on the same images. The two are different questions and are not "
-        "added up."
+        "what another seed changes, on the same images. The two are different questions and are not added up."
     )
     return Table("image_noise", "Two kinds of uncertainty", note, pd.DataFrame(data), pd.DataFrame(shown))
 
@@ -208,10 +223,11 @@ def paired_table(frame: pd.DataFrame) -> Table:
              "95 %": f"[{_signed(test.low)}, {_signed(test.high)}]", "pairs": str(test.n),
              "p (Holm)": number(p), "verdict": verdict, "runs": runs_text(rows)}
         )  # fmt: skip
+    pairs = max((test.n for test in tests), default=0)
     note = (
-        "Paired t test over seeds (same partition and initial model in a pair), adjusted for the number of rows (Holm "
-        "1979). It speaks of these test images and of retraining, not of other patients; with three seeds only large "
-        "differences can show."
+        "Paired t test over seeds (the same partition in a pair), adjusted for the number of rows (Holm 1979). It "
+        "speaks of these test images and of retraining, not of other patients"
+        + (f"; with at most {pairs} pairs only large differences can show." if pairs < 10 else ".")
     )
     return Table("paired_modes", "Two modes at the same ε", note, pd.DataFrame(data), pd.DataFrame(shown))
 
@@ -235,5 +251,5 @@ def appendix_table(runs: Sequence[Run], frame: pd.DataFrame) -> Table:
             "seconds": [number(value, digits=1) for value in data["seconds"].astype(float)],
         }
     )
-    note = "Hash and seed name the run's folder, `outputs/STUDY/HASH-SEED`; the hash covers the whole configuration."
+    note = "`HASH-SEED` is the run's folder in the study's store; the hash covers all that its numbers depend on."
     return Table("runs", "Runs", note, data, shown)

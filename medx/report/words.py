@@ -1,58 +1,211 @@
-"""The report's standing words: what each section answers, and the limits."""
+"""The report's words. Each sentence is made from the runs that are shown, or left out where they do not bear it."""
 
-SECTIONS: dict[str, tuple[str, str]] = {
-    "claim": (
-        "The claim",
-        "The published report's figure beside the majority class of the same test images, and beside this work at a "
-        "true ε. An accuracy that equals the majority's says that the model may have learnt nothing.",
-    ),
-    "convergence": (
-        "Efficacy and convergence",
-        "Five rounds, as published, and as many as are useful. The whole run's noise is planned before its first "
-        "round, so more rounds mean more noise in each and not more ε.",
-    ),
-    "utility": (
-        "Privacy and utility",
-        "Every setting over several seeds, beside the majority class, hospitals that train alone, and all records in "
-        "one place. Nothing is set in bold: where two modes differ by more than noise, the paired test says so.",
-    ),
-    "overhead": ("What privacy costs", "Time and bytes, on the machine that the appendix names."),
-    "budget": (
-        "Privacy budget by round",
-        "What has been spent after each round. One accountant composes all of a run's steps; it never starts afresh.",
-    ),
-    "hospitals": (
-        "Hospitals and classes",
-        "The same budget when hospitals see different patients: Dirichlet(0.1) gives most hospitals mostly one class, "
-        "IID gives all the same mix.",
-    ),
-    "calibration": (
-        "Calibration and errors",
-        "Whether the model's probabilities can be believed, and what it confuses.",
-    ),
-    "statement": ("Privacy statement", "As each mode's run states it, from the steps that were executed."),
-    "limits": ("Limits", "What this report does not show."),
-    "appendix": ("Appendix: runs", "Every number above names its runs; this is what they are."),
-}
+from collections.abc import Callable, Iterable, Mapping
 
-LIMITS = (
-    "Tuning is not covered by ε: presets were chosen on validation among 72 settings "
-    "(`experiments/frontier/protocol.md`), after about 110 in development. Rows that say 'chosen privately' pay for "
-    "their own choice among six, not for that.",
-    "The phantoms are drawn by a program that reads no record, but a few of its numbers were adjusted by hand after "
-    "looking at validation scores and, for a dozen variants, at training labels.",
-    "MedMNIST sets besides the two here were not run: their files were not at hand. The path is tested on a synthetic "
-    "file of BloodMNIST's layout.",
-    "ε protects one image. A patient with several images is protected less.",
-    "Validation and test metrics, and metrics by hospital, are computed by the study on data it holds; ε does not "
-    "cover them.",
-    "Runs use noise drawn from the seed, so that they can be made again. A model for release needs "
-    "`privacy.noise_source=system`.",
-    "Intervals over seeds speak of retraining on these images, bootstrap intervals of other test images of the same "
-    "kind. Neither speaks of other hospitals, scanners or patients.",
-    "Hospitals are simulated by dealing one public data set. Images of 28 pixels are not what a radiologist reads, and "
-    "nothing here is fit for diagnosis.",
-    "With few seeds the t interval is wide (4.3 standard errors at three), and only large differences can be shown.",
-)
+import numpy as np
+import pandas as pd
+from scipy import stats
 
+from medx.report.rows import BASELINES, with_role, with_roles
+from medx.report.study import Study, dataset_name
+from medx.results import ExperimentResult, PrivacyResult
+
+Results = Mapping[int, ExperimentResult]
 FIRST = "To know first"
+TITLES = {
+    "claim": "The claim",
+    "convergence": "Efficacy and convergence",
+    "utility": "Privacy and utility",
+    "overhead": "What privacy costs",
+    "budget": "Privacy budget by round",
+    "hospitals": "Hospitals and classes",
+    "calibration": "Calibration and errors",
+    "statement": "Privacy statement",
+    "limits": "Limits",
+    "appendix": "Appendix: runs",
+}
+STANDING = {
+    "budget": "What has been spent after each of these rounds. One accountant composes all of a run's steps; it never "
+    "starts afresh.",
+    "calibration": "Whether the model's probabilities can be believed, and what it confuses.",
+    "statement": "For each mode what its run with the largest ε states, from the steps that were executed.",
+    "limits": "What this report does not show.",
+    "appendix": "Every number above names its runs; this is what they are.",
+}
+MIXES = {
+    "dirichlet": "dirichlet(α) draws each hospital's mix of classes, the more one-sided the smaller α",
+    "iid": "iid gives all the same mix",
+    "quantity": "quantity(α) gives all the same mix and unequal numbers of images, the more unequal the smaller α",
+    "label": "label(n) gives each hospital about n classes",
+}
+LABELS = {"local_only": "hospitals that train alone", "centralized": "all records in one place"}
+RADIOLOGY = 512  # pixels along an edge: a radiologist reads images of thousands
+
+
+def listed(words: Iterable[object], last: str = "and") -> str:
+    """``a, b and c``."""
+    *head, tail = [str(word) for word in words]
+    return f"{', '.join(head)} {last} {tail}" if head else tail
+
+
+def words_of(key: str, frame: pd.DataFrame, study: Study, shown: set[str]) -> str:
+    """What a section answers; ``shown`` names the tables that stand in it."""
+    makers: dict[str, Callable[[], Iterable[str]]] = {
+        "claim": lambda: claim_words(frame, study),
+        "convergence": lambda: convergence_words(frame, study),
+        "utility": lambda: utility_words(frame, shown),
+        "overhead": lambda: overhead_words(study, shown),
+        "hospitals": lambda: hospital_words(frame),
+    }
+    return STANDING[key] if key in STANDING else " ".join(makers[key]())
+
+
+def claim_words(frame: pd.DataFrame, study: Study) -> Iterable[str]:
+    """What stands beside the published figure."""
+    assert study.claim is not None
+    ours = frame[frame["dataset"] == study.claim.dataset]
+    if ours.empty:
+        yield f"The published report's figure. No run here is of {study.claim.dataset}, so nothing stands beside it."
+        return
+    measured = with_roles(ours, ("utility", "convergence"))["target_epsilon"].notna().any()
+    yield "The published report's figure beside the majority class of the same test images" + (
+        ", and beside this work at a true ε." if measured else "."
+    )
+    yield "An accuracy that equals the majority's says that the model may have learnt nothing."
+
+
+def convergence_words(frame: pd.DataFrame, study: Study) -> Iterable[str]:
+    """How many rounds the runs have."""
+    rows = with_roles(frame, ("utility", "convergence"))
+    counts = sorted({int(count) for count in rows["rounds"]})
+    yield f"Runs of {listed(counts)} round{'' if counts == [1] else 's'}."
+    if study.claim is not None and study.claim.rounds in counts:
+        yield f"The published report had {study.claim.rounds}."
+    if rows["target_epsilon"].notna().any():
+        yield (
+            "The whole run's noise is planned before its first round, so more rounds mean more noise in each and not "
+            "more ε."
+        )
+
+
+def utility_words(frame: pd.DataFrame, shown: set[str]) -> Iterable[str]:
+    """Over how many seeds, and beside what."""
+    rows = with_role(frame, "utility")
+    beside = ["the majority class"] if not rows.empty else []
+    beside += [LABELS[name] for name in BASELINES if rows[f"{name}_auc"].notna().any()]
+    if not rows.empty:
+        yield f"Every setting over {seed_count(rows)}, beside {listed(beside)}."
+    if "paired_modes" in shown:
+        yield "Nothing is set in bold: where two modes differ by more than noise, the paired test says so."
+    if "selection" in shown:
+        yield "Settings that were chosen inside the guarantee have a table of their own."
+
+
+def seeds_by_setting(rows: pd.DataFrame) -> list[int]:
+    """The numbers of seeds that settings have, each once."""
+    return sorted({int(count) for count in rows.groupby("config_hash")["seed"].nunique()})
+
+
+def seed_count(rows: pd.DataFrame) -> str:
+    """``5 seeds``, ``one seed``, ``3 to 5 seeds``."""
+    counts = seeds_by_setting(rows)
+    if counts == [1]:
+        return "one seed"
+    return f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seeds"
+
+
+def overhead_words(study: Study, shown: set[str]) -> Iterable[str]:
+    """What was measured, and whether anything ran beside it."""
+    timed = [grid.alone for grid in study.grids if grid.role.endswith("overhead")]
+    alone = bool(timed) and all(timed)
+    what = "Time and bytes" if "sum_overhead" in shown else "Time"
+    yield f"{what}, on the machine that the appendix names{', each run with nothing beside it' if alone else ''}."
+
+
+def hospital_words(frame: pd.DataFrame) -> Iterable[str]:
+    """Which partitions there are, and what each means."""
+    rows = with_role(frame, "skew")
+    names = list(dict.fromkeys(rows["partition"]))
+    yield f"How utility depends on what each hospital sees: {listed(names)}."
+    kinds = dict.fromkeys(name.partition("(")[0] for name in names)
+    meant = [MIXES[kind] for kind in kinds if kind in MIXES]
+    if meant:
+        yield f"Of these names, {'; '.join(meant)}."
+
+
+def limits(frame: pd.DataFrame, results: Results, study: Study) -> list[str]:
+    """What these runs do not show: the study's own limits, and what holds wherever there are such runs."""
+    every = list(results.values())
+    private = [result.privacy for result in every if result.privacy.epsilon is not None]
+    points = [*study.limits, *(privacy_limits(frame, private) if private else [])]
+    points.append(
+        "Validation and test metrics, and metrics by hospital, are computed by the study on data it holds"
+        + ("; ε does not cover them." if private else ".")
+    )
+    return [*points, *interval_limits(frame), image_limit(every)]
+
+
+def privacy_limits(frame: pd.DataFrame, private: list[PrivacyResult]) -> Iterable[str]:
+    """What the ε of these runs does not cover."""
+    yield "What it costs to choose settings by their results is not covered by ε."
+    counts = sorted({int(count) for count in frame["candidates"].dropna()})
+    if counts:
+        yield f"Rows that were chosen privately pay for their own choice among {listed(counts)}, and for no other."
+    units = {spent.unit for spent in private}
+    if "record" in units:
+        where = " where its unit is a record" if len(units) > 1 else ""
+        yield f"ε protects one image{where}. A patient with several images is protected less."
+    if "client" in units:
+        yield "Where the unit of ε is a client, what is protected is all that one hospital holds."
+    seeded = sum(spent.noise_source == "seed" for spent in private)
+    if seeded:
+        which = "Runs use noise" if seeded == len(private) else f"{seeded} of {len(private)} private runs use noise"
+        yield f"{which} drawn from the seed, so that they can be made again. A model for release needs `noise=system`."
+
+
+def interval_limits(frame: pd.DataFrame) -> Iterable[str]:
+    """What the intervals speak of, and how wide they are at so few seeds."""
+    several = [count for count in seeds_by_setting(frame) if count > 1]
+    seeds = "Intervals over seeds speak of retraining on these images. " if several else "There is one seed of each "
+    seeds += "" if several else "setting, so nothing tells what another seed would change. "
+    yield seeds + (
+        "Bootstrap intervals speak of other test images of the same kind. Neither speaks of other hospitals, scanners "
+        "or patients."
+    )
+    if several and several[0] < 10:
+        width = float(stats.t.ppf(0.975, several[0] - 1))
+        yield (
+            f"With few seeds the t interval is wide (at {several[0]} it reaches {width:.1f} standard errors to each "
+            "side), and only large differences can be shown."
+        )
+
+
+def image_limit(results: Iterable[ExperimentResult]) -> str:
+    """Where the images come from and how small they are."""
+    sizes = sorted({result.dataset.image_size for result in results if not result.dataset.synthetic})
+    small = [size for size in sizes if size < RADIOLOGY]
+    radiology = f" Images of {listed(small)} pixels along an edge are not what a radiologist reads." if small else ""
+    return f"Hospitals are simulated by dealing out one data set.{radiology} Nothing here is fit for diagnosis."
+
+
+def synthetic_warning(results: Results) -> str | None:
+    """What a reader must know where images were drawn: of all, or of which data."""
+    drawn = list(dict.fromkeys(dataset_name(one.config) for one in results.values() if one.dataset.synthetic))
+    if not drawn:
+        return None
+    every = all(result.dataset.synthetic for result in results.values())
+    which = "these images" if every else f"the images of {listed(drawn)}"
+    return f"{which} were drawn by a program and show no patient; their figures say nothing of medicine"
+
+
+def over_seeds(rows: pd.DataFrame) -> str:
+    """What the cells of a table over seeds hold."""
+    if seeds_by_setting(rows) in ([], [1]):
+        return "One seed of each setting, so there is no spread."
+    return "Mean ± standard deviation over seeds [95 % t interval of the mean]."
+
+
+def deltas(rows: pd.DataFrame) -> str:
+    """``, at δ = 1e-05``, or nothing without privacy."""
+    known = sorted({float(value) for value in rows["delta"] if value is not None and not np.isnan(value)})
+    return f", at δ = {listed(f'{value:g}' for value in known)}" if known else ""

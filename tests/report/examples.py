@@ -126,6 +126,7 @@ def make_result(
             epsilon_by_accountant={} if spent is None else {"prv": spent},
             delta=None if epsilon is None else 1e-5,
             target_epsilon=epsilon,
+            unit=None if epsilon is None else "record",
             clients=[]
             if epsilon is None
             else [ClientEvents(client=0, num_records=50, sampling_probability=1, noise_multiplier=2, clip_norm=0.1,

@@ -1,22 +1,79 @@
-"""Committed tables are the ones that their results.csv gives."""
+"""Committed tables are the ones that their results.csv gives, and what the README says to type can be typed."""
 
+import re
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
+from medx.configuration import CONF, plain, typed
+from medx.dataset import InputSpec, Task
+from medx.model.export import describe, load_model, save_model
+from medx.model.objectives import objective_for
 from medx.report.readme import BEGIN, END, results_block, update, with_block
 from medx.report.study import STUDIES
-from medx.schema import MedxError
+from medx.schema import CheckpointError, MedxError
 from tests.report.examples import GOLDEN
 
 RESULTS = STUDIES / "reference_report" / "results.csv"
-COMMITTED = (STUDIES.parent / "README.md", STUDIES / "reference_report" / "README.md")
+README = STUDIES.parent / "README.md"
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(STUDIES.parent)))
-def test_the_committed_table_is_the_results(path: Path) -> None:
+@pytest.mark.parametrize(("path", "short"), [(README, True), (STUDIES / "reference_report" / "README.md", False)])
+def test_the_committed_table_is_the_results(path: Path, short: bool) -> None:
     text = path.read_text()
-    assert with_block(text, results_block(RESULTS), path.name) == text, "python -m medx.report --publish"
+    assert with_block(text, results_block(RESULTS, short=short), path.name) == text, "python -m medx.report --publish"
+
+
+def test_the_front_page_has_rows_of_the_full_table_and_reaches_them_soon() -> None:
+    full, short = (results_block(RESULTS, short=short).splitlines() for short in (False, True))
+    assert set(short) < set(full)
+    assert len(short) <= 20
+    for word in ("always the majority", "| local_dp | 0.998", "| none | none", "| distributed_dp | 9.980", "privately"):
+        assert sum(word in line for line in short) == 2, "of both data sets"
+    assert README.read_text().split("\n| ")[0].count("\n") < 50, "one screen, and there is a table"
+
+
+def commands() -> list[list[str]]:
+    """Overrides of every ``python -m medx.run`` of the README, and those that its table adds to one."""
+    text = README.read_text()
+    typed = re.findall(r"python -m medx\.run ([^`\n]*=[^`\n]*)", text)
+    typed += re.findall(r"\| `(dataset=[^`\n]+)`", text)
+    return [[re.sub(r",.*", "", word) for word in words.split() if word != "-m"] for words in typed]
+
+
+def test_what_the_readme_says_to_type_composes() -> None:
+    found = commands()
+    assert ["dataset=retinamnist", "model.num_components=200", "trainer.learning_rate_noise=0.03"] in found
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        for words in found:
+            typed(plain(compose("config", [word for word in words if not word.endswith("=FOLDER")])))
+
+
+def test_the_readme_s_own_model_fits_every_task_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
+    mine = ModuleType("medx.model.mine")
+    monkeypatch.setitem(sys.modules, mine.__name__, mine)
+    exec(code, mine.__dict__)
+    model = mine.Mine(width=4)
+    for task, classes, outputs in (("binary", 2, 1), ("multiclass", 3, 3), ("ordinal", 4, 3)):
+        spec = InputSpec(num_channels=3, image_size=8, num_classes=classes, task=cast(Task, task))
+        assert objective_for(spec).num_outputs == outputs
+        head = model.build(spec, seed=0)
+        images = torch.rand(2, 3, 8, 8)
+        assert head(images).shape == (2, outputs)
+        save_model(tmp_path / task, describe(model, spec, [0.5] * 3, [0.5] * 3), None, head)
+        assert torch.equal(load_model(tmp_path / task)(images), head(images))
+    monkeypatch.setattr(mine.Mine, "__module__", "elsewhere.mine")
+    save_model(tmp_path / "foreign", describe(model, spec, [0.5] * 3, [0.5] * 3), None, head)
+    with pytest.raises(CheckpointError, match=r"must be a model of medx\.model"):
+        load_model(tmp_path / "foreign")
 
 
 def test_a_table_that_differs_is_seen_and_mended(tmp_path: Path) -> None:
