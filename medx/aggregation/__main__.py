@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from medx import output
 from medx.aggregation.identity import write_identity
 from medx.aggregation.roster import Parameters, Roster, make_roster, public_key_of, simulated_roster
-from medx.schema import ConfigError, MedxError
+from medx.arguments import Parser
+from medx.schema import ConfigError, MedxError, one_line
 
 EPILOG = """examples:
   at each hospital:   python -m medx.aggregation identity --name north --folder keys
@@ -28,7 +29,7 @@ EPILOG = """examples:
 
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("medx.aggregation", description=__doc__, epilog=EPILOG, formatter_class=formatter)
+    parser = Parser("python -m medx.aggregation", description=__doc__, epilog=EPILOG, formatter_class=formatter)
     commands = parser.add_subparsers(dest="command", required=True)
     identity = commands.add_parser("identity", help="make one identity: private key (mode 0600) and public key")
     identity.add_argument("--name", required=True, help="file name of the identity, e.g. the hospital's")
@@ -123,8 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_describe(Roster.load(options.path)))
         else:
             print(_describe(_roster(options)))
-    except MedxError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (MedxError, OSError) as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        print(f"medx: {line}", file=sys.stderr)
         return 2
     return 0
 
