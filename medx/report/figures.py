@@ -24,6 +24,7 @@ FRONTIERS = {
     "balanced_accuracy_at_threshold": "balanced accuracy",
     "accuracy": "accuracy, most probable class",
 }
+EPSILONS = [digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 5)]  # ticks
 LINE_KEYS = ["model", "mode", "rounds"]
 
 
@@ -76,7 +77,7 @@ def _frontier_line(axes: Axes, rows: pd.DataFrame, metric: str, index: int, labe
 
 def _epsilon_axis(axes: Axes, values: pd.Series) -> None:
     axes.set_xscale("log")
-    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if values.min() / 2 <= tick <= values.max() * 2]
+    ticks = [tick for tick in EPSILONS if values.min() / 2 <= tick <= values.max() * 2]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set(xlabel="true ε of the whole run (log scale; smaller is more private)")
@@ -136,7 +137,7 @@ def hospital_figures(frame: pd.DataFrame, results: Results, dataset: str) -> Ite
                 _hospital_dots(axes, place, clients)
             axes.set_xticks(range(len(names)), [_partition_title(name) for name in names])
             axes.set_xlim(-0.6, len(names) - 0.4)
-            axes.set(ylabel="accuracy on a hospital's own images", xlabel="class mix of the hospitals")
+            axes.set(ylabel="accuracy on a hospital's own images", xlabel="how the images are dealt out")
             caption = (
                 f"{who(setting)}: the final model on every hospital's own training images, one dot a hospital and "
                 f"seed, a colour a hospital, its area by the number of images; bar: mean. Runs {runs_text(part)}."
