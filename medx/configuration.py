@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from medx.folder import read_config
-from medx.schema import ConfigError
+from medx.schema import CONF, ConfigError, identity_of
 
 if TYPE_CHECKING:
     from medx.experiment import Experiment
@@ -29,9 +29,10 @@ WHERE = ("cache", "tracking", "runtime")
 NOT_KEPT = ("jobs", "noise")
 # Nor where its files lie.
 PLACES = (("privacy", "ledger"), ("aggregation", "roster"), ("dataset", "root"), ("dataset", "download"))
-NOT_HASHED = ("seed", "resume", "study", "select", *WHERE)
+NOT_HASHED = ("seed", "resume", "study", "select", "device", *WHERE)
+# Nor how a step is computed, within rounding. (Secret draws do depend on it: see draw_key.)
+HOW = (("trainer", "gradient_mode"), ("trainer", "micro_batch_size"))
 NO_OVERRIDE = "{}: not an override; accepted: key=value, +key=value, ~key; a value with = or blanks in quotes"
-CONF = Path(__file__).parent.parent / "conf"
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -61,21 +62,26 @@ class Composed:
 
     @property
     def what(self) -> dict[str, Any]:
-        """The configuration without where the run's files lie."""
-        return {key: without_places(key, value) for key, value in self.config.items()}
+        """The configuration without where the run's files lie; components go by the names that they declare."""
+        return {key: self._identified(key, value) for key, value in self.config.items()}
 
     @property
     def hash(self) -> str:
         """Sixteen hex digits that name the configuration whatever its seed and wherever it runs."""
-        hashed = {key: value for key, value in self.what.items() if key not in NOT_HASHED}
+        hashed = {
+            key: {name: each for name, each in value.items() if (key, name) not in HOW} if key in GROUPS else value
+            for key, value in self.what.items()
+            if key not in NOT_HASHED
+        }
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
 
-
-def without_places(key: str, value: Any) -> Any:
-    """A group without its paths; anything else as it is."""
-    if not isinstance(value, dict):
-        return value
-    return {name: each for name, each in value.items() if (key, name) not in PLACES}
+    def _identified(self, key: str, value: Any) -> Any:
+        """A group under its component's name and without its paths; anything else as it is."""
+        if key not in GROUPS:
+            return value
+        part = self.tracking if key == "tracking" else getattr(self.experiment, key)
+        kept = {name: each for name, each in value.items() if name != "_target_" and (key, name) not in PLACES}
+        return {"component": identity_of(type(part)), **kept}
 
 
 def typed(config: dict[str, Any]) -> Composed:

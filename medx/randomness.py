@@ -8,6 +8,9 @@ import torch
 
 Key = int | str | bytes
 
+# Raised with every change that moves a number of a run: two versions never add one noise to two sums. A change that is
+# not numeric, such as where a class lies, leaves it and all draws alone.
+NUMERICS = 1
 KEY_BYTES = 32
 STATE_WORDS, STATE_START = 624, 24  # where torch keeps the Mersenne Twister's words, eight bytes each
 

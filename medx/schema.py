@@ -1,13 +1,19 @@
 """The one decorator behind every configurable component, and the errors a user can act on."""
 
 import errno
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar, dataclass_transform
+from pydoc import locate
+from typing import Annotated, TypeVar, dataclass_transform, overload
 
 import pydantic
+import yaml
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 T = TypeVar("T")
+CONF = Path(__file__).resolve().parent.parent / "conf"
+IDENTITY = "__component__"
 
 
 def from_start(path: Path) -> Path:
@@ -57,13 +63,47 @@ def one_line(error: BaseException) -> str | None:
     return str(error) if isinstance(error, MedxError) else None
 
 
+@overload
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def component(cls: type[T]) -> type[T]:
-    """Make ``cls`` a frozen, keyword-only, validated configuration class.
+def component(given: type[T], /) -> type[T]: ...
+@overload
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def component(given: str, /) -> Callable[[type[T]], type[T]]: ...
+def component(given: type[T] | str, /) -> type[T] | Callable[[type[T]], type[T]]:
+    """Make a class a frozen, keyword-only, validated configuration class.
 
     Unknown keys, wrong types and values out of range fail at construction. Ranges are written
     ``Annotated[float, Gt(0)]``. Infinite and NaN floats are refused. Defaults live in the yaml alone.
+    ``@component("privacy/local_dp")`` also declares the name, group and option, by which draws, hashes and saved models
+    know the class, wherever its module lies.
     """
+    if isinstance(given, str):
+        return lambda cls: _declared(component(cls), given)
     config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
-    decorated: type[T] = pydantic_dataclass(cls, config=config, frozen=True, kw_only=True)  # type: ignore[assignment]
+    decorated: type[T] = pydantic_dataclass(given, config=config, frozen=True, kw_only=True)  # type: ignore[assignment]
     return decorated
+
+
+def _declared(cls: type[T], identity: str) -> type[T]:
+    setattr(cls, IDENTITY, identity)
+    return cls
+
+
+def identity_of(cls: type) -> str:
+    """The name that the class declares, group and option; of a class that declares none, its Python path."""
+    declared: str | None = vars(cls).get(IDENTITY)  # its own: a class that derives from it is another component
+    return declared or f"{cls.__module__}.{cls.__qualname__}"
+
+
+def class_of(identity: str) -> type:
+    """The class that declares the name, found by its option's yaml; raises ConfigError where there is none."""
+    group, _, option = identity.partition("/")
+    path = CONF / group / f"{option}.yaml"
+    known = re.fullmatch(r"\w+/\w+", identity) and path.exists()
+    content = yaml.safe_load(path.read_text()) if known else {}
+    found = locate(
+        str(content.get(group, content).get("_target_"))
+    )  # an option that sets other groups too names its own
+    if not isinstance(found, type) or identity_of(found) != identity:
+        raise ConfigError(f"{identity}: no component of this version declares that name")
+    return found

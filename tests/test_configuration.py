@@ -14,7 +14,7 @@ from medx.configuration import CONF, GROUPS, build, config_hash, options_of, pla
 from medx.federation.job import draw_key
 from medx.job import cache_at
 from medx.privacy.cache import cache_folder
-from medx.schema import CheckpointError, ConfigError
+from medx.schema import CheckpointError, ConfigError, class_of, identity_of
 
 OPTIONS = [(group, option) for group in GROUPS for option in options_of(group)]
 
@@ -53,6 +53,34 @@ def test_what_changes_what_noise_is_added_to_has_a_stream_of_its_own(tmp_path: P
     )
     keys = {key(), *(key(other) for other in others), key("aggregation=plain", "privacy.trusted_aggregator=true")}
     assert len(keys) == 2 + len(others)
+
+
+def test_components_go_by_the_names_that_they_declare() -> None:
+    for group, option in OPTIONS:
+        kind = type(build(composed(f"{group}={option}"), group))
+        name = identity_of(kind)
+        assert name in (f"{group}/{option}", "dataset/medmnist", "trainer/local_training")
+        assert name != f"{group}/{option}" or class_of(name) is kind
+    for wrong in ("model/nothing", "model/../privacy/none", "os.system", "model/_base", "privacy/"):
+        with pytest.raises(ConfigError, match="no component of this version"):
+            class_of(wrong)
+    known = typed(composed())
+    assert "medx." not in json.dumps(known.what)
+    assert known.what["privacy"]["component"] == "privacy/local_dp"
+
+    class Derived(type(known.experiment.model)):  # type: ignore[misc]
+        pass
+
+    assert identity_of(Derived) == f"{__name__}.{Derived.__qualname__}", "another class is another component"
+
+
+def test_how_a_step_is_computed_is_in_the_draws_and_not_in_the_hash() -> None:
+    one = typed(composed("model=cnn", "device=cpu"))
+    for other in ("trainer.gradient_mode=hooks", "trainer.micro_batch_size=7"):
+        two = typed(composed("model=cnn", "device=cpu", other))
+        assert one.hash == two.hash
+        assert draw_key(one.what) != draw_key(two.what), "its last bits differ, and so must its noise"
+    assert typed(composed("model=cnn", "device=auto")).hash == one.hash
 
 
 def test_the_environment_names_the_tracking_store(monkeypatch: pytest.MonkeyPatch) -> None:

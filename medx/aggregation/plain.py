@@ -8,7 +8,7 @@ from medx.aggregation.roster import default_survivors
 from medx.schema import component
 
 
-@component
+@component("aggregation/plain")
 class PlainAggregation:
     """No cryptography. Whoever runs the server learns each update, so privacy towards it must come from local noise.
 

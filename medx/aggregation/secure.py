@@ -15,7 +15,7 @@ from medx.schema import ConfigError, Place, component
 ROBUST_STRATEGIES = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
 
 
-@component
+@component("aggregation/secure")
 class SecureAggregation:
     """The five-stage protocol (after Bonawitz et al. 2017), unweighted sums modulo 2^32.
 

@@ -43,7 +43,7 @@ HINT = "dataset=phantom needs no file"
 SIZES = (28, 64, 128, 224)
 
 
-@component
+@component("dataset/medmnist")
 class MedMNIST:
     """One set at one size. ``md5`` of null means the official checksum; another one accepts another file on purpose.
 

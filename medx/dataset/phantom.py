@@ -21,7 +21,7 @@ KINDS: dict[str, tuple[Task, tuple[str, ...]]] = {
 NORMALISATION = 0.5
 
 
-@component
+@component("dataset/phantom")
 class Phantom:
     """SYNTHETIC chest radiographs (clear or with an opacity) or fundus photographs (grades 0 to 4).
 

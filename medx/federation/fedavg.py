@@ -6,7 +6,7 @@ from medx.federation.base import Federation
 from medx.schema import component
 
 
-@component
+@component("federation/fedavg")
 class FedAvg(Federation):
     """Federated averaging, weighted by declared records (McMahan et al. 2017)."""
 

@@ -9,7 +9,7 @@ from medx.federation.base import Federation
 from medx.schema import component
 
 
-@component
+@component("federation/fedavgm")
 class FedAvgM(Federation):
     """Server momentum on the averaged update (Hsu et al. 2019)."""
 

@@ -8,7 +8,7 @@ from medx.federation.base import Federation
 from medx.schema import component
 
 
-@component
+@component("federation/fedmedian")
 class FedMedian(Federation):
     """Coordinate-wise median of the updates (Yin et al. 2018)."""
 

@@ -9,7 +9,7 @@ from medx.federation.base import Federation
 from medx.schema import component
 
 
-@component
+@component("federation/fedprox")
 class FedProx(Federation):
     """A proximal pull towards the round's model; data-independent, so it costs no privacy (Li et al. 2020)."""
 

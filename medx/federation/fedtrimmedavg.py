@@ -10,7 +10,7 @@ from medx.federation.base import Federation
 from medx.schema import ConfigError, component
 
 
-@component
+@component("federation/fedtrimmedavg")
 class FedTrimmedAvg(Federation):
     """Coordinate-wise trimmed mean of the updates (Yin et al. 2018)."""
 

@@ -9,7 +9,7 @@ from medx.federation.base import Federation
 from medx.schema import component
 
 
-@component
+@component("federation/fedyogi")
 class FedYogi(Federation):
     """Yogi on the server's pseudo-gradient (Reddi et al. 2021)."""
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-import medx
 from medx.aggregation.base import Aggregation
 from medx.dataset import Dataset, DataSplits, InputSpec
 from medx.dataset.memory import FEATURE_VALUE, refuse_beyond_memory
@@ -24,7 +23,7 @@ from medx.model.cache import cached_features
 from medx.partition.base import Partition
 from medx.preparing import say
 from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan
-from medx.randomness import Key, derive_key, derive_seed, numpy_generator, system_key
+from medx.randomness import NUMERICS, Key, derive_key, derive_seed, numpy_generator, system_key
 from medx.schema import DataError
 from medx.trainer.local_training import Trainer
 
@@ -170,7 +169,7 @@ def draw_key(config: dict[str, Any]) -> str:
     """Names what is trained and how updates are summed: one of the things by which secret draws are keyed.
 
     Two runs that add the same noise to different sums do not add up: their difference takes the noise off. So all of
-    the configuration is in it but where things lie.
+    the configuration is in it but where things lie, also how a step is computed, which moves its last bits.
     """
     groups = ("dataset", "partition", "model", "trainer", "privacy", "federation", "aggregation")
     where = ("ledger", "budget", "roster", "root")
@@ -192,9 +191,9 @@ def secret_key(job: Job, purpose: str, *keys: Key) -> bytes:
 
 @cache
 def _computed_by(device: str) -> tuple[Key, ...]:
-    """Versions, and the kind of device or the instructions of the CPU, which move the last bits of a gradient."""
+    """What moves the last bits of a gradient: our version of the numbers, torch's, the kind of device or the CPU's."""
     kind = torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
-    return (medx.__version__, torch.__version__, device, kind)
+    return (NUMERICS, torch.__version__, device, kind)
 
 
 def make_job(setup: Setup, prepared: Prepared, run_id: str, folder: Path, reached: ServerState | None = None) -> Job:

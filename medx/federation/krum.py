@@ -9,7 +9,7 @@ from medx.federation.base import Federation
 from medx.schema import ConfigError, component
 
 
-@component
+@component("federation/krum")
 class Krum(Federation):
     """The one update nearest to its neighbours (Blanchard et al. 2017)."""
 

@@ -57,7 +57,7 @@ def check_export(
     """
     try:
         description = json.loads(json.dumps(describe(model, splits.spec, splits.mean, splits.std)))
-        fields = {name: value for name, value in description["model"].items() if name != "_target_"}
+        fields = {name: value for name, value in description["model"].items() if name != "component"}
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             loaded = restored(type(model)(**fields), tensors_of(features, module), description)
             before = module.eval()(images if features is None else features(images))

@@ -15,7 +15,7 @@ from medx.schema import ConfigError, component
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
-@component
+@component("model/cnn")
 class Cnn(ConvolutionalStart, WholeNetwork):
     """Blocks of 3x3 convolution, GroupNorm and activation, halving the image between them, then a linear head.
 

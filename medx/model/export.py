@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields, is_dataclass
-from importlib import import_module
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from torch import nn
 from medx.dataset import InputSpec
 from medx.model.base import FixedFeatures, Model, Objective
 from medx.model.storage import Tensors, read_tensors, write_tensors
-from medx.schema import CheckpointError, MedxError
+from medx.schema import CheckpointError, MedxError, class_of, identity_of
 
-FORMAT = 1
-PACKAGE = "medx.model."
+FORMATS = (1, 2)  # in 2 the model is named by its option
 STARTS_AT_NOTHING = {"pretrain": "none", "phantom_start": 0.0}
 
 
@@ -55,8 +53,8 @@ def describe(model: Model, spec: InputSpec, mean: Sequence[float], std: Sequence
     kind = type(model)
     component = {field.name: getattr(model, field.name) for field in fields(kind)}  # type: ignore[arg-type]
     return {
-        "format": FORMAT,
-        "model": {"_target_": f"{kind.__module__}.{kind.__qualname__}"} | _plain(component),
+        "format": FORMATS[-1],
+        "model": {"component": identity_of(kind)} | _plain(component),
         "spec": asdict(spec),
         "mean": list(mean),
         "std": list(std),
@@ -88,8 +86,8 @@ def load_model(path: Path) -> ExportedModel:
     tensors, metadata = read_tensors(path)
     try:
         description = json.loads(metadata["medx"])
-        if description["format"] != FORMAT:
-            raise CheckpointError(f"{path}: format {description['format']!r}; this version reads {FORMAT}")
+        if description["format"] not in FORMATS:
+            raise CheckpointError(f"{path}: format {description['format']!r}; this version reads 1 and 2")
         return restored(_component(dict(description["model"])), tensors, description)
     except MedxError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -109,11 +107,9 @@ def restored(model: Model, tensors: Tensors, description: dict[str, Any]) -> Exp
 
 def _component(description: dict[str, Any]) -> Model:
     """The component that a file names; only this package's own, since a file must not choose code to run."""
-    target = description.pop("_target_")
-    module, _, name = target.rpartition(".")
-    kind: Any = getattr(import_module(module), name, None) if target.startswith(PACKAGE) else None
-    own = is_dataclass(kind) and getattr(kind, "__module__", None) == module
-    if not (own and hasattr(kind, "empty_features")):
-        raise CheckpointError(f"model {target!r}: must be a model of {PACKAGE}*")
-    model: Model = kind(**description)
+    path: str = description.pop("_target_", "")  # in format 1, whose class lay in a module of the option's name
+    name = description.pop("component", None) or f"model/{path.rpartition('.')[0].rpartition('.')[2]}"
+    if not name.startswith("model/"):
+        raise CheckpointError(f"model {name!r}: must be a model of this package")
+    model: Model = class_of(name)(**description)
     return model

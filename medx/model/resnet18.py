@@ -33,7 +33,7 @@ class Block(BasicBlock):
         return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + shortcut)
 
 
-@component
+@component("model/resnet18")
 class ResNet18(ConvolutionalStart, WholeNetwork):
     """ResNet-18 (He et al. 2016) with GroupNorm (Wu and He 2018) in place of BatchNorm, which couples records.
 

@@ -20,7 +20,7 @@ from medx.schema import component
 GRID = 7  # cells on a side that the automatic number of scales aims at
 
 
-@component
+@component("model/scatternet")
 class ScatterNet:
     """Scattering features on a public phantom basis, and a trained head (after Tramer and Boneh 2021).
 

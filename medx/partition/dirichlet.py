@@ -9,7 +9,7 @@ from medx.partition.base import Dealt
 from medx.schema import component
 
 
-@component
+@component("partition/dirichlet")
 class Dirichlet(Dealt):
     """Every hospital's class mix is drawn from ``Dirichlet(alpha * prior)`` (Hsu et al. 2019, section 3).
 

@@ -6,7 +6,7 @@ from medx.partition.base import Dealt
 from medx.schema import component
 
 
-@component
+@component("partition/iid")
 class Iid(Dealt):
     """All rows shuffled and cut into parts whose sizes differ by one at most."""
 

@@ -9,7 +9,7 @@ from medx.partition.base import Dealt
 from medx.schema import ConfigError, component
 
 
-@component
+@component("partition/label")
 class Label(Dealt):
     """Every hospital gets ``classes_per_client`` shards of rows of one class (McMahan et al. 2017, section 3).
 

@@ -9,7 +9,7 @@ from medx.partition.base import Dealt
 from medx.schema import component
 
 
-@component
+@component("partition/quantity")
 class Quantity(Dealt):
     """Shuffled rows, sizes proportional to a symmetric Dirichlet draw (Li et al. 2022, quantity skew).
 

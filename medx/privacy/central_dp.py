@@ -21,7 +21,7 @@ from medx.schema import ConfigError, PrivacyError, component
 LARGEST_DELTA = 1e-3
 
 
-@component
+@component("privacy/central_dp")
 class CentralDP(GaussianMechanism):
     """DP-FedAvg with a fixed denominator (McMahan et al. 2018, algorithm 1).
 

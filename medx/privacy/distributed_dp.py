@@ -10,7 +10,7 @@ from medx.privacy.planning import check_delta, check_exposure, client_plans
 from medx.schema import ConfigError, component
 
 
-@component
+@component("privacy/distributed_dp")
 class DistributedDP(GaussianMechanism):
     """The distributed Gaussian mechanism over a sum of clipped gradients (Kairouz, Liu and Steinke 2021).
 

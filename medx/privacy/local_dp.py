@@ -6,7 +6,7 @@ from medx.privacy.planning import check_delta, check_exposure, client_plans
 from medx.schema import component
 
 
-@component
+@component("privacy/local_dp")
 class LocalDP(GaussianMechanism):
     """DP-SGD at each client (Abadi et al. 2016, algorithm 1), calibrated once over all rounds and steps.
 

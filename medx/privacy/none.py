@@ -5,7 +5,7 @@ from medx.privacy.planning import check_exposure, client_plans
 from medx.schema import component
 
 
-@component
+@component("privacy/none")
 class NoPrivacy:
     """The baseline. It has no epsilon, and accepts none."""
 

@@ -27,7 +27,7 @@ AHEAD = 16  # replies that may be computed before the first of them is asked for
 CLIENT_ERROR = 2  # Flower's code of an exception in a ClientApp
 
 
-@component
+@component("runtime/in_process")
 class InProcess:
     """Clients in threads of this process. ``timeout`` has no meaning here and stays null.
 

@@ -21,7 +21,7 @@ from medx.schema import ConfigError, component
 BackendConfig = dict[str, dict[str, ConfigRecordValues]]
 
 
-@component
+@component("runtime/ray")
 class Ray:
     """Flower's simulation on Ray. ``timeout`` in seconds bounds a round; null waits for every answer."""
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 SYNTHETIC = "-synthetic"  # an experiment of their own for drawn images, which say nothing of medicine
 
 
-@component
+@component("tracking/mlflow")
 class MlflowTracking:
     """``tracking=mlflow``: the embedded store where ``uri`` is None, else ``sqlite:///FILE`` or ``http(s)://HOST``.
 

@@ -30,7 +30,7 @@ class NoTracker:
         return {}
 
 
-@component
+@component("tracking/none")
 class NoTracking:
     """``tracking=none``."""
 

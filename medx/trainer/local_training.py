@@ -23,7 +23,7 @@ MOMENTUM = "momentum/"
 State = dict[str, torch.Tensor]
 
 
-@component
+@component("trainer/local_training")
 class Trainer:
     """What every client does in a round. Stateless: all that lasts between rounds is in the state passed in.
 

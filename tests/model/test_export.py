@@ -66,16 +66,32 @@ def faulty(path: Path, fault: str) -> None:
     elif fault == "target":
         description["model"] = {"_target_": "os.system", "command": "true"}
     elif fault == "sideways":
-        description["model"] = {"_target_": "medx.model.export.import_module", "name": "antigravity"}
+        description["model"] = {"component": "privacy/none"}
+    elif fault == "upwards":
+        description["model"] = {"component": "model/../privacy/none"}
     elif fault == "format":
         description["format"] = 99
     elif fault == "field":
         description["model"]["widths"] = "wide"
-    if fault in ("tensors", "target", "sideways", "format", "field"):
+    if fault in ("tensors", "target", "sideways", "upwards", "format", "field"):
         write_tensors(path, tensors, {"medx": json.dumps(description)})
 
 
-FAULTS = ["missing", "truncated", "flipped", "foreign", "tensors", "target", "sideways", "format", "field"]
+FAULTS = ["missing", "truncated", "flipped", "foreign", "tensors", "target", "sideways", "upwards", "format", "field"]
+
+
+def test_a_model_is_named_by_its_option_and_one_of_before_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    export(path, option("cnn"))
+    tensors, metadata = read_tensors(path)
+    description = json.loads(metadata["medx"])
+    assert "medx." not in metadata["medx"]
+    assert description["model"].pop("component") == "model/cnn"
+    images = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    outputs = load_model(path)(images)
+    description |= {"format": 1, "model": {"_target_": "medx.model.cnn.Cnn"} | description["model"]}
+    write_tensors(path, tensors, {"medx": json.dumps(description)})
+    assert torch.equal(load_model(path)(images), outputs)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
