@@ -109,11 +109,12 @@ def refuse_port(port: int) -> None:
 
 
 def server_command(uri: str, port: int) -> list[str]:
-    """MLflow's own server on an embedded store."""
-    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    """MLflow's own server on an embedded store, which logs warnings alone."""
+    os.environ |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     artifacts = str(database_path(uri).parent / "mlartifacts")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
-    return [*command, "--default-artifact-root", artifacts, "--host", "127.0.0.1", "--port", str(port)]
+    return [*command, "--default-artifact-root", artifacts, "--host", "127.0.0.1", "--port", str(port),
+            "--uvicorn-opts", "--log-level warning"]  # fmt: skip
 
 
 def answers(port: int) -> bool:
