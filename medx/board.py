@@ -19,6 +19,9 @@ from medx.tracking import courier
 PREPARING = re.compile("  (preparing|accounting): ")
 
 
+TELLING = 0.1  # of a sweep must be done before its pace tells how long the rest will take
+
+
 class Board:
     """Lines on standard output; those of running jobs only on a terminal, elsewhere just what they prepare.
 
@@ -92,10 +95,10 @@ class Board:
 def overall(done: int, parts: Sequence[float], total: int, elapsed: float) -> str:
     """How far a sweep of ``total`` jobs is: ``done`` of them, and of those that run the ``parts`` from 0 to 1.
 
-    ``elapsed`` seconds were spent on just that.
+    ``elapsed`` seconds were spent on just that, at first on what is prepared but once: no time left is told so early.
     """
     share = (done + sum(parts)) / total
-    left = f", about {clock(elapsed / share * (1 - share))} left" if 0 < share < 1 else ""
+    left = f", about {clock(elapsed / share * (1 - share))} left" if TELLING <= share < 1 else ""
     return f"{done} of {total} done{left}"
 
 

@@ -2,22 +2,24 @@
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from urllib.request import urlopen
 
 from medx import output
 from medx.arguments import Parser
 from medx.schema import MedxError
 from medx.tracking.delivery import deliver
-from medx.tracking.mlflow import SYNTHETIC
 from medx.tracking.store import (
     SQLITE,
+    SYNTHETIC,
     Destination,
     TrackingError,
     connect,
@@ -34,11 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m medx.tracking", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     ui = commands.add_parser("ui", help="serve the MLflow UI of an embedded store, to this machine alone")
-    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--port", type=int, default=5000, help="port on this machine (default 5000)")
     ui.add_argument("--uri", help="sqlite:///FILE; default $MLFLOW_TRACKING_URI, else ./mlflow.db")
     ui.add_argument("--experiment", default="medx", help="MLflow experiment to show (default medx), and its -synthetic")
     send = commands.add_parser("deliver", help="deliver the records that wait below a folder")
-    send.add_argument("folder", type=Path)
+    send.add_argument("folder", type=Path, help="a run's output folder, or one above several")
     send.add_argument("--uri", help="another store than the one that the runs were meant for")
     send.add_argument("--experiment", default="medx", help="MLflow experiment, with --uri (default medx)")
     chosen = parser.parse_args(arguments)
@@ -56,8 +58,8 @@ def send_all(chosen: argparse.Namespace) -> int:
     for folder, error in outcomes:
         print(f"{folder}: {'delivered' if error is None else error}")
     if not outcomes:
-        print(f"{chosen.folder}: no records found below it", file=sys.stderr)
-    return 0 if outcomes and all(error is None for _, error in outcomes) else 1
+        raise TrackingError(f"{chosen.folder}: no records below it; accepted: an output folder, or one above")
+    return 0 if all(error is None for _, error in outcomes) else 1
 
 
 def serve(chosen: argparse.Namespace) -> int:
@@ -67,9 +69,7 @@ def serve(chosen: argparse.Namespace) -> int:
     if not uri.startswith(SQLITE):
         print(f"{uri} is a server: open it in the browser")
         return 0
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", chosen.port)) == 0:
-            raise TrackingError(f"--port {chosen.port}: another program listens there; accepted: a free port")
+    refuse_port(chosen.port)
     address = f"http://127.0.0.1:{chosen.port}"
     destinations = [Destination(uri=uri, experiment=chosen.experiment + end) for end in ("", SYNTHETIC)]
     links = [
@@ -78,31 +78,51 @@ def serve(chosen: argparse.Namespace) -> int:
         if has_experiment(each)
     ]
     print("MLflow starts; this takes about ten seconds", flush=True)
-    with subprocess.Popen(server_command(uri, chosen.port)) as server:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with subprocess.Popen(server_command(uri, chosen.port)) as server, ending(server):
         while server.poll() is None and not answers(chosen.port):
             time.sleep(0.2)
         if server.poll() is None:
             print("Epsilon against AUC, until Ctrl-C ends the server:", *(links or [address]), sep="\n", flush=True)
-        with suppress(KeyboardInterrupt):
-            return server.wait()
+        return server.wait()
     return 0
 
 
+@contextmanager
+def ending(server: subprocess.Popen[bytes]) -> Iterator[None]:
+    """The server ends with the block; Ctrl-C is an end like any other."""
+    with suppress(KeyboardInterrupt):
+        try:
+            yield
+        finally:
+            server.terminate()
+
+
+def refuse_port(port: int) -> None:
+    """Raise TrackingError where no server can listen."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: no wait after an earlier one
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise TrackingError(f"--port {port}: {error}; accepted: a free port from 1 to 65535") from None
+
+
 def server_command(uri: str, port: int) -> list[str]:
-    """MLflow's own server on an embedded store."""
-    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    """MLflow's own server on an embedded store, which logs warnings alone."""
+    os.environ |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     artifacts = str(database_path(uri).parent / "mlartifacts")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
-    return [*command, "--default-artifact-root", artifacts, "--host", "127.0.0.1", "--port", str(port)]
+    return [*command, "--default-artifact-root", artifacts, "--host", "127.0.0.1", "--port", str(port),
+            "--uvicorn-opts", "--log-level warning"]  # fmt: skip
 
 
 def answers(port: int) -> bool:
-    """Whether the server on this machine is ready."""
-    try:
-        with urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as reply:
-            return bool(reply.status == HTTPStatus.OK)
-    except OSError:
-        return False
+    """Whether the server on this machine is ready, whatever proxy the environment names."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=1)) as connection, suppress(OSError, HTTPException):
+        connection.request("GET", "/health")
+        return connection.getresponse().status == HTTPStatus.OK
+    return False
 
 
 def _absolute(uri: str) -> str:

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medx.results import ExperimentResult, RoundRecord, Status
 from medx.tracking.base import TrackedRun
@@ -170,7 +170,8 @@ def deliver(folder: Path, destination: Destination | None = None) -> list[tuple[
     for path in sorted(folder.rglob("tracking/spool.jsonl")):
         spool = Spool(path.parent.parent)
         try:
-            Delivery(spool, destination or intended(spool)).push()
+            given = destination and destination.for_data(synthetic=last_start(spool)["run"]["synthetic"])
+            Delivery(spool, given or intended(spool)).push()
             outcomes.append((spool.output_dir, None))
         except Exception as error:
             outcomes.append((spool.output_dir, one_line(error)))
@@ -179,8 +180,12 @@ def deliver(folder: Path, destination: Destination | None = None) -> list[tuple[
 
 def intended(spool: Spool) -> Destination:
     """Where the spool's run was meant to go when it last started."""
-    starts = [entry for entry in spool.read() if entry is not None and entry.kind == "start"]
-    return Destination.model_validate(starts[-1].body["destination"])
+    return Destination.model_validate(last_start(spool)["destination"])
+
+
+def last_start(spool: Spool) -> dict[str, Any]:
+    """What the spool's run told when it last started: the run, and where it was meant to go."""
+    return [entry for entry in spool.read() if entry is not None and entry.kind == "start"][-1].body
 
 
 def one_line(error: Exception) -> str:

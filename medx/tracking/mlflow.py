@@ -23,7 +23,6 @@ from medx.tracking.store import SQLITE, Destination, database_path, database_uri
 from medx.tracking.view import view_url
 
 log = logging.getLogger(__name__)
-SYNTHETIC = "-synthetic"  # an experiment of their own for drawn images, which say nothing of medicine
 
 
 @component("tracking/mlflow")
@@ -89,9 +88,7 @@ class MlflowTracker:
         run = run if self._whole else run.released()
         sweep_dir = None if run.sweep_dir is None else run.sweep_dir.absolute()
         run = run.model_copy(update={"output_dir": run.output_dir.absolute(), "sweep_dir": sweep_dir})
-        if run.synthetic:
-            own = {"experiment": self._destination.experiment + SYNTHETIC}
-            self._destination = self._destination.model_copy(update=own)
+        self._destination = self._destination.for_data(synthetic=run.synthetic)
         self._spool = Spool(run.output_dir)
         destination = self._destination.model_dump()
         self._spool.append("start", {"run": run.model_dump(mode="json"), "destination": destination})

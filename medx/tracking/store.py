@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
+SYNTHETIC = "-synthetic"
 
 
 class TrackingError(MedxError):
@@ -31,6 +32,11 @@ class Destination(Record):
     uri: str
     experiment: str
     request_timeout: int = 10
+
+    def for_data(self, *, synthetic: bool) -> "Destination":
+        """The same, or for drawn images, which say nothing of medicine, an experiment of their own."""
+        own = not synthetic or self.experiment.endswith(SYNTHETIC)
+        return self if own else self.model_copy(update={"experiment": self.experiment + SYNTHETIC})
 
     @property
     def key(self) -> str:

@@ -30,7 +30,8 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of five rounds with noise of the system that kill -9 ended in round 3, with a second attempt at none."""
     folder = tmp_path_factory.mktemp("stopped") / "scratch"
-    overrides = ("federation.num_rounds=5", "privacy.noise_source=system", "privacy.spare_rounds=0")
+    system = ("privacy.noise_source=system", "privacy.spare_rounds=0")
+    overrides = ("federation.num_rounds=5", "federation.min_clients=3", *system)
     assert run_until(folder, 3, signal.SIGKILL, *overrides).returncode == -signal.SIGKILL
     return folder
 
@@ -231,7 +232,7 @@ def test_a_record_of_mlflow_is_found_again_from_anywhere(tmp_path: Path, monkeyp
     assert not list((tmp_path / "moved").glob("mlflow.db"))
     assert again.result.tracking == recorded
     client = MlflowClient(tracking_uri=again.result.tracking["uri"])
-    (run,) = client.search_runs([client.get_experiment_by_name("medx").experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name("medx-synthetic").experiment_id])
     assert run.data.tags["run"] == run.data.tags["job"] == again.result.run
     assert run.data.tags["output_dir"] == str(tmp_path / "moved")
     assert run.info.status == "FINISHED"

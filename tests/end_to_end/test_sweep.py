@@ -186,7 +186,7 @@ def test_a_sweep_that_was_stopped_goes_on_as_a_whole(tmp_path: Path, monkeypatch
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert len(list((tmp_path / "ledger").glob("*.sqlite"))) == 3
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("medx").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("medx-synthetic").experiment_id])
     assert sorted(run.data.tags.get("seed", "parent") for run in runs) == ["0", "1", "2", "parent"]
     assert {run.info.status for run in runs} == {"FINISHED"}
 

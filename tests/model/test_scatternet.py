@@ -8,6 +8,7 @@ import torch
 import yaml
 from torch import nn
 
+from medx import preparing
 from medx.dataset import InputSpec
 from medx.model import FixedFeatures
 from medx.model.cache import cached_features, compute_features
@@ -147,16 +148,18 @@ def test_head_starts_at_zero_with_the_constant_as_bias() -> None:
     assert next(shallow.parameters()).any()
 
 
-def test_cached_features_computes_once_and_in_order(cache: Path) -> None:
-    x, done = images(70, 3, 28), []
+def test_cached_features_computes_once_and_in_order(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, said = images(70, 3, 28), []
+    monkeypatch.setattr(preparing, "_SHOWN", [said.append])
+    monkeypatch.setattr(preparing, "EVERY", 0.0)
     Doubling.seen = 0
-    first = cached_features(Doubling(), x, cache, lambda now, total: done.append((now, total)))
+    first = cached_features(Doubling(), x, cache)
     again = cached_features(Doubling(), x.clone(), cache)
     assert torch.equal(first, 2 * x.flatten(1))
     assert torch.equal(first, again)
     assert Doubling.seen == 70
-    assert done[-1] == (70, 70)
-    assert len(done) > 1
+    assert said[-1] == "preparing: features of 70 images: 70 of 70"
+    assert len(said) > 3
     cached_features(Doubling(), x + 1, cache)
     assert Doubling.seen == 140
 
