@@ -81,14 +81,19 @@ def tensors_of(features: FixedFeatures | None, head: nn.Module) -> Tensors:
     }
 
 
-def load_model(path: Path) -> ExportedModel:
-    """The model in ``path``, in evaluation mode on the CPU; raises CheckpointError of one line."""
+def load_model(path: Path | str, kind: type[Any] | None = None) -> ExportedModel:
+    """The model in ``path``, in evaluation mode on the CPU; raises CheckpointError where it is none.
+
+    A file names its model and never chooses what code runs: the class is that of an option in ``conf/model``, or else
+    ``kind``, for which the caller vouches.
+    """
+    path = Path(path)
     tensors, metadata = read_tensors(path)
     try:
         description = json.loads(metadata["medx"])
         if description["format"] not in FORMATS:
             raise CheckpointError(f"{path}: format {description['format']!r}; this version reads 1 and 2")
-        return restored(_component(dict(description["model"])), tensors, description)
+        return restored(_component(dict(description["model"]), kind), tensors, description)
     except MedxError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, ImportError, RuntimeError) as error:
@@ -105,11 +110,14 @@ def restored(model: Model, tensors: Tensors, description: dict[str, Any]) -> Exp
     return exported.eval().requires_grad_(False)
 
 
-def _component(description: dict[str, Any]) -> Model:
-    """The component that a file names; only this package's own, since a file must not choose code to run."""
+def _component(description: dict[str, Any], kind: type[Any] | None) -> Model:
+    """The component that a file names, of ``kind`` or of an option here."""
     path: str = description.pop("_target_", "")  # in format 1, whose class lay in a module of the option's name
     name = description.pop("component", None) or f"model/{path.rpartition('.')[0].rpartition('.')[2]}"
+    if kind is not None and identity_of(kind) == name:
+        own: Model = kind(**description)
+        return own
     if not name.startswith("model/"):
-        raise CheckpointError(f"model {name!r}: must be a model of this package")
+        raise CheckpointError(f"model {name!r}: no option of conf/model; accepted: load_model(path, its class)")
     model: Model = class_of(name)(**description)
     return model

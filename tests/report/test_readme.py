@@ -69,11 +69,14 @@ def test_the_readme_s_own_model_fits_every_task_and_comes_back(tmp_path: Path, m
         images = torch.rand(2, 3, 8, 8)
         assert head(images).shape == (2, outputs)
         save_model(tmp_path / task, describe(model, spec, [0.5] * 3, [0.5] * 3), None, head)
-        assert torch.equal(load_model(tmp_path / task)(images), head(images))
-    monkeypatch.setattr(mine.Mine, "__module__", "elsewhere.mine")
-    save_model(tmp_path / "foreign", describe(model, spec, [0.5] * 3, [0.5] * 3), None, head)
-    with pytest.raises(CheckpointError, match=r"must be a model of medx\.model"):
-        load_model(tmp_path / "foreign")
+        for path in (tmp_path / task, str(tmp_path / task)):
+            assert torch.equal(load_model(path, mine.Mine)(images), head(images))
+    with pytest.raises(CheckpointError, match="model/mine: no component of this version"):
+        load_model(tmp_path / "ordinal")
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text("_target_: medx.model.mine.Mine\nwidth: 4\n")
+    monkeypatch.setattr("medx.schema.CONF", tmp_path / "conf")
+    assert torch.equal(load_model(tmp_path / "ordinal")(images), head(images))
 
 
 def test_a_table_that_differs_is_seen_and_mended(tmp_path: Path) -> None:
