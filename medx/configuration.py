@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
@@ -274,9 +275,10 @@ def known_keys(overrides: list[str]) -> list[str]:
     return sorted(set(keys))
 
 
-def keys_of_option(group: str, name: str) -> list[str]:
+@cache
+def keys_of_option(group: str, name: str) -> tuple[str, ...]:
     """The dotted keys that one option of a group has."""
-    return [f"{group}.{key}" for key in keys_of(option(group, name))]
+    return tuple(f"{group}.{key}" for key in keys_of(option(group, name)))
 
 
 def option(group: str, name: str) -> dict[str, Any]:
