@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from pydoc import locate
-from typing import Annotated, TypeVar, dataclass_transform, overload
+from typing import Annotated, Any, TypeVar, dataclass_transform, overload
 
 import pydantic
 import yaml
@@ -100,10 +100,9 @@ def class_of(identity: str) -> type:
     group, _, option = identity.partition("/")
     path = CONF / group / f"{option}.yaml"
     known = re.fullmatch(r"\w+/\w+", identity) and path.exists()
-    content = yaml.safe_load(path.read_text()) if known else {}
-    found = locate(
-        str(content.get(group, content).get("_target_"))
-    )  # an option that sets other groups too names its own
+    content: dict[str, Any] = yaml.safe_load(path.read_text()) if known else {}
+    own: dict[str, Any] = content.get(group, content)  # an option that sets other groups too has its own keys apart
+    found = locate(str(own.get("_target_")))
     if not isinstance(found, type) or identity_of(found) != identity:
         raise ConfigError(f"{identity}: no component of this version declares that name")
     return found
