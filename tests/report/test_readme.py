@@ -60,6 +60,7 @@ def test_the_readme_s_own_model_fits_every_task_and_comes_back(tmp_path: Path, m
     code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
     mine = ModuleType("medx.model.mine")
     monkeypatch.setitem(sys.modules, mine.__name__, mine)
+    monkeypatch.setattr("medx.model.mine", mine, raising=False)
     exec(code, mine.__dict__)
     model = mine.Mine(width=4)
     for task, classes, outputs in (("binary", 2, 1), ("multiclass", 3, 3), ("ordinal", 4, 3)):
