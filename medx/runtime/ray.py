@@ -38,7 +38,12 @@ class Ray:
             raise ConfigError(
                 f"runtime=ray needs Flower's simulation extra: pip install 'medx[ray]' ({error})"
             ) from error
-        cpus, gpus = self.num_cpus or get_num_cpus(), torch.cuda.device_count()
+        cores = get_num_cpus()
+        if self.num_cpus is not None and self.num_cpus > cores:  # Ray would start a worker for each, and wait for all
+            raise ConfigError(
+                f"runtime.num_cpus={self.num_cpus}: this machine has {cores} CPU cores; accepted: at most {cores}"
+            )
+        cpus, gpus = self.num_cpus or cores, torch.cuda.device_count()
         for name, asked, there, what in (
             ("client_cpus", self.client_cpus, cpus, "runtime.num_cpus" if self.num_cpus else "CPU cores here"),
             ("client_gpus", self.client_gpus, gpus, "GPUs here"),

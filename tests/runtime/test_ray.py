@@ -68,9 +68,13 @@ def lines_of(out: str) -> list[list[str]]:
         ({"client_cpus": 3.0}, r"runtime.client_cpus=3: .* there are 2 \(runtime.num_cpus\)"),
         ({"client_cpus": 1e6, "num_cpus": None}, r"runtime.client_cpus=1e\+06: .*CPU cores here"),
         ({"client_gpus": 1000.0}, r"runtime.client_gpus=1000: .* \(GPUs here"),
+        ({"num_cpus": 1000}, r"runtime.num_cpus=1000: this machine has 2 CPU cores"),
     ],
 )
-def test_more_for_a_client_than_there_is_is_refused(given: dict[str, Any], cause: str) -> None:
+def test_more_for_a_client_than_there_is_is_refused(
+    given: dict[str, Any], cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray._private.utils.get_num_cpus", lambda: 2)
     usual: dict[str, Any] = {"timeout": None, "num_cpus": 2, "client_cpus": 2.0, "client_gpus": 0.0}
     Ray(**usual).check()
     with pytest.raises(ConfigError, match=f"{cause}.*; accepted: at most"):
