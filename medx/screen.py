@@ -281,10 +281,14 @@ def _label(job: str) -> str:
 
 
 def _open_ui(finished: Sequence[tuple[str, ExperimentResult]]) -> list[str]:
+    """Where to compare runs, if they are recorded; of a run that has just ended the record is still on its way."""
     tracked = [result.tracking for _, result in finished if result.tracking]
-    if not tracked:
-        return []
-    return [f"Compare runs: {tracked[-1]['view']}" if "view" in tracked[-1] else OPEN_UI]
+    meant = [uri for _, result in finished if (uri := (result.config.get("tracking") or {}).get("uri"))]
+    if tracked and "view" in tracked[-1]:
+        return [f"Compare runs: {tracked[-1]['view']}"]
+    if meant and meant[-1].startswith("http"):
+        return [f"Compare runs: {meant[-1]}"]
+    return [OPEN_UI] if tracked or meant else []
 
 
 def clock(seconds: float) -> str:

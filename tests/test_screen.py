@@ -115,6 +115,20 @@ def test_undefined_figures_and_a_server_link() -> None:
     assert closing == "Compare runs: http://tracker:5000/#/x"
 
 
+@pytest.mark.parametrize(
+    ("tracking", "shown"),
+    [
+        ({"uri": "sqlite:////runs/mlflow.db"}, "Compare runs: make ui\n"),
+        ({"uri": "http://tracker:5000"}, "Compare runs: http://tracker:5000\n"),
+        ({"_target_": "medx.tracking.none.NoTracking"}, "Output: outputs/one\n"),
+    ],
+)
+def test_where_to_compare_is_told_before_the_record_has_arrived(tracking: dict[str, Any], shown: str) -> None:
+    result = make_result(tracking={})
+    config = result.config | {"tracking": tracking}
+    assert follow(io.StringIO(), tracking={}, config=config).endswith(shown)
+
+
 def test_noise_of_the_seed_and_the_owners_view_are_said_with_and_without_a_terminal() -> None:
     for file in (io.StringIO(), Terminal()):
         screen = Screen(file, 400)
