@@ -127,8 +127,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the lines below say what a person can do
     # Hydra takes no overrides on both sides of an option.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda part: part not in ("-m", "--multirun"))
-    refuse_misuse()
     try:
+        refuse_misuse()
         run()
         medx.sweep.conclude()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # composing: a job's own are in _RAISED

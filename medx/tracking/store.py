@@ -140,12 +140,18 @@ def open_early(destination: Destination) -> None:
 
 
 def has_experiment(destination: Destination) -> bool:
-    """Whether an embedded store is there with the experiment in it; looks without writing."""
+    """Whether an embedded store is there with the experiment in it; looks without writing.
+
+    Raises TrackingError where the file is something else.
+    """
     path = destination.database
     if path is None or not path.exists():
         return False
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-        found = database.execute("SELECT 1 FROM experiments WHERE name = ?", (destination.experiment,)).fetchone()
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            found = database.execute("SELECT 1 FROM experiments WHERE name = ?", (destination.experiment,)).fetchone()
+    except sqlite3.Error as error:
+        raise TrackingError(f"{path}: no store of MLflow ({error}); accepted: sqlite:///FILE of one") from error
     return found is not None
 
 

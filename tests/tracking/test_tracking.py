@@ -475,6 +475,13 @@ def test_the_link_to_the_ui_comes_when_the_server_answers(
     assert "accepted: a free port" in said[-1][1]
 
 
+def test_a_file_that_is_no_store_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes").write_text("no database of anybody's, but long enough to be read as one")
+    assert main(["ui", "--port", "5999", "--uri", f"sqlite:///{tmp_path}/notes"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"medx: {tmp_path}/notes: no store of MLflow")
+
+
 @pytest.mark.parametrize("given", [[], ["uii"], ["ui", "--port", "many"], ["ui", "--prot", "1"]])
 def test_a_wrong_command_is_one_line(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
