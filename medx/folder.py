@@ -1,13 +1,12 @@
 """A run's output folder: it belongs to one run, whose id is made once and moves with the folder."""
 
-import fcntl
 import json
-import os
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
+from medx import files
 from medx.schema import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class RunFolder:
         self.run = run
         self.config_hash = config_hash
         self.resumed = resumed
-        self._lock: IO[str] | None = None
+        self._lock = ExitStack()
 
     @classmethod
     def new(cls, path: Path, config_hash: str) -> "RunFolder":
@@ -59,40 +58,31 @@ class RunFolder:
     def occupy(self, config: dict[str, Any]) -> None:
         """Write the id and the configuration, for a new run exclusively; raises ConfigError where one was faster."""
         self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.path / f".{CONFIG_FILE}.{uuid.uuid4().hex}"
         content = {"run": self.run, "config_hash": self.config_hash, **config}
-        with temporary.open("w") as file:
-            file.write(json.dumps(content, indent=1))
-            file.flush()
-            os.fsync(file.fileno())
         if self.resumed:
-            temporary.replace(self.path / CONFIG_FILE)
+            files.write_json(self.path / CONFIG_FILE, content)
             return
         try:
-            os.link(temporary, self.path / CONFIG_FILE)
+            with files.created(self.path / CONFIG_FILE) as aside:
+                aside.write_text(json.dumps(content, indent=1))
         except FileExistsError:
             raise used(self.path) from None
-        finally:
-            temporary.unlink()
         self._hold()
 
     def release(self) -> None:
         """Let go of the folder; safe to call again."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
     def _hold(self) -> None:
         self._lock = locked(self.path)
 
 
-def locked(path: Path) -> IO[str]:
+def locked(path: Path) -> ExitStack:
     """The folder's lock, which ends with the process at the latest; raises ConfigError where a run holds it."""
-    lock = (path / LOCK_FILE).open("w")
+    lock = ExitStack()
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.enter_context(files.locked(path / LOCK_FILE, wait=False))
     except BlockingIOError:
-        lock.close()
         raise ConfigError(f"{path}: its run is running there; accepted: to wait for its end, or to stop it") from None
     return lock
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from medx.files import write_text
 from medx.released import Covered, Named, Owner, Public, Record, released
 
 STUDY_ONLY = "epsilon holds only while the seed is secret; study only"
@@ -166,9 +167,7 @@ class ExperimentResult(Record):
 
     def save(self, path: Path) -> None:
         """Write JSON beside the target and move it into place, so that a reader never sees half a file."""
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(self.model_dump_json(indent=1))
-        temporary.replace(path)
+        write_text(path, self.model_dump_json(indent=1))
 
     def released(self) -> "ExperimentResult":
         """What may leave the house: the owner's fields are at their defaults, the configuration is without secrets."""
