@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from medx.folder import read_config
-from medx.schema import CONF, ConfigError, identity_of
+from medx.schema import CONF, ConfigError, identity_of, option_of
 
 if TYPE_CHECKING:
     from medx.experiment import Experiment
@@ -143,7 +143,7 @@ def construct(target: Any, fields: dict[str, Any], prefix: str) -> Any:
         return target(**fields)
     except ValidationError as error:
         names = [field.name for field in dataclasses.fields(target)]
-        option = target.__module__.rsplit(".", 1)[-1]
+        option = option_of(prefix.rstrip("."), f"{target.__module__}.{target.__name__}")
         problems = [describe(problem, prefix, fields, names, option) for problem in error.errors()]
         raise ConfigError("; ".join(problems)) from None
 

@@ -44,7 +44,7 @@ from medx.privacy.spending import planned_observers, privacy_result
 from medx.privacy.statement import statement, summarise
 from medx.results import ExperimentResult, PrivacyResult, RoundRecord, Status
 from medx.runtime.base import Runtime
-from medx.schema import CheckpointError, ConfigError, LedgerError, Place, component
+from medx.schema import CheckpointError, ConfigError, LedgerError, Place, component, option_of
 from medx.trainer.gradients.trial import try_mode
 from medx.trainer.local_training import Trainer
 
@@ -234,7 +234,7 @@ def make_context(
 
 def config_name(config: dict[str, Any], group: str) -> str:
     """The chosen option of a group, from the class that the configuration names."""
-    return str(config[group]["_target_"]).split(".")[-2]
+    return option_of(group, config[group]["_target_"])
 
 
 @dataclass(frozen=True)

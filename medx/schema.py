@@ -1,11 +1,11 @@
 """The one decorator behind every configurable component, and the errors a user can act on."""
 
 import errno
-import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from pydoc import locate
-from typing import Annotated, Any, TypeVar, dataclass_transform, overload
+from typing import Annotated, TypeVar, dataclass_transform, overload
 
 import pydantic
 import yaml
@@ -98,11 +98,22 @@ def identity_of(cls: type) -> str:
 def class_of(identity: str) -> type:
     """The class that declares the name, found by its option's yaml; raises ConfigError where there is none."""
     group, _, option = identity.partition("/")
-    path = CONF / group / f"{option}.yaml"
-    known = re.fullmatch(r"\w+/\w+", identity) and path.exists()
-    content: dict[str, Any] = yaml.safe_load(path.read_text()) if known else {}
-    own: dict[str, Any] = content.get(group, content)  # an option that sets other groups too has its own keys apart
-    found = locate(str(own.get("_target_")))
+    found = locate(str(_classes(CONF / group).get(option)))
     if not isinstance(found, type) or identity_of(found) != identity:
         raise ConfigError(f"{identity}: no component of this version declares that name")
     return found
+
+
+def option_of(group: str, target: str) -> str:
+    """The option of a group whose class lies at the Python path; of a path in no yaml here its module's name."""
+    named = [option for option, path in _classes(CONF / group).items() if path == target]
+    return named[0] if named else target.split(".")[-2]
+
+
+@cache
+def _classes(folder: Path) -> dict[str, str]:
+    """The Python path of the class of every option in a group's folder."""
+    contents = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("[!_]*.yaml")}
+    # An option that sets other groups too has its own keys apart.
+    own = {option: content.get(folder.name, content) for option, content in contents.items() if content}
+    return {option: keys["_target_"] for option, keys in own.items() if "_target_" in keys}

@@ -14,7 +14,7 @@ from medx.configuration import CONF, GROUPS, build, config_hash, options_of, pla
 from medx.federation.job import draw_key
 from medx.job import cache_at
 from medx.privacy.cache import cache_folder
-from medx.schema import CheckpointError, ConfigError, class_of, identity_of
+from medx.schema import CheckpointError, ConfigError, class_of, identity_of, option_of
 
 OPTIONS = [(group, option) for group in GROUPS for option in options_of(group)]
 
@@ -72,6 +72,13 @@ def test_components_go_by_the_names_that_they_declare() -> None:
         pass
 
     assert identity_of(Derived) == f"{__name__}.{Derived.__qualname__}", "another class is another component"
+
+
+def test_an_option_is_known_by_its_class_and_an_older_path_by_its_module():
+    assert option_of("privacy", "medx.privacy.none.NoPrivacy") == "none"
+    assert option_of("privacy", "medx.privacy.gone.Gone") == "gone"
+    assert option_of("dataset", "medx.dataset.medmnist.MedMNIST") == "medmnist"  # shared by a dozen options
+    assert option_of("model", "mine.parts.tiny.Tiny") == "tiny"
 
 
 def test_how_a_step_is_computed_is_in_the_draws_and_not_in_the_hash() -> None:

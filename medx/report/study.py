@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from medx.configuration import CONF, config_hash, explain, plain
 from medx.released import Record
-from medx.schema import ConfigError
+from medx.schema import ConfigError, option_of
 
 STUDIES = CONF.parent / "experiments"
 Role = Literal["utility", "convergence", "skew", "selection", "step_overhead", "sum_overhead"]
@@ -221,7 +221,7 @@ def _describe(grid: Grid) -> str:
 
 def option_name(config: dict[str, Any], group: str) -> str:
     """The chosen option of a group, from the class that the configuration names."""
-    return str(config[group]["_target_"]).split(".")[-2]
+    return option_of(group, config[group]["_target_"])
 
 
 def dataset_name(config: dict[str, Any]) -> str:
