@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.common import MOMENTUM
 from benchmarks.in_process import configure
-from medx.federation.job import Prepared, build_module, prepare
+from medx.federation.setup import Prepared, build_module, prepare
 from medx.trainer.gradients import build_mode
 from medx.trainer.gradients.record_loss import RecordLoss
 

@@ -14,12 +14,12 @@ from benchmarks.common import ROOT
 from medx.configuration import plain, typed
 from medx.dataset.base import DataSplits, Split
 from medx.experiment import make_setup
-from medx.federation.client import client_app
-from medx.federation.job import Setup, draw_key, make_job, prepare
-from medx.federation.local_client import forget
+from medx.federation.hospital import Hospitals
+from medx.federation.hospital_app import client_app
 from medx.federation.server import Server
+from medx.federation.setup import Setup, draw_key, make_job, prepare
 from medx.results import RoundRecord
-from medx.runtime.base import Runtime
+from medx.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def time_rounds(setup: Setup, runtime: Runtime, count: int) -> list[float]:
     times: list[float] = []
     with TemporaryDirectory() as folder:
         prepared = prepare(setup)
-        job = make_job(setup, prepared, "benchmark", Path(folder))
-        server = Server(job, prepared, {}, ignore, runtime.timeout)
+        hospitals = Hospitals(make_job(setup, prepared, "benchmark", Path(folder)), prepared)
+        server = Server(hospitals, ignore, runtime.timeout)
 
         def serve(grid: Grid) -> None:
             rounds = server.rounds(grid, server.initial_state())
@@ -76,9 +76,9 @@ def time_rounds(setup: Setup, runtime: Runtime, count: int) -> list[float]:
                 times.append(time.perf_counter() - started)
 
         try:
-            runtime.run(client_app(job), setup.num_clients, serve)
+            runtime.run(client_app(hospitals), setup.num_clients, serve)
         finally:
-            forget(job)
+            hospitals.close()
     return times
 
 

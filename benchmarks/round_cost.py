@@ -7,11 +7,10 @@ from typing import Any
 
 from benchmarks.common import Row, interleaved, ratio
 from benchmarks.in_process import configure, random_images, time_rounds, with_data
-from medx.federation.job import Setup
-from medx.runtime.base import Runtime
+from medx.federation.setup import Setup
+from medx.runtime import Runtime
 from medx.schema import component
-from medx.trainer.base import ClientUpdate
-from medx.trainer.local_training import Trainer
+from medx.trainer.local_training import ClientUpdate, Trainer
 
 CLIENTS = (5, 50, 500)
 RECORDS = 32  # of every client, all of them in each of its steps
@@ -24,7 +23,7 @@ class Idle(Trainer):
 
     def train(self, **given: Any) -> ClientUpdate:  # type: ignore[override]
         """No step at all."""
-        return ClientUpdate(dict(given["state"]), 0)
+        return ClientUpdate(given["state"])
 
 
 def set_up(clients: int, device: str, privacy: str, steps: int = 1) -> tuple[Setup, Runtime]:

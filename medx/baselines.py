@@ -7,16 +7,15 @@ is done to a record together, and what they spend is a part of what the run stat
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from flwr.serverapp import Grid
 
-from medx.federation.client import client_app
-from medx.federation.job import Job, Prepared, Setup, make_job, prepare
+from medx.federation.hospital import Hospitals
+from medx.federation.hospital_app import client_app
 from medx.federation.ledgers import finish_ledgers, recorded_steps
-from medx.federation.local_client import forget
-from medx.federation.rounds import RoundAborted
+from medx.federation.plain_rounds import RoundAborted
 from medx.federation.server import Server
+from medx.federation.setup import Job, Prepared, Setup, make_job
 from medx.federation.sums import alone, with_sums
 from medx.measurement import Measurement, mean_intervals, measure
 from medx.preparing import counted
@@ -37,6 +36,7 @@ class Baseline:
 
     name: str
     job: Job
+    prepared: Prepared
     clients: tuple[int, ...]
 
 
@@ -61,22 +61,22 @@ def plan_baselines(names: Sequence[str], job: Job, prepared: Prepared) -> list[B
     planned = []
     for name in names:
         if name == "centralized":
-            planned.append(_planned(replace(job.setup, pooled=True), name, f"{name}_0", job, names))
+            planned.append(_planned(replace(job.setup, pooled=True), name, f"{name}_0", job, prepared, names=names))
         else:
             for client in filled:
                 variant = replace(job.setup, only_client=client)
-                planned.append(_planned(variant, name, f"{name}_{client}", job, names))
+                planned.append(_planned(variant, name, f"{name}_{client}", job, prepared, names=names))
     return [replace(each, clients=each.clients or filled) for each in planned]
 
 
-def _planned(setup: Setup, name: str, folder: str, job: Job, names: Sequence[str]) -> Baseline:
+def _planned(setup: Setup, name: str, folder: str, job: Job, prepared: Prepared, *, names: Sequence[str]) -> Baseline:
     setup = alone(setup)
-    prepared = prepare(setup)
+    prepared = prepared.dealt(setup)
     variant = make_job(setup, prepared, f"{job.run_id}-{folder}", job.folder / "baselines" / folder)
     if setup.pooled and variant.plan.private:
         variant = replace(variant, plan=fitted(variant.plan, job.plan, names))
     clients = () if setup.only_client is None else (setup.only_client,)
-    return Baseline(name, with_sums(variant, prepared), clients)
+    return Baseline(name, with_sums(variant), prepared, clients)
 
 
 def fitted(pooled: PrivacyPlan, run: PrivacyPlan, names: Sequence[str]) -> PrivacyPlan:
@@ -108,12 +108,12 @@ def _events(plan: ClientPlan, models: int) -> list[Event]:
     return [(plan.step, plan.reserved_steps * models)]
 
 
-def run_baselines(baselines: Sequence[Baseline], config: dict[str, Any]) -> Baselines:
+def run_baselines(baselines: Sequence[Baseline]) -> Baselines:
     """Train and measure them, each in this process and in a folder of its own."""
     measured: dict[str, list[Measurement]] = {}
     spent: dict[int, list[Event]] = {}
     for baseline in baselines:
-        measured.setdefault(baseline.name, []).append(run_baseline(baseline, config))
+        measured.setdefault(baseline.name, []).append(run_baseline(baseline))
         event = baseline.job.plan.clients[0].step
         if event is not None:
             finish_ledgers(baseline.job)
@@ -127,11 +127,11 @@ def run_baselines(baselines: Sequence[Baseline], config: dict[str, Any]) -> Base
     return Baselines(results, {client: [e for e in events if e[1]] for client, events in spent.items()})
 
 
-def run_baseline(baseline: Baseline, config: dict[str, Any]) -> Measurement:
+def run_baseline(baseline: Baseline) -> Measurement:
     """Train one model; one that stops early is measured as far as it got."""
-    job = baseline.job
-    prepared = prepare(job.setup)
-    server = Server(job, prepared, config, None, None)
+    job, prepared = baseline.job, baseline.prepared
+    hospitals = Hospitals(job, prepared)
+    server = Server(hospitals, None, None)
     states = [server.initial_state()]
     name = baseline.name if job.setup.only_client is None else f"{baseline.name}, hospital {job.setup.only_client}"
     progress = counted(f"baseline {name}", job.setup.federation.num_rounds)
@@ -142,9 +142,9 @@ def run_baseline(baseline: Baseline, config: dict[str, Any]) -> Measurement:
             progress(state.round)
 
     try:
-        InProcess(timeout=None, workers=None).run(client_app(job), 1, serve)
+        InProcess(timeout=None, workers=None).run(client_app(hospitals), 1, serve)
     except (RoundAborted, LedgerError) as problem:  # the run itself is done, and its result stands
         log.warning("baseline %s stopped early: %s", baseline.name, problem)
     finally:
-        forget(job)
-    return measure(server.module, states[-1].average, prepared, job.setup.device, job.setup.seed)
+        hospitals.close()
+    return measure(server.module, states[-1].average.tensors(), prepared, job.setup.device, job.setup.seed)

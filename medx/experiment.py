@@ -16,14 +16,14 @@ from medx.aggregation.base import Aggregation
 from medx.baselines import Baseline as Planned
 from medx.baselines import plan_baselines, run_baselines, share_epsilon
 from medx.dataset import Dataset
-from medx.federation.base import Federation
 from medx.federation.checkpoint import ServerState, resumed_state
-from medx.federation.client import client_app
-from medx.federation.job import Job, Prepared, Setup, build_module, data_key, make_job, prepare
+from medx.federation.hospital import Hospitals
+from medx.federation.hospital_app import client_app
 from medx.federation.ledgers import check_ledgers, finish_ledgers, recorded_steps, withdraw
-from medx.federation.local_client import forget
-from medx.federation.rounds import RoundAborted
+from medx.federation.plain_rounds import RoundAborted
 from medx.federation.server import Server
+from medx.federation.setup import Job, Prepared, Setup, build_module, data_key, make_job, prepare
+from medx.federation.strategies import Federation
 from medx.federation.sums import aggregation_result, with_sums
 from medx.folder import RESULT_FILE, RunFolder
 from medx.imports import quickly
@@ -43,7 +43,7 @@ from medx.privacy.preflight import check_independence, check_module, perturbed
 from medx.privacy.spending import planned_observers, privacy_result
 from medx.privacy.statement import statement, summarise
 from medx.results import ExperimentResult, PrivacyResult, RoundRecord, Status
-from medx.runtime.base import Runtime
+from medx.runtime import Runtime
 from medx.schema import CheckpointError, ConfigError, LedgerError, Place, component, option_of
 from medx.trainer.gradients.trial import try_mode
 from medx.trainer.local_training import Trainer
@@ -90,10 +90,10 @@ def run_experiment(
     keep_freed_memory()
     setup = share_epsilon(setup, experiment.baseline)
     prepared = prepare(setup)
-    check_combination(experiment, setup, config)
+    check_combination(experiment, setup, prepared, config)
     # A run that was stopped before its first checkpoint has trained nothing: it starts anew, on the same ledgers.
     reached = resumed_state(place.path / "checkpoints", place.run) if place.resumed else None
-    job = with_sums(make_job(setup, prepared, place.run, place.path, reached), prepared)
+    job = with_sums(make_job(setup, prepared, place.run, place.path, reached))
     preflight(job, prepared)
     baselines = plan_baselines(experiment.baseline, job, prepared)
     if baselines:  # their models are what the epsilon is shared with, and not runs to choose among
@@ -110,7 +110,7 @@ def run_experiment(
             observer.on_round(record)
 
     try:
-        outcome = run_rounds(experiment, job, prepared, config, on_round, begin=reached)
+        outcome = run_rounds(experiment, Hospitals(job, prepared), on_round, begin=reached)
         trained = time.perf_counter()
         result = finish(experiment, job, prepared, outcome, config, planned=baselines, config_hash=place.config_hash)
     except BaseException as error:
@@ -156,10 +156,9 @@ def make_setup(experiment: Experiment, config: dict[str, Any], draw_key: str) ->
     )
 
 
-def check_combination(experiment: Experiment, setup: Setup, config: dict[str, Any]) -> None:
+def check_combination(experiment: Experiment, setup: Setup, prepared: Prepared, config: dict[str, Any]) -> None:
     """Refuse groups that do not go together, or not on this machine."""
     experiment.runtime.check()
-    prepared = prepare(setup)
     setup.trainer.check(prepared.spec.num_classes, images=prepared.features is None)
     if experiment.select is not None:
         refuse_unknown_metric(experiment.select, prepared.spec.num_classes, prepared.spec.task)
@@ -248,15 +247,14 @@ class Outcome:
 
 def run_rounds(
     experiment: Experiment,
-    job: Job,
-    prepared: Prepared,
-    config: dict[str, Any],
+    hospitals: Hospitals,
     on_round: Callable[[RoundRecord], None],
     *,
     begin: ServerState | None = None,
 ) -> Outcome:
     """Run the rounds on the configured runtime, from ``begin`` on; an early stop keeps what was reached."""
-    server = Server(job, prepared, config, on_round, experiment.runtime.timeout)
+    job = hospitals.job
+    server = Server(hospitals, on_round, experiment.runtime.timeout)
     reached = [begin or server.initial_state()]
 
     def serve(grid: Grid) -> None:
@@ -266,7 +264,7 @@ def run_rounds(
     status: Status = "finished"
     error = None
     try:
-        experiment.runtime.run(client_app(job), job.setup.num_clients, serve)
+        experiment.runtime.run(client_app(hospitals), job.setup.num_clients, serve)
     except RoundAborted as problem:
         status, error = "aborted", str(problem)
     except CheckpointError as problem:
@@ -280,7 +278,7 @@ def run_rounds(
     except KeyboardInterrupt:
         status, error = "killed", "stopped by the user"
     finally:
-        forget(job)
+        hospitals.close()
     return Outcome(reached[-1], status, error)
 
 
@@ -298,12 +296,12 @@ def finish(
     say("measuring the model")
     setup = job.setup
     module = build_module(setup, prepared).to(setup.device)
-    average = outcome.server.average
+    average = outcome.server.average.tensors()
     measured = measure(module, average, prepared, setup.device, setup.seed)
     module.load_state_dict(module.state_dict() | average)  # what is not trained stays as it was built
     checkpoint = job.folder / "model.safetensors"
     splits = prepared.splits
-    baselines = run_baselines(planned, config)
+    baselines = run_baselines(planned)
     steps = executed_steps(job, outcome)
     privacy = privacy_result(job.plan, steps, splits.synthetic, aggregation_result(job), baselines.spent)
     about = describe_model(

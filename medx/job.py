@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from medx.configuration import plain, resumed_config, typed
 from medx.experiment import config_name, make_setup, run_experiment
-from medx.federation.job import draw_key
+from medx.federation.setup import draw_key
 from medx.folder import RunFolder
 from medx.machine import environment
 from medx.observer import Observer, RunContext

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from medx.dataset import DataSplits, Split
-from medx.federation.evaluation import predict
-from medx.federation.job import Prepared
-from medx.federation.payload import State
+from medx.federation.server import predict
+from medx.federation.setup import Prepared
 from medx.metrics import bootstrap, choose_threshold, curve_data, evaluate, is_degenerate, majority_accuracy
 from medx.randomness import derive_seed, numpy_generator
 from medx.released import Record
 from medx.results import ClientResult, CurveData, DatasetInfo, Interval
+from medx.trainer.state import Tensors
 
 RESAMPLES = 1000
 
@@ -27,7 +27,7 @@ class Measurement(Record):
     curves: CurveData
 
 
-def measure(module: nn.Module, state: State, prepared: Prepared, device: str, seed: int) -> Measurement:
+def measure(module: nn.Module, state: Tensors, prepared: Prepared, device: str, seed: int) -> Measurement:
     """Point values with 95 % bootstrap intervals over images, thresholds from validation only."""
     task = prepared.spec.task
     labels = {split: prepared.labels[split].numpy() for split in ("train", "validation", "test")}
@@ -57,7 +57,7 @@ def measure(module: nn.Module, state: State, prepared: Prepared, device: str, se
     )
 
 
-def measure_clients(module: nn.Module, state: State, prepared: Prepared, device: str) -> list[ClientResult]:
+def measure_clients(module: nn.Module, state: Tensors, prepared: Prepared, device: str) -> list[ClientResult]:
     """The final model on every hospital's own training rows; the study holds them all, a deployment would not."""
     predicted = predict(module, state, prepared, prepared.inputs["train"], device).numpy()
     labels = prepared.labels["train"].numpy()
@@ -109,6 +109,6 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def state_of(module: nn.Module) -> State:
+def state_of(module: nn.Module) -> Tensors:
     """A copy of the module's tensors on the CPU."""
     return {name: torch.clone(tensor.detach().cpu()) for name, tensor in module.state_dict().items()}

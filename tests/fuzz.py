@@ -29,15 +29,14 @@ from medx.aggregation.client_state import ClientState
 from medx.aggregation.driver import STAGES
 from medx.aggregation.roster import Roster, simulated_roster
 from medx.aggregation.server import SecureServer
-from medx.federation.client import client_app
-from medx.federation.local_client import forget
-from medx.federation.payload import from_record, to_record, well_formed
+from medx.federation.flower import from_record, to_record
+from medx.federation.hospital_app import client_app
 from medx.federation.replies import Code
 from medx.runtime.in_process import Turns
 from medx.schema import LedgerError, MedxError
 from tests.aggregation.conftest import parameters
 from tests.damage import TEXTS, WHOLE, Damage
-from tests.federation.sum_examples import LossyGrid, arrays_of, make, never, server_of
+from tests.federation.sum_examples import LossyGrid, forget, make, model_of, never, server_of, site_of
 
 MODEL = b"m" * 32
 SERVER = "server"
@@ -80,9 +79,9 @@ class Fuzz:
         }
         self.grids = {name: Liar(job, turns) for name, job in self.jobs.items()}
         self.servers = {name: server_of(job) for name, job in self.jobs.items()}
-        self.arrays = {name: arrays_of(job) for name, job in self.jobs.items()}
-        state = self.servers["plain"].initial_state().state
-        self.record = to_record({"momentum/x": next(iter(state.values())), **state})
+        self.arrays = {name: to_record(model_of(job)) for name, job in self.jobs.items()}
+        self.state = dataclasses.replace(model_of(self.jobs["plain"]), momentum=np.ones(17, np.float32))
+        self.record = to_record(self.state)
         self.rounds = 0
 
     def close(self) -> None:
@@ -162,10 +161,9 @@ class Fuzz:
         Roster.load(self.path).check()
 
     def payload(self, damage: Damage) -> None:
-        record = damage.arrays(self.record)
-        fine = well_formed(record)
-        from_record(record)
-        assert fine, "read, though it is not well formed"
+        state = from_record(damage.arrays(self.record), self.state.layout, momentum=True)
+        assert [vector.shape for vector in state.vectors] == [(17,)] * 2
+        assert len(state.hash()) == 32
 
     def plain_round(self, damage: Damage) -> None:
         self.one_round("plain", "train", damage, 1)
@@ -214,7 +212,7 @@ class Fuzz:
         client = damage.random.randrange(5)
         context = Context(1, client + 2, {"partition-id": client, "num-partitions": 5}, RecordDict(), {})
         try:
-            reply = client_app(job)(Message(content, client + 2, kind), context)
+            reply = client_app(site_of(job))(Message(content, client + 2, kind), context)
         except ValueError as error:
             if "function registered with name" not in str(error):
                 raise

@@ -6,14 +6,12 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import torch
-
-from medx.federation.payload import State
-from medx.model.storage import read_tensors, write_tensors
+from medx.model.storage import Tensors, read_tensors, write_tensors
 from medx.results import RoundRecord
-from medx.schema import CheckpointError
+from medx.schema import CheckpointError, MedxError
+from medx.trainer.state import ModelState
 
 log = logging.getLogger(__name__)
 KEEP = 2
@@ -29,9 +27,9 @@ class ServerState:
     """
 
     round: int
-    state: State
-    average: State
-    strategy: State = field(default_factory=dict)
+    state: ModelState
+    average: ModelState
+    strategy: Tensors = field(default_factory=dict)
     steps: dict[int, int] = field(default_factory=dict)
     abstentions: int = 0
     records: list[RoundRecord] = field(default_factory=list)
@@ -39,14 +37,18 @@ class ServerState:
     charged: dict[int, int] = field(default_factory=dict)
 
 
-def save_checkpoint(folder: Path, server: ServerState, config: dict[str, Any]) -> Path:
+def save_checkpoint(folder: Path, server: ServerState) -> Path:
     """Write ``round_00012/`` beside its place and move it there; raises CheckpointError when the disk is full."""
     target = folder / f"round_{server.round:05d}"
     temporary = folder / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        groups = {"state": server.state, "average": server.average, "strategy": server.strategy}
+        groups = {
+            "state": server.state.tensors(),
+            "average": server.average.tensors(),
+            "strategy": server.strategy,
+        }
         tensors = {f"{group}/{name}": t for group, ts in groups.items() for name, t in ts.items()}
         write_tensors(temporary / "tensors.safetensors", tensors, {})
         text = {
@@ -55,7 +57,6 @@ def save_checkpoint(folder: Path, server: ServerState, config: dict[str, Any]) -
             "steps": server.steps,
             "charged": server.charged,
             "abstentions": server.abstentions,
-            "config": config,
             "tensors": list(tensors),
         }
         (temporary / "state.json").write_text(json.dumps(text))
@@ -112,7 +113,7 @@ def resumed_state(folder: Path, run: str) -> ServerState | None:
     """
     if not checkpoints(folder):
         return None
-    state, _ = load_checkpoint(folder)
+    state = load_checkpoint(folder)
     if state.run != run:
         raise CheckpointError(
             f"resume: the checkpoints in {folder} are of run {state.run}, and the folder of run {run}"
@@ -120,38 +121,37 @@ def resumed_state(folder: Path, run: str) -> ServerState | None:
     return state
 
 
-def load_checkpoint(folder: Path) -> tuple[ServerState, dict[str, Any]]:
-    """The newest readable checkpoint and its configuration; falls back to the one before, and says so."""
+def load_checkpoint(folder: Path) -> ServerState:
+    """The newest readable checkpoint; falls back to the one before, and says so."""
     candidates = checkpoints(folder)
     for candidate in candidates:
         try:
             return _read(candidate)
-        except (OSError, ValueError, KeyError, CheckpointError) as error:
+        except (OSError, ValueError, KeyError, MedxError) as error:
             log.warning("checkpoint %s cannot be read (%s); falling back to the one before", candidate, error)
     raise CheckpointError(f"resume: no readable checkpoint in {folder} ({len(candidates)} found)")
 
 
-def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
+def _read(path: Path) -> ServerState:
     text = json.loads((path / "state.json").read_text())
-    groups: dict[str, dict[str, torch.Tensor]] = {"state": {}, "average": {}, "strategy": {}}
+    groups: dict[str, Tensors] = {"state": {}, "average": {}, "strategy": {}}
     tensors, _ = read_tensors(path / "tensors.safetensors")
-    for name in text["tensors"]:  # safetensors sorts by name; FedAvgM pairs the model with its momentum by position
+    for name in text["tensors"]:  # safetensors sorts by name; a layout is in the module's order
         group, _, rest = name.partition("/")
         groups[group][rest] = tensors[name]
-    server = ServerState(
+    return ServerState(
         round=text["round"],
-        state=groups["state"],
-        average=groups["average"],
+        state=ModelState.of_tensors(groups["state"]),
+        average=ModelState.of_tensors(groups["average"]),
         strategy=groups["strategy"],
-        steps=by_client(text["steps"]),
+        steps=_by_client(text["steps"]),
         abstentions=text["abstentions"],
         records=[record for record in read_records(path.parent / RECORDS) if record.round <= text["round"]],
         run=text["run"],
-        charged=by_client(text["charged"]),
+        charged=_by_client(text["charged"]),
     )
-    return server, text["config"]
 
 
-def by_client(counts: dict[str, int]) -> dict[int, int]:
+def _by_client(counts: dict[str, int]) -> dict[int, int]:
     """Counts by client, whose numbers JSON has as text."""
     return {int(client): count for client, count in counts.items()}

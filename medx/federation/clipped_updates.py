@@ -4,23 +4,20 @@ import hashlib
 import math
 import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from medx.aggregation.integer_noise import add_discrete_gaussian
-from medx.federation.job import Job, prepare, secret_key
-from medx.federation.ledgers import ledger_run, open_server_ledger, server_keeps
-from medx.federation.payload import State, hash_of
-from medx.federation.rounds import RoundOutcome
-from medx.federation.sum_client import ledger_entry, noise_stream, sum_plan
-from medx.federation.sums import SMALL
+from medx.federation.exchange import Attempt
+from medx.federation.flower import wire_bytes
+from medx.federation.ledgers import open_server_ledger, server_keeps
+from medx.federation.plain_rounds import RoundOutcome
+from medx.federation.setup import Job, Prepared, secret_key
+from medx.federation.sums import SMALL, ledger_entry, noise_stream, sum_plan
 from medx.privacy.ledger import PrivacyLedger
 from medx.randomness import numpy_generator
-
-if TYPE_CHECKING:
-    from medx.federation.sum_exchange import Attempt
+from medx.trainer.state import Tensors
 
 CLIP_NORM = "clipped_updates/clip_norm"
 SERVER = "server"
@@ -32,10 +29,11 @@ class ClippedUpdates:
     The denominator is the public expected number of clients, whoever was drawn.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, prepared: Prepared) -> None:
         release = job.plan.client_release
         assert release is not None
         self.job = job
+        self.prepared = prepared
         self.plan = sum_plan(job)
         self.release = release
         self.clip_norm = release.event.clip_norm
@@ -44,36 +42,37 @@ class ClippedUpdates:
         self._attempts = 0
         self._bytes_down = 0
 
-    def buffers(self) -> State:
+    def buffers(self) -> Tensors:
         """The clip norm of the next round."""
         return {CLIP_NORM: torch.tensor(self.clip_norm, dtype=torch.float64)}
 
-    def restore(self, buffers: State) -> None:
+    def restore(self, buffers: Tensors) -> None:
         """Put it back, and reserve the run in the server's ledger, where clients have none of their own."""
         if CLIP_NORM in buffers:
             self.clip_norm = float(buffers[CLIP_NORM])
         if server_keeps(self.job):
-            self._ledger = open_server_ledger(self.job, prepare(self.job.setup))
+            self._ledger = open_server_ledger(self.job, self.prepared)
             weakref.finalize(self, self._ledger.close)
 
-    def begin(self, attempt: "Attempt") -> None:
+    def begin(self, attempt: Attempt) -> None:
         """Enter the attempt before any client is asked: each is a release of its own."""
         self._attempts = 1 if attempt.position.attempt == 0 else self._attempts + 1
-        self._bytes_down = sum(len(array.data) for array in attempt.arrays.values())
+        self._bytes_down = wire_bytes(attempt.state)
         if server_keeps(self.job):
             assert self._ledger is not None
             entry = ledger_entry(self.job, attempt.position)
-            self._ledger.begin_round(ledger_run(self.job), entry, 1, model=hash_of(attempt.arrays, self.clip_norm))
+            self._ledger.begin_round(self.job.run_id, entry, 1, model=attempt.state.hash(self.clip_norm))
 
-    def add_noise(self, total: np.ndarray, attempt: "Attempt") -> None:
+    def add_noise(self, total: np.ndarray, attempt: Attempt) -> None:
         """A trusted server's noise on the sum, in place; under secure aggregation the clients have added theirs."""
         if self.plan.server_noise_stddev:
             # Keyed by the sum itself: other survivors or another clip norm are another sum, and have another noise.
-            stream = noise_stream(self.job, SERVER, attempt.position, hash_of(attempt.arrays), _digest(total))
+            digest = hashlib.sha256(total.tobytes()).digest()
+            stream = noise_stream(self.job, self.prepared, SERVER, attempt.position, attempt.state.hash(), digest)
             add_discrete_gaussian(total, stream, self.plan.server_noise_stddev)
         if server_keeps(self.job):
             assert self._ledger is not None
-            self._ledger.commit_round(ledger_run(self.job), ledger_entry(self.job, attempt.position))
+            self._ledger.commit_round(self.job.run_id, ledger_entry(self.job, attempt.position))
 
     def mean(self, vector: np.ndarray, scalars: dict[str, float]) -> np.ndarray:
         """The mean update from the noised sum in units of the clip norm, which then moves towards its quantile."""
@@ -101,13 +100,9 @@ class ClippedUpdates:
         )
 
 
-def _digest(total: np.ndarray) -> bytes:
-    return hashlib.sha256(total.tobytes()).digest()
-
-
-def drawn_clients(job: Job, clients: list[int], number: int) -> list[int]:
+def drawn_clients(job: Job, prepared: Prepared, clients: list[int], number: int) -> list[int]:
     """Each client on its own coin (Poisson); the coins are secret where the noise is."""
     assert job.plan.client_release is not None
     q = job.plan.client_release.event.sampling_probability
-    generator = numpy_generator(int.from_bytes(secret_key(job, "clients", number), "little"))
+    generator = numpy_generator(int.from_bytes(secret_key(job, prepared, "clients", number), "little"))
     return [client for client, coin in zip(clients, generator.random(len(clients)), strict=True) if coin < q]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medx.federation.job import Job, Prepared
+from medx.federation.setup import Job, Prepared
+from medx.privacy.base import SampledGaussian
 from medx.privacy.ledger import PrivacyLedger, Reservation
 from medx.privacy.ledger_file import check_header, make_folder
 from medx.privacy.records import RecordSet, record_set
@@ -46,11 +47,6 @@ def keeps_ledger(job: Job) -> bool:
     return job.plan.private and not server_keeps(job)
 
 
-def ledger_run(job: Job) -> str:
-    """The run as ledgers know it: by its id, which a resume finds in the folder, wherever that is by now."""
-    return job.run_id
-
-
 def check_ledgers(job: Job) -> None:
     """Refuse a folder of ledgers that cannot be written, and ledgers in it that cannot be read, before a run begins."""
     folder = getattr(job.setup.privacy, "ledger", None)
@@ -65,20 +61,10 @@ def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:
     plan = job.plan.clients[client]
     event = job.plan.event_of(plan)
     assert event is not None
-    assert job.plan.delta is not None
     ledger = PrivacyLedger(ledger_path(job, client), create=client not in job.charged)
     if client in job.charged:
-        check_entries(ledger, ledger_run(job), job.charged[client])
-    reservation = Reservation(
-        run_id=ledger_run(job),
-        step=event,
-        steps=job.plan.reserved_events(plan),
-        noise_source=job.plan.noise_source,
-        unit="client" if job.plan.client_release else "record",
-        records=records_of(job, prepared, [client]),
-    )
-    ledger.reserve(reservation, delta=job.plan.delta, budget=getattr(job.setup.privacy, "budget", None))
-    return ledger
+        check_entries(ledger, job.run_id, job.charged[client])
+    return _reserved(job, ledger, event, job.plan.reserved_events(plan), records_of(job, prepared, [client]))
 
 
 def server_ledger(job: Job) -> PrivacyLedger:
@@ -89,17 +75,25 @@ def server_ledger(job: Job) -> PrivacyLedger:
 def open_server_ledger(job: Job, prepared: Prepared) -> PrivacyLedger:
     """The same with the whole run reserved; raises LedgerError, before any client is asked."""
     assert job.plan.client_release is not None
-    assert job.plan.delta is not None
     ledger = server_ledger(job)
     if job.charged:
-        check_entries(ledger, ledger_run(job), max(job.charged.values()))
+        check_entries(ledger, job.run_id, max(job.charged.values()))
+    steps = job.plan.reserved_events(job.plan.clients[0])
+    records = records_of(job, prepared, range(job.setup.num_clients))
+    return _reserved(job, ledger, job.plan.client_release.event, steps, records)
+
+
+def _reserved(
+    job: Job, ledger: PrivacyLedger, event: SampledGaussian, steps: int, records: RecordSet | None
+) -> PrivacyLedger:
+    assert job.plan.delta is not None
     reservation = Reservation(
-        run_id=ledger_run(job),
-        step=job.plan.client_release.event,
-        steps=job.plan.reserved_events(job.plan.clients[0]),
+        run_id=job.run_id,
+        step=event,
+        steps=steps,
         noise_source=job.plan.noise_source,
-        unit="client",
-        records=records_of(job, prepared, range(job.setup.num_clients)),
+        unit="client" if job.plan.client_release else "record",
+        records=records,
     )
     ledger.reserve(reservation, delta=job.plan.delta, budget=getattr(job.setup.privacy, "budget", None))
     return ledger
@@ -127,10 +121,9 @@ def recorded_steps(
     """
     if server_keeps(job):
         with closing(server_ledger(job)) as ledger:
-            begun = _begun(ledger, ledger_run(job))
+            begun = _begun(ledger, job.run_id)
         return {plan.client: begun for plan in job.plan.clients}
-    run = ledger_run(job)
-    opened = opened or {}
+    run, opened = job.run_id, opened or {}
     known = {client: _begun(ledger, run) for client, ledger in opened.items()}
     others = [plan.client for plan in job.plan.clients if plan.client not in opened]
     known |= {client: _begun(ledger, run) for client, ledger in _ledgers(job, others)}
@@ -148,11 +141,11 @@ def finish_ledgers(job: Job) -> None:
     """Give back what was reserved and never begun."""
     if server_keeps(job):
         with closing(server_ledger(job)) as ledger:
-            if ledger.knows(ledger_run(job)):
-                ledger.finish(ledger_run(job))
+            if ledger.knows(job.run_id):
+                ledger.finish(job.run_id)
         return
     for _, ledger in _ledgers(job, [plan.client for plan in job.plan.clients]):
-        ledger.finish(ledger_run(job))
+        ledger.finish(job.run_id)
 
 
 def withdraw(job: Job) -> None:
@@ -160,7 +153,7 @@ def withdraw(job: Job) -> None:
     for plan in job.plan.clients:
         with suppress(LedgerError):  # the refusal is being told already, and may be this very ledger's
             for _, ledger in _ledgers(job, [plan.client]):
-                ledger.finish(ledger_run(job))
+                ledger.finish(job.run_id)
 
 
 def _ledgers(job: Job, clients: Iterable[int]) -> Iterator[tuple[int, PrivacyLedger]]:
@@ -171,7 +164,7 @@ def _ledgers(job: Job, clients: Iterable[int]) -> Iterator[tuple[int, PrivacyLed
             continue
         ledger = PrivacyLedger(path, create=False)
         try:
-            if ledger.knows(ledger_run(job)):
+            if ledger.knows(job.run_id):
                 yield client, ledger
         finally:
             ledger.close()

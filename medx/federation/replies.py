@@ -34,6 +34,10 @@ class Code(IntEnum):
     ACCUSES = 2000  # and more: it refuses what the client of this number less 2000 sent through the server
 
 
+class AbstainedError(MedxError):
+    """A client leaves a round because its gradient or update is not finite, or lies beyond the grid."""
+
+
 class ReplyError(MedxError):
     """What a client sent is no answer to what it was asked."""
 

@@ -3,63 +3,54 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import nn
+from torch.func import functional_call
 
 from medx.federation.checkpoint import ServerState, append_record, save_checkpoint
 from medx.federation.clipped_updates import drawn_clients
-from medx.federation.evaluation import round_metrics
-from medx.federation.job import Job, Prepared, build_module
+from medx.federation.hospital import Hospitals
 from medx.federation.ledgers import recorded_steps
-from medx.federation.local_client import open_ledgers
-from medx.federation.payload import MOMENTUM, State, parameters_of
+from medx.federation.plain_rounds import PlainRounds, RoundAborted
 from medx.federation.replies import ReplyError, ask, config_of, first_of, integer_of, refuse_exhausted
-from medx.federation.rounds import PlainRounds, RoundAborted, Rounds
-from medx.federation.sum_rounds import SumRounds
+from medx.federation.setup import Prepared, build_module
+from medx.federation.summed_rounds import SumRounds
+from medx.metrics import evaluate
 from medx.privacy.spending import epsilon_after
 from medx.randomness import derive_seed, numpy_generator
 from medx.results import RoundRecord
+from medx.trainer.state import ModelState, Tensors
 
+BATCH = 512
 log = logging.getLogger(__name__)
 
 
 class Server:
     """One run's rounds on any Grid. ``on_round`` hears of every finished round.
 
-    With ``on_round`` None only the last state counts: rounds are neither evaluated nor kept on disk.
+    With ``on_round`` None only the last state counts: rounds are neither evaluated nor kept on disk. ``hospitals`` are
+    those that this process simulates: their ledgers are read where they are open.
     """
 
     def __init__(
-        self,
-        job: Job,
-        prepared: Prepared,
-        config: dict[str, Any],
-        on_round: Callable[[RoundRecord], None] | None,
-        timeout: float | None,
+        self, hospitals: Hospitals, on_round: Callable[[RoundRecord], None] | None, timeout: float | None
     ) -> None:
-        self.job = job
-        self.prepared = prepared
-        self.config = config
+        self.hospitals = hospitals
+        self.job = job = hospitals.job
+        self.prepared = prepared = hospitals.prepared
         self.on_round = on_round
         self.timeout = timeout
         self.started = False  # true once every hospital that takes part has reserved its budget
         self.module: nn.Module = build_module(job.setup, prepared).to(job.setup.device)
-        self.engine: Rounds = PlainRounds(job, timeout) if job.sums is None else SumRounds(job, self.module, timeout)
+        self.engine = PlainRounds(job, timeout) if job.sums is None else SumRounds(job, prepared, timeout)
 
     def initial_state(self) -> ServerState:
-        """Round 0: the seeded initial values of the trained parameters, momentum at zero.
-
-        What is not trained is public and the same in every process, so it is neither sent nor kept.
-        """
-        trained = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
-        state = {name: value.detach().cpu().clone() for name, value in trained}
-        momentum = {MOMENTUM + name: torch.zeros_like(state[name]) for name in self.engine.momentum_names(self.module)}
-        average = {name: value.clone() for name, value in state.items()}
-        return ServerState(0, state | momentum, average, run=self.job.run_id)
+        """Round 0: the seeded initial values of the trained parameters, momentum at zero."""
+        state = ModelState.of(self.module, momentum=self.job.keeps_momentum)
+        return ServerState(0, state, state.without_momentum(), run=self.job.run_id)
 
     def rounds(self, grid: Grid, server: ServerState) -> Iterator[ServerState]:
         """Rounds from where ``server`` stands to the last one; raises RoundAborted or LedgerError."""
@@ -70,7 +61,7 @@ class Server:
         server.charged = dict.fromkeys(nodes, 0) | server.charged
         if self.on_round is not None and (server.round == 0 or known != set(server.charged)):
             # From here on these ledgers exist, so that a resume can tell a lost one from one that never was.
-            save_checkpoint(self.job.folder / "checkpoints", server, self.config)
+            save_checkpoint(self.job.folder / "checkpoints", server)
         for number in range(server.round + 1, self.job.setup.federation.num_rounds + 1):
             server = self.one_round(grid, nodes, server, number)
             yield server
@@ -107,12 +98,12 @@ class Server:
         chosen = self.choose(sorted(nodes), number)
         outcome = self.engine.run(grid, {client: nodes[client] for client in chosen}, server, number)
         aggregated = time.perf_counter()
-        average = self.averaged(server.average, parameters_of(outcome.state))
+        average = self.averaged(server.average, outcome.state)
         steps = dict(server.steps)
         for client, executed in outcome.steps.items():
             steps[client] = steps.get(client, 0) + executed
         if self.job.plan.private:  # what is spent stands in the ledgers: answers know of no round that was cut off
-            steps = recorded_steps(self.job, steps, open_ledgers(self.job))
+            steps = recorded_steps(self.job, steps, self.hospitals.ledgers())
         metrics = self.evaluate(average, number)
         ended = time.perf_counter()
         seconds = outcome.seconds | {"evaluate": ended - aggregated, "total": ended - started}
@@ -133,7 +124,7 @@ class Server:
         result.run, result.charged = server.run, self.charged(server.charged, outcome.answered)
         if self.on_round is not None:
             append_record(self.job.folder / "checkpoints", record)
-            save_checkpoint(self.job.folder / "checkpoints", result, self.config)
+            save_checkpoint(self.job.folder / "checkpoints", result)
             self.on_round(record)
         return result
 
@@ -146,26 +137,45 @@ class Server:
     def choose(self, clients: list[int], number: int) -> list[int]:
         """The clients of a round, drawn with the seed; all of them where the fraction is one."""
         if self.job.plan.client_release is not None:
-            return drawn_clients(self.job, clients, number)
+            return drawn_clients(self.job, self.prepared, clients, number)
         count = min(self.job.setup.federation.clients_per_round, len(clients))
         if count == len(clients):
             return clients
         generator = numpy_generator(derive_seed(self.job.setup.seed, "clients", number))
         return sorted(int(client) for client in generator.choice(clients, count, replace=False))
 
-    def averaged(self, average: State, new: State) -> State:
+    def averaged(self, average: ModelState, new: ModelState) -> ModelState:
         """Exponential moving average of the iterates: post-processing, free of privacy cost."""
         trainer = self.job.setup.trainer
         decay = trainer.ema_decay**trainer.local_steps
-        return {
-            name: tensor if not tensor.is_floating_point() else average[name].lerp(tensor, 1 - decay)
-            for name, tensor in new.items()
-        }
+        before, after = average.tensors(), new.parameter_tensors()
+        mixed = {name: before[name].lerp(tensor, 1 - decay) for name, tensor in after.items()}
+        return ModelState(new.layout, new.layout.join(mixed))
 
-    def evaluate(self, average: State, number: int) -> dict[str, float | None]:
+    def evaluate(self, average: ModelState, number: int) -> dict[str, float | None]:
         """Validation and test metrics, in the rounds that ask for them."""
         federation = self.job.setup.federation
         wanted = number % federation.evaluate_every == 0 or number == federation.num_rounds
         if self.on_round is None or not wanted:
             return {}
-        return round_metrics(self.module, average, self.prepared, self.job.setup.device)
+        return round_metrics(self.module, average.tensors(), self.prepared, self.job.setup.device)
+
+
+def round_metrics(module: nn.Module, state: Tensors, prepared: Prepared, device: str) -> dict[str, float | None]:
+    """Metrics of both splits, on images that the server holds: ``validation/auc``, ``test/auc`` and so on."""
+    metrics: dict[str, float | None] = {}
+    for split in ("validation", "test"):
+        predicted = predict(module, state, prepared, prepared.inputs[split], device)
+        labels = prepared.labels[split].numpy()
+        for name, value in evaluate(predicted.numpy(), labels, prepared.spec.task).items():
+            metrics[f"{split}/{name}"] = value
+    return metrics
+
+
+@torch.no_grad()
+def predict(module: nn.Module, state: Tensors, prepared: Prepared, inputs: torch.Tensor, device: str) -> torch.Tensor:
+    """Class probabilities ``[n, num_classes]`` for any model inputs ``[n, ...]``, on the CPU, in float64."""
+    module.eval()
+    placed = {name: tensor.to(device) for name, tensor in state.items()}
+    outputs = [functional_call(module, placed, (batch.to(device),)) for batch in inputs.split(BATCH)]
+    return prepared.objective.probabilities(torch.cat(outputs).double()).cpu()

@@ -1,73 +1,63 @@
 """What clients put into a sum: a noised gradient, a weighted or a clipped update, as words on a public grid."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
-
-import numpy as np
-import torch
-from torch import nn
+from dataclasses import replace
+from typing import NamedTuple
 
 from medx.aggregation.encoding import Layout, ScalarField, largest_scale
-from medx.aggregation.integer_noise import accounting_gap, client_noise_stddev
+from medx.aggregation.integer_noise import NoiseStream, accounting_gap, client_noise_stddev
 from medx.aggregation.plain import PlainAggregation
-from medx.aggregation.roster import Parameters, Roster
+from medx.aggregation.roster import Parameters
 from medx.aggregation.secure import SecureAggregation
-from medx.federation.base import Federation
-from medx.federation.job import Job, Prepared, Setup, build_module
-from medx.federation.payload import MOMENTUM, State, parameters_of
+from medx.federation.setup import Job, Prepared, Setup, SumPlan, secret_key
+from medx.federation.strategies import Federation
 from medx.privacy.base import ClientRelease, SampledGaussian, SharedNoise
 from medx.privacy.distributed_dp import DistributedDP
-from medx.randomness import derive_key
+from medx.randomness import Key, derive_key
 from medx.results import AggregationResult
-from medx.schema import ConfigError
+from medx.schema import ConfigError, PrivacyError
 from medx.trainer.gradients.record_loss import float32_slack
 from medx.trainer.local_training import Trainer
 
-Kind = Literal["gradient", "update", "clipped_update"]
+STAGES = ("keys", "shares", "masked", "confirm", "unmask")
+CLIP = "clip-norm"
 WEIGHT, SMALL = "weight", "small"
 UPDATE_BOUND = 64.0
 NEGLIGIBLE_GAP = 1e-4
 
 
-@dataclass(frozen=True)
-class SumPlan:
-    """One job's sums. ``noise_stddev`` is a client's share in grid units, 0 where updates carry noise already.
+class Position(NamedTuple):
+    """Which attempt at which round; ``round`` counts from 1."""
 
-    ``server_noise_stddev`` is what a trusted server adds to the sum, in grid units. ``roster`` and ``identities`` (raw
-    Ed25519 keys, one trust domain) are None where the sum is in the clear.
-    """
-
-    kind: Kind
-    layout: Layout
-    noise_stddev: int = 0
-    server_noise_stddev: int = 0
-    roster: Roster | None = None
-    identities: tuple[bytes, ...] | None = field(default=None, repr=False)
+    round: int
+    attempt: int
 
 
-def make_sum_plan(job: Job, prepared: Prepared) -> SumPlan | None:
+def with_sums(job: Job) -> Job:
+    """The job with its sums worked out, ready for clients and server."""
+    return replace(job, sums=_sum_plan(job))
+
+
+def _sum_plan(job: Job) -> SumPlan | None:
     """The sums of this job; None where updates go to a Flower strategy in the clear."""
     aggregation, shared, release = job.setup.aggregation, job.plan.shared_noise, job.plan.client_release
     if not aggregation.secure and shared is None and release is None:
         return None
     clients = job.setup.num_clients
-    check_sums(job)
-    module = build_module(job.setup, prepared)
+    _check_sums(job)
     # The automatic scale is the same with and without masks, so that both give the same words.
     grid = aggregation if isinstance(aggregation, SecureAggregation) else _automatic_grid()
     if release is not None:
-        plan = _clipped_plan(job, module, grid, release)
+        plan = _clipped_plan(job, grid, release)
     elif shared is not None:
-        plan = _gradient_plan(job, prepared, module, grid, shared)
+        plan = _gradient_plan(job, grid, shared)
     else:
-        plan = _update_plan(job, module, grid)
+        plan = _update_plan(job, grid)
     plan.layout.check(clients, plan.server_noise_stddev + plan.noise_stddev * math.sqrt(clients))
     return _with_roster(job, plan, grid) if aggregation.secure else plan
 
 
-def check_sums(job: Job) -> None:
+def _check_sums(job: Job) -> None:
     """Refuse what a sum cannot give: comparing updates, another server step, fewer than three parties."""
     setup = job.setup
     least = setup.aggregation.survivors_for(setup.num_clients)
@@ -115,35 +105,33 @@ def _automatic_grid() -> SecureAggregation:
     )
 
 
-def _gradient_plan(
-    job: Job, prepared: Prepared, module: nn.Module, grid: SecureAggregation, shared: SharedNoise
-) -> SumPlan:
+def _gradient_plan(job: Job, grid: SecureAggregation, shared: SharedNoise) -> SumPlan:
     step = job.plan.clients[0].step
     assert step is not None
-    h = shared.contributors
-    dimension = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    bound = step.clip_norm * (max(prepared.num_records()) + 1)  # no client's sum is larger, so nothing saturates
+    h, dimension = shared.contributors, job.layout.size
+    most = max(client.num_records for client in job.plan.clients)
+    bound = step.clip_norm * (most + 1)  # no client's sum is larger, so nothing saturates
     scale = grid.scale_for(job.setup.num_clients, bound, step.noise_stddev / math.sqrt(h))
-    sensitivity = step.clip_norm * (1 + float32_slack(max(prepared.num_records())))
+    sensitivity = step.clip_norm * (1 + float32_slack(most))
     noise = client_noise_stddev(step.noise_multiplier, sensitivity, scale, dimension, h)
     _check_gap(job, scale, noise, h, dimension)
     return SumPlan("gradient", Layout(dimension, scale, bound), noise)
 
 
-def _update_plan(job: Job, module: nn.Module, grid: SecureAggregation) -> SumPlan:
+def _update_plan(job: Job, grid: SecureAggregation) -> SumPlan:
     clients = job.setup.num_clients
-    dimension = sum(tensor.numel() for tensor in shared_state(job, module).values())
+    dimension = job.layout.size * (1 + job.setup.trainer.share_momentum)
     scale = grid.scale_for(clients, grid.update_bound, 0.0)
     weight = ScalarField(WEIGHT, largest_scale(clients, 1.0, 0.0), 1.0)
     return SumPlan("update", Layout(dimension, scale, grid.update_bound, (weight,)))
 
 
-def _clipped_plan(job: Job, module: nn.Module, grid: SecureAggregation, release: ClientRelease) -> SumPlan:
+def _clipped_plan(job: Job, grid: SecureAggregation, release: ClientRelease) -> SumPlan:
     """Updates in units of the round's clip norm, so that grid, bound and noise stay while the clip norm moves."""
     clients, shared = job.setup.num_clients, job.plan.shared_noise
     h = shared.contributors if shared else 1
     z = release.update_noise_multiplier
-    dimension = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    dimension = job.layout.size
     scale = grid.scale_for(clients, 1.0, z / math.sqrt(h))
     noise = client_noise_stddev(z, 1.0, scale, dimension, h)
     fields: tuple[ScalarField, ...] = ()
@@ -194,8 +182,8 @@ def _released(job: Job) -> SampledGaussian | None:
 
 def aggregation_result(job: Job) -> AggregationResult:
     """How this job's updates are summed, for statement and result."""
-    roster = job.sums.roster if isinstance(job.sums, SumPlan) else None
-    if roster is None or not isinstance(job.sums, SumPlan):
+    roster = job.sums.roster if job.sums else None
+    if roster is None or job.sums is None:
         return AggregationResult(secure=False)
     return AggregationResult(
         secure=True,
@@ -217,37 +205,31 @@ def alone(setup: Setup) -> Setup:
     return replace(setup, aggregation=PlainAggregation(minimum_survivors=None), privacy=privacy)
 
 
-def shared_state(job: Job, module: nn.Module) -> State:
-    """What an update consists of, at zero: the trained parameters and the momentum where it is shared."""
-    trainer = job.setup.trainer
-    state = {name: torch.zeros_like(p, device="cpu") for name, p in module.named_parameters() if p.requires_grad}
-    if trainer.share_momentum:
-        state |= {MOMENTUM + name: value.clone() for name, value in state.items()}
-    return state
+def sum_plan(job: Job) -> SumPlan:
+    """The job's sums; a job without them never gets a message that asks for one."""
+    assert job.sums is not None
+    return job.sums
 
 
-def sent_state(job: Job, module: nn.Module) -> State:
-    """What clients get as the round's model, at zero: a step of the server's keeps its momentum to itself."""
-    state = shared_state(job, module)
-    by_server = isinstance(job.sums, SumPlan) and job.sums.kind == "gradient"
-    return parameters_of(state) if by_server else state
+def attempts_of(job: Job) -> int:
+    """How often a round may be tried."""
+    return int(getattr(job.setup.aggregation, "max_attempts", 1))
 
 
-def flatten(tensors: Sequence[torch.Tensor]) -> np.ndarray:
-    """All values in one ``float64 [dimension]`` vector, in the given order."""
-    return torch.cat([tensor.detach().reshape(-1).double().cpu() for tensor in tensors]).numpy()
+def ledger_entry(job: Job, position: Position) -> int:
+    """Under which number an attempt at a round is entered where every attempt is a release of its own.
+
+    No two attempts of the plan have one number; raises PrivacyError for what is not in the plan.
+    """
+    rounds, attempts = job.setup.federation.num_rounds, attempts_of(job)
+    if not (1 <= position.round <= rounds and 0 <= position.attempt < attempts):
+        raise PrivacyError(
+            f"round {position.round}, attempt {position.attempt}: accepted are rounds 1 to {rounds} and "
+            f"attempts 0 to {attempts - 1}"
+        )
+    return (position.round - 1) * attempts + position.attempt
 
 
-def unflatten(vector: np.ndarray, like: State) -> State:
-    """A vector back in the shapes and types of ``like``, in its order."""
-    result, start = {}, 0
-    for name, tensor in like.items():
-        part = torch.from_numpy(vector[start : start + tensor.numel()].copy())
-        result[name] = part.reshape(tensor.shape).to(tensor.dtype)
-        start += tensor.numel()
-    return result
-
-
-def with_sums(job: Job, prepared: Prepared) -> Job:
-    """The job with its sums worked out, ready for clients and server."""
-    return replace(job, sums=make_sum_plan(job, prepared))
+def noise_stream(job: Job, prepared: Prepared, who: Key, position: Position, *added_to: Key) -> NoiseStream:
+    """The noise of one client, or of the server, for one attempt and for what it is added to: a stream used once."""
+    return NoiseStream(secret_key(job, prepared, "noise", who, *position, *added_to))

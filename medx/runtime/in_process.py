@@ -14,10 +14,8 @@ from annotated_types import Ge
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
-from medx.runtime.base import quiet_flower
+from medx.federation.flower import become_a_server, empty_run, name_message, quiet_flower
 from medx.schema import component
 
 log = logging.getLogger(__name__)
@@ -92,11 +90,10 @@ class InProcessGrid(Grid):
     """Flower's Grid without a network. A client sees a copy of its message, so none can change another's."""
 
     def __init__(self, app: ClientApp, num_clients: int, turns: Turns) -> None:
-        # TaskIdentity is what Message() reads its sender from; Flower's own runtimes set it the same way.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        become_a_server()
         self._app = app
         self._turns = turns
-        self._run = Run.create_empty(1)
+        self._run = empty_run()
         self._contexts = {
             index + 2: Context(
                 run_id=1,
@@ -109,12 +106,12 @@ class InProcessGrid(Grid):
         }
         self._replies: dict[str, Message] = {}
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: Any) -> None:
         """Replace the run."""
         self._run = run
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Any:
         """The run."""
         return self._run
 
@@ -159,7 +156,7 @@ class InProcessGrid(Grid):
         """The client's reply and the seconds of CPU that it took."""
         started = time.thread_time()
         request = Message(copy_of(message.content), message.metadata.dst_node_id, message.metadata.message_type)
-        request.metadata.__dict__["_message_id"] = identifier
+        name_message(request, identifier)
         try:
             reply = self._app(request, self._contexts[message.metadata.dst_node_id])
         except Exception as error:

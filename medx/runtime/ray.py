@@ -14,8 +14,8 @@ from flwr.app.typing import ConfigRecordValues
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from medx.federation.flower import quiet_flower
 from medx.preparing import say
-from medx.runtime.base import quiet_flower
 from medx.schema import ConfigError, component
 
 BackendConfig = dict[str, dict[str, ConfigRecordValues]]

@@ -1,6 +1,7 @@
 """One client's local work in one round: private steps from a given state, and the state they end in."""
 
-from time import perf_counter
+import math
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -12,15 +13,23 @@ from medx.model.base import Objective
 from medx.privacy.base import ClientPlan
 from medx.schema import ConfigError, PrivacyError, component
 from medx.trainer.augmentation import AugmentationName, RandomViews
-from medx.trainer.base import ClientUpdate
+from medx.trainer.batches import MicroBatches, poisson_batches
 from medx.trainer.gradients import GradientModeName, build_mode
 from medx.trainer.gradients.record_loss import Loss, NonFiniteGradientError, RecordLoss, refuse_non_finite
-from medx.trainer.micro_batches import MicroBatches
-from medx.trainer.sampling import poisson_batches
-from medx.trainer.schedule import ScheduleName, learning_rate_factor
+from medx.trainer.state import ModelState, trained_parameters
 
-MOMENTUM = "momentum/"
-State = dict[str, torch.Tensor]
+ScheduleName = Literal["constant", "cosine", "linear"]
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """One client's answer to one round; nothing else that depends on records leaves a client.
+
+    ``finite`` is false where the client must abstain: then ``state`` is what it was given.
+    """
+
+    state: ModelState
+    finite: bool = True
 
 
 @component("trainer/local_training")
@@ -31,9 +40,9 @@ class Trainer:
     ``learning_rate`` None means ``min(max_learning_rate, learning_rate_noise * B / noise_multiplier)``, with B the
     expected batch of all clients: the noise of a step is then the same at every epsilon and number of records.
     ``momentum`` is beta_1 for adam. ``class_weights`` are public and multiply each record's own loss. ``ema_decay``
-    is for the server: see ``averaging.average``.
+    is for the server, which averages the models of all rounds (Polyak and Juditsky 1992).
     ``augmentation_multiplicity`` views of a record make one gradient, which is clipped (``augmentation.RandomViews``).
-    ``schedule`` and ``warmup_steps`` move the rate over the steps of the whole run (``schedule.py``).
+    ``schedule`` and ``warmup_steps`` move the rate over the steps of the whole run (``learning_rate_factor``).
     """
 
     local_steps: Annotated[int, Ge(1)]
@@ -113,13 +122,6 @@ class Trainer:
         if self.class_weights is not None and len(self.class_weights) != num_classes:
             raise ConfigError(f"trainer.class_weights={list(self.class_weights)}: takes {num_classes} weights, or null")
 
-    def initial_state(self, module: nn.Module) -> State:
-        """The state of round zero: trained parameters by name, and zero ``momentum/<name>`` where it is shared."""
-        state = {name: p.detach().cpu().clone() for name, p in _trained(module)}
-        if self.share_momentum:
-            state |= {MOMENTUM + name: torch.zeros_like(value) for name, value in state.items()}
-        return state
-
     def train(
         self,
         module: nn.Module,
@@ -128,7 +130,7 @@ class Trainer:
         labels: torch.Tensor,
         *,
         plan: ClientPlan,
-        state: State,
+        state: ModelState,
         sample_generator: torch.Generator,
         noise_stream: NoiseStream,
         device: torch.device,
@@ -145,7 +147,6 @@ class Trainer:
         # Not at the top: lightning takes seconds to import, and a wrong configuration is refused without it.
         from medx.trainer.module import ClassificationModule
 
-        started = perf_counter()
         record_loss = self._prepare(module, objective, state, device)
         step = plan.step
         local = ClassificationModule(
@@ -161,16 +162,15 @@ class Trainer:
             views=self._views(view_generator),
         )
         inputs, labels = inputs.to(device), labels.to(device)
-        done = 0
+        batches = poisson_batches(len(labels), _probability(plan), plan.steps_per_round, sample_generator)
         try:
-            for rows in poisson_batches(len(labels), _probability(plan), plan.steps_per_round, sample_generator):
-                self._set_rate(local.optimizer, first_step + done, plan)
+            for number, rows in enumerate(batches, start=first_step):
+                self._set_rate(local.optimizer, number, plan)
                 local.take_step(*_select(inputs, labels, rows))
-                done += 1
             refuse_non_finite(record_loss.parameters())
         except NonFiniteGradientError:
-            return ClientUpdate(dict(state), done, finite=False, seconds={"train": perf_counter() - started})
-        return ClientUpdate(self._state(module, local.optimizer), done, seconds={"train": perf_counter() - started})
+            return ClientUpdate(state, finite=False)
+        return ClientUpdate(self._state(module, local.optimizer, state))
 
     def clipped_gradient(
         self,
@@ -180,7 +180,7 @@ class Trainer:
         labels: torch.Tensor,
         *,
         plan: ClientPlan,
-        state: State,
+        state: ModelState,
         sample_generator: torch.Generator,
         device: torch.device,
         view_generator: torch.Generator | None = None,
@@ -199,15 +199,13 @@ class Trainer:
         refuse_non_finite(sums)
         return sums
 
-    def _prepare(self, module: nn.Module, objective: Objective, state: State, device: torch.device) -> RecordLoss:
+    def _prepare(self, module: nn.Module, objective: Objective, state: ModelState, device: torch.device) -> RecordLoss:
         refuse_batch_statistics(module)
         exact_products()
         if any(parameter.device != device for parameter in module.parameters()):
             module.to(device)
         module.train()
-        with torch.no_grad():
-            for name, parameter in _trained(module):
-                parameter.copy_(state[name])
+        state.load_into(module)
         loss = weighted(objective.loss, self.class_weights, device)
         return RecordLoss(module, loss, self.precision == "bf16", self.augmentation_multiplicity)
 
@@ -222,24 +220,38 @@ class Trainer:
             group["lr"] = self.rate_at(step, plan)
 
     def _optimizer(
-        self, parameters: list[nn.Parameter], module: nn.Module, state: State, plan: ClientPlan
+        self, parameters: list[nn.Parameter], module: nn.Module, state: ModelState, plan: ClientPlan
     ) -> torch.optim.Optimizer:
         rate = self.learning_rate_for(plan)
         if self.optimizer == "adam":
             return torch.optim.Adam(parameters, lr=rate, betas=(self.momentum, 0.999), weight_decay=self.weight_decay)
         optimizer = torch.optim.SGD(parameters, lr=rate, momentum=self.momentum, weight_decay=self.weight_decay)
         if self.share_momentum:
-            for name, parameter in _trained(module):
-                buffer = state[MOMENTUM + name].to(parameter.device, copy=True)
-                optimizer.state[parameter]["momentum_buffer"] = buffer
+            momentum = state.momentum_tensors()
+            for name, parameter in trained_parameters(module):
+                optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(parameter.device)
         return optimizer
 
-    def _state(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-        state = {name: p.detach().cpu().clone() for name, p in _trained(module)}
-        if self.share_momentum:
-            for name, parameter in _trained(module):
-                state[MOMENTUM + name] = optimizer.state[parameter]["momentum_buffer"].cpu()
-        return state
+    def _state(self, module: nn.Module, optimizer: torch.optim.Optimizer, start: ModelState) -> ModelState:
+        trained, layout = dict(trained_parameters(module)), start.layout
+        if not self.share_momentum:
+            return ModelState(layout, layout.join(trained))
+        momentum = {name: optimizer.state[parameter]["momentum_buffer"] for name, parameter in trained.items()}
+        return ModelState(layout, layout.join(trained), layout.join(momentum))
+
+
+def learning_rate_factor(schedule: ScheduleName, step: int, total_steps: int, warmup_steps: int) -> float:
+    """What the rate of ``step`` (from 0 to ``total_steps`` - 1) is multiplied by, 0 < factor <= 1.
+
+    It rises linearly over ``warmup_steps`` (Goyal et al. 2017), then stays, or falls linearly or along half a
+    cosine towards 0 at ``total_steps`` (Loshchilov and Hutter 2017, without restarts).
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / (total_steps - warmup_steps)
+    return 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
 
 
 def weighted(loss: Loss, class_weights: tuple[float, ...] | None, device: torch.device) -> Loss:
@@ -276,7 +288,3 @@ def _select(inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> t
     if len(rows) == len(labels):
         return inputs, labels
     return inputs[rows.to(inputs.device)], labels[rows.to(labels.device)]
-
-
-def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]

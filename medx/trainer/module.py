@@ -11,9 +11,9 @@ from torch import nn
 from medx.aggregation.integer_noise import NoiseStream
 from medx.privacy.base import SampledGaussian
 from medx.trainer.augmentation import RandomViews
+from medx.trainer.batches import MicroBatches
 from medx.trainer.gradients import GradientModeName, build_mode
 from medx.trainer.gradients.record_loss import RecordLoss, refuse_non_finite
-from medx.trainer.micro_batches import MicroBatches
 from medx.trainer.release import GaussianRelease
 
 

@@ -34,8 +34,8 @@ def figures(ran: Ran) -> dict[str, Any]:
 def noise_of_any_machine() -> Iterator[None]:
     """Draws that depend neither on versions and instructions nor on a model's last bits, which they move."""
     with (
-        patch("medx.federation.local_client.hash_of", lambda arrays: b"any model"),
-        patch("medx.federation.job._computed_by", lambda device: ("any machine",)),
+        patch("medx.trainer.state.ModelState.hash", lambda state, clip_norm=None: b"any model"),
+        patch("medx.federation.setup._computed_by", lambda device: ("any machine",)),
     ):
         yield
 

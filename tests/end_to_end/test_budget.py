@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ArrayRecord
 
-import medx.federation.client
-from medx.aggregation.messages import model_hash
+from medx.federation.hospital import Hospital
+from medx.trainer.state import ModelState
 from tests.program import call
 
 
@@ -33,17 +32,17 @@ def test_another_test_image_is_no_new_budget(tmp_path: Path) -> None:
 def test_every_model_that_a_hospital_answers_is_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run twice on one ledger, the second time with a hospital that fails: from then on models differ."""
     seen: dict[int, set[tuple[int, bytes]]] = defaultdict(set)
-    train = medx.federation.client.train_locally
+    train = Hospital.train
     failing = False
 
-    def watched(job: Any, client: int, arrays: ArrayRecord, number: int, *rest: Any) -> Any:
-        if failing and (client, number) == (1, 1):
+    def watched(hospital: Hospital, state: ModelState, number: int) -> Any:
+        if failing and (hospital.client, number) == (1, 1):
             raise RuntimeError("no power")
-        update = train(job, client, arrays, number, *rest)
-        seen[client].add((number, model_hash((name, array.numpy()) for name, array in arrays.items())))
+        update = train(hospital, state, number)
+        seen[hospital.client].add((number, state.hash()))
         return update
 
-    monkeypatch.setattr(medx.federation.client, "train_locally", watched)
+    monkeypatch.setattr(Hospital, "train", watched)
     ledger = tmp_path / "ledger"
     for failing in (False, True):
         call(tmp_path / str(failing), f"privacy.ledger={ledger}", "federation.num_rounds=2")

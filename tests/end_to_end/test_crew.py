@@ -13,9 +13,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import medx.federation.client
 from medx.crew import Crew, jobs_at_once
-from medx.federation.payload import State
+from medx.federation.hospital import Hospital
 from medx.results import ExperimentResult
 from medx.schema import ConfigError
 from medx.sweep_checks import refuse_jobs
@@ -87,14 +86,14 @@ def test_jobs_side_by_side_end_as_one_after_another_would(tmp_path: Path, monkey
 
 def fault_of_seed(monkeypatch: pytest.MonkeyPatch, seed: int, fault: Any) -> None:
     """Call ``fault`` when client 1 of the run with this seed begins round 2."""
-    train = medx.federation.client.train_locally
+    train = Hospital.train
 
-    def faulty(job: Any, client: int, arrays: Any, server_round: int, mu: float) -> Any:
-        if (job.setup.seed, client, server_round) == (seed, 1, 2):
+    def faulty(hospital: Hospital, state: Any, number: int) -> Any:
+        if (hospital.job.setup.seed, hospital.client, number) == (seed, 1, 2):
             fault()
-        return train(job, client, arrays, server_round, mu)
+        return train(hospital, state, number)
 
-    monkeypatch.setattr(medx.federation.client, "train_locally", faulty)
+    monkeypatch.setattr(Hospital, "train", faulty)
 
 
 def test_a_job_whose_process_is_killed_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +139,7 @@ def test_what_the_parent_meets_itself_is_no_success(tmp_path: Path, monkeypatch:
 
 
 def test_an_unforeseen_error_is_kept_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: object) -> State:
+    def broken(*arguments: object) -> None:
         raise ZeroDivisionError("a fault of the program")
 
     monkeypatch.setattr("medx.federation.server.round_metrics", broken)

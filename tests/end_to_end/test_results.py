@@ -100,7 +100,7 @@ STRONG = {
 
 
 def final_state(ran: Ran) -> dict[str, torch.Tensor]:
-    return load_checkpoint(ran.folder / "checkpoints")[0].state
+    return load_checkpoint(ran.folder / "checkpoints").state.tensors()
 
 
 @pytest.fixture(scope="module")

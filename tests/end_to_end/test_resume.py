@@ -15,18 +15,18 @@ from tests.program import TINY, Ran, call
 
 SIGNALLED = """
 import os, sys
-import medx.federation.client as client
+from medx.federation.hospital import Hospital
 
 kind, when = int(sys.argv.pop()), int(sys.argv.pop())
-train = client.train_locally
+train = Hospital.train
 
-def signalled(job, index, arrays, number, mu):
-    update = train(job, index, arrays, number, mu)
-    if (number, index) == (when, 1):
+def signalled(hospital, state, number):
+    update = train(hospital, state, number)
+    if (number, hospital.client) == (when, 1):
         os.kill(os.getpid(), kind)
     return update
 
-client.train_locally = signalled
+Hospital.train = signalled
 import medx.run
 
 medx.run.main()

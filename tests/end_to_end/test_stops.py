@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-import medx.federation.client
 import medx.model.storage
 from medx.federation.checkpoint import checkpoints, load_checkpoint
-from medx.federation.job import Prepared
+from medx.federation.hospital import Hospital, Hospitals
+from medx.federation.setup import Prepared
 from medx.model.storage import read_tensors
 from tests.program import Ran, call
 
@@ -21,21 +21,21 @@ Fault = Callable[[int, int], None]
 
 def inject(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
     """Call ``fault(client, round)`` where a client begins its local training."""
-    train = medx.federation.client.train_locally
+    train = Hospital.train
 
-    def faulty(job: Any, client: int, arrays: Any, server_round: int, mu: float) -> Any:
-        fault(client, server_round)
-        return train(job, client, arrays, server_round, mu)
+    def faulty(hospital: Hospital, state: Any, number: int) -> Any:
+        fault(hospital.client, number)
+        return train(hospital, state, number)
 
-    monkeypatch.setattr(medx.federation.client, "train_locally", faulty)
+    monkeypatch.setattr(Hospital, "train", faulty)
 
 
 def assert_model_is_that_of(ran: Ran, number: int) -> None:
     """The exported model is the average at this round, and the newest checkpoint is the round's."""
-    state, _ = load_checkpoint(ran.folder / "checkpoints")
+    state = load_checkpoint(ran.folder / "checkpoints")
     assert state.round == number
     exported, _ = read_tensors(ran.folder / "model.safetensors")
-    for name, tensor in state.average.items():
+    for name, tensor in state.average.tensors().items():
         assert torch.equal(exported[f"head.{name}"], tensor)
 
 
@@ -70,10 +70,10 @@ def test_too_few_clients_abort_and_leave_the_model(tmp_path: Path, monkeypatch: 
 
 
 def test_no_client_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(job: object, client: int) -> None:
+    def broken(hospitals: object, client: int) -> None:
         raise RuntimeError("no data here")
 
-    monkeypatch.setattr(medx.federation.client, "local_client", broken)
+    monkeypatch.setattr(Hospitals, "hospital", broken)
     ran = call(tmp_path)
     assert ran.code == 1
     assert ran.result.status == "aborted"

@@ -10,7 +10,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
 
-import medx.federation.client
+from medx.federation.hospital import Hospital
 from medx.outcomes import exit_code, record_failure, show
 from medx.results import ExperimentResult
 from medx.run import dismiss_workers
@@ -145,14 +145,14 @@ def test_seeds_of_a_sweep_do_not_leak_into_each_other(tmp_path: Path) -> None:
 
 def stop_in(monkeypatch: pytest.MonkeyPatch, seed: int, fault: type[BaseException]) -> None:
     """Raise where hospital 1 begins round 2 of the run with this seed."""
-    train = medx.federation.client.train_locally
+    train = Hospital.train
 
-    def faulty(job: Any, client: int, arrays: Any, number: int, mu: float) -> Any:
-        if (job.setup.seed, client, number) == (seed, 1, 2):
+    def faulty(hospital: Hospital, state: Any, number: int) -> Any:
+        if (hospital.job.setup.seed, hospital.client, number) == (seed, 1, 2):
             raise fault
-        return train(job, client, arrays, number, mu)
+        return train(hospital, state, number)
 
-    monkeypatch.setattr(medx.federation.client, "train_locally", faulty)
+    monkeypatch.setattr(Hospital, "train", faulty)
 
 
 def test_a_sweep_that_was_stopped_goes_on_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,16 +19,16 @@ from medx.aggregation.plain import PlainAggregation
 from medx.aggregation.secure import SecureAggregation
 from medx.dataset import DataSplits, InputSpec, Split
 from medx.dataset.base import content_hash
-from medx.federation.client import client_app
-from medx.federation.job import Job, Setup, make_job, prepare
-from medx.federation.local_client import forget
-from medx.federation.payload import parameters_of, to_record
+from medx.federation.hospital import Hospitals
+from medx.federation.hospital_app import client_app
+from medx.federation.hospital_sums import words_of
 from medx.federation.server import Server
-from medx.federation.sum_client import CLIP, Position, words_of
-from medx.federation.sums import with_sums
+from medx.federation.setup import Job, Prepared, Setup, make_job, prepare
+from medx.federation.sums import CLIP, Position, with_sums
 from medx.model.network import WholeNetwork
 from medx.partition.iid import Iid
 from medx.runtime.in_process import InProcessGrid, Turns
+from medx.trainer.state import ModelState
 
 CONF = Path(__file__).parents[2] / "conf"
 SIZE = 4
@@ -130,8 +130,28 @@ def make(
         data_key=f"{dataset}-{clients}-{seed}",
         draw_key=draw_key,
     )
-    prepared = prepare(setup)
-    return with_sums(make_job(setup, prepared, folder.as_posix(), folder), prepared)
+    return with_sums(make_job(setup, prepare(setup), folder.as_posix(), folder))
+
+
+SITES: dict[str, Hospitals] = {}
+
+
+def site_of(job: Job) -> Hospitals:
+    """The hospitals of a job in these tests, until they are forgotten."""
+    if job.run_id not in SITES or SITES[job.run_id].job is not job:
+        forget(job)
+        SITES[job.run_id] = Hospitals(job, prepare(job.setup))
+    return SITES[job.run_id]
+
+
+def forget(job: Job) -> None:
+    """Close what the job's hospitals keep."""
+    if site := SITES.pop(job.run_id, None):
+        site.close()
+
+
+def prepared_of(job: Job) -> Prepared:
+    return site_of(job).prepared
 
 
 Lost = Callable[[str, int, Position], bool]
@@ -141,7 +161,7 @@ class LossyGrid(InProcessGrid):
     """Loses the requests that ``lost(stage, client, position)`` names, or the replies that ``mute`` names."""
 
     def __init__(self, job: Job, turns: Turns, lost: Lost, mute: Lost) -> None:
-        super().__init__(client_app(job), job.setup.num_clients, turns)
+        super().__init__(client_app(site_of(job)), job.setup.num_clients, turns)
         self.lost, self.mute = lost, mute
         self.seen: list[tuple[str, int, Message]] = []
         self.rewrite: Callable[[str, int, Message], Message] = lambda stage, client, message: message
@@ -183,7 +203,7 @@ def grid_of(job: Job, lost: Lost = never, mute: Lost = never) -> Iterator[LossyG
 
 
 def server_of(job: Job) -> Server:
-    return Server(job, prepare(job.setup), {}, lambda record: None, None)
+    return Server(site_of(job), lambda record: None, None)
 
 
 def run(job: Job, lost: Lost = never, mute: Lost = never) -> list[Any]:
@@ -195,17 +215,18 @@ def run(job: Job, lost: Lost = never, mute: Lost = never) -> list[Any]:
     return states
 
 
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    """Bit by bit."""
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+def same(first: Any, second: Any) -> bool:
+    """Bit by bit, of models or of tensors by name."""
+    one, other = (state.tensors() if isinstance(state, ModelState) else state for state in (first, second))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def arrays_of(job: Job) -> Any:
+def model_of(job: Job) -> ModelState:
     """The initial model as clients receive it: a server that takes the step keeps its momentum to itself."""
     state = server_of(job).initial_state().state
-    return to_record(parameters_of(state) if job.sums is not None and job.sums.kind == "gradient" else state)
+    return state if job.sends_momentum else state.without_momentum()
 
 
 def words(job: Job, client: int, round: int, attempt: int = 0, **settings: float) -> np.ndarray:
     """One client's words at the initial model."""
-    return words_of(job, client, arrays_of(job), Position(round, attempt), settings.get(CLIP))
+    return words_of(site_of(job).hospital(client), model_of(job), Position(round, attempt), settings.get(CLIP))

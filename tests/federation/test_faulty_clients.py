@@ -11,13 +11,13 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from medx.aggregation.messages import Shares, Unmask
-from medx.federation import sum_client
-from medx.federation.job import Job
+from medx.federation import hospital_sums
+from medx.federation.hospital import Hospital
 from medx.federation.ledgers import ledger_path
+from medx.federation.plain_rounds import RoundAborted
 from medx.federation.replies import Code
-from medx.federation.rounds import RoundAborted
-from medx.federation.sum_client import STAGES, Position, ledger_entry
-from medx.federation.sums import WEIGHT
+from medx.federation.setup import Job
+from medx.federation.sums import STAGES, WEIGHT, Position, ledger_entry
 from medx.schema import LedgerError, PrivacyError
 
 from .sum_examples import LossyGrid, grid_of, make, run, same, server_of
@@ -218,15 +218,15 @@ def test_the_weight_that_a_client_puts_into_the_sum_is_not_asked(
 ) -> None:
     changes = {"privacy": "none", "rounds": 1}
     honest = run(make(tmp_path / "honest", **changes))[-1]
-    words_of, job = sum_client.words_of, make(tmp_path, **changes)
+    words_of, job = hospital_sums.words_of, make(tmp_path, **changes)
     place = job.sums.layout.dimension + [field.name for field in job.sums.layout.fields].index(WEIGHT)
 
-    def heavier(job: Job, client: int, *rest: Any) -> np.ndarray:
-        words = words_of(job, client, *rest)
-        words[place] += (client == LIAR) * np.uint32(1 << 25)
+    def heavier(hospital: Hospital, *rest: Any) -> np.ndarray:
+        words = words_of(hospital, *rest)
+        words[place] += (hospital.client == LIAR) * np.uint32(1 << 25)
         return words
 
-    monkeypatch.setattr(sum_client, "words_of", heavier)
+    monkeypatch.setattr(hospital_sums, "words_of", heavier)
     assert same(run(job)[-1].state, honest.state)
 
 

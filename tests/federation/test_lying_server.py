@@ -10,14 +10,16 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from medx.aggregation import messages
+from medx.federation.exchange import Summed, secure_sum
+from medx.federation.flower import from_record, to_array, to_record
+from medx.federation.hospital_sums import allowed_clip_norm, words_of
 from medx.federation.ledgers import ledger_path, recorded_steps
-from medx.federation.local_client import forget
-from medx.federation.payload import from_record, to_record
-from medx.federation.rounds import RoundAborted
-from medx.federation.sum_client import CLIP, STAGES, AbstainedError, allowed_clip_norm, hash_of, words_of
-from medx.federation.sum_exchange import Summed, secure_sum
+from medx.federation.plain_rounds import RoundAborted
+from medx.federation.replies import AbstainedError
+from medx.federation.sums import CLIP, STAGES
 from medx.schema import LedgerError, MedxError, PrivacyError
-from tests.federation.sum_examples import Position, arrays_of, grid_of, make, run, same, words
+from medx.trainer.state import ModelState
+from tests.federation.sum_examples import Position, forget, grid_of, make, model_of, run, same, site_of, words
 from tests.federation.test_sums import at_round_one, ledger_rows
 
 TYPES = ("train", "train.sum", *(f"train.{stage}" for stage in STAGES), "train.other", "evaluate", "query.other")
@@ -52,14 +54,14 @@ def job_of(folder, privacy, secure, **changes):
 
 def honest(job, position=Position(1, 0)):  # noqa: B008
     """What a server that follows the plan sends first, to whatever way of answering."""
-    arrays = arrays_of(job)
+    state = model_of(job)
     roster = job.sums.roster if job.sums else None
     begin = b""
     if roster is not None:
-        start = hash_of(arrays, 1.0 if job.sums.kind == "clipped_update" else None)
+        start = state.hash(1.0 if job.sums.kind == "clipped_update" else None)
         begin = messages.Begin(position.round - 1, position.attempt, roster.digest, start).to_bytes()
     config = {"data": begin, "position": list(position), "server-round": position.round, CLIP: 1.0, "proximal-mu": 0.0}
-    return RecordDict({"arrays": arrays, "config": ConfigRecord(config)})
+    return RecordDict({"arrays": to_record(state), "config": ConfigRecord(config)})
 
 
 def told(grid, content, kind, client=1):
@@ -109,28 +111,45 @@ def test_another_setting_is_refused_and_a_pull_ignored(tmp_path, privacy, secure
         for name, value in (("proximal-mu", 1e4), ("local-steps", 9), ("clip_norm", 1e9), *((n, -3) for n in OTHER)):
             if name not in relevant:
                 pulled["config"][name] = value
-        assert same_content(told(grid, pulled, kind).content, right)
+        assert same_content(job, told(grid, pulled, kind).content, right)
 
 
-def same_content(one, other):
+def same_content(job, one, other):
     """The same tensors and the same protocol bytes."""
     if "reply" in one:
         return dict(one["reply"]) == dict(other["reply"])
-    return same(from_record(one["arrays"]), from_record(other["arrays"]))
+    models = (from_record(each["arrays"], job.layout, momentum=job.sends_momentum) for each in (one, other))
+    return same(*models)
 
 
 def other_models(job):
-    """Messages whose model is not the one that is configured: one more, less, of another shape or type, or none."""
-    state = from_record(arrays_of(job))
-    name = next(iter(state))
+    """Messages whose model is not the one that is configured: one more, less, of another shape or type, or none.
+
+    And one of as many numbers, whose names or shapes are others.
+    """
+    state = model_of(job)
+    tensors = state.parameter_tensors()
+    name, other = tensors
     for changed in (
-        state | {"more": state[name]},
-        {key: value for key, value in state.items() if key != name},
-        state | {name: state[name][..., :-1].clone()},
-        state | {name: state[name].double()},
+        tensors | {"more": tensors[name]},
+        {other: tensors[other]},
+        tensors | {name: tensors[name][..., :-1].clone()},
+        {key: value.double() for key, value in tensors.items()},
+        tensors | {name: tensors[name].flatten()},
+        {"renamed": tensors[name], other: tensors[other]},
     ):
         content = honest(job)
-        content["arrays"] = to_record(changed)
+        momentum = {f"momentum/{key}": value for key, value in changed.items()} if job.sends_momentum else {}
+        content["arrays"] = to_record(ModelState.of_tensors(changed | momentum))
+        yield content
+    right = to_record(state)
+    for changed in (
+        dict(right) | {"more": to_array(state.parameters)},
+        dict(list(right.items())[1:]),
+        dict(right) | {next(iter(right)): to_array(state.parameters.astype("f8"))},
+    ):
+        content = honest(job)
+        content["arrays"] = ArrayRecord(changed)
         yield content
     content = honest(job)
     content["arrays"] = ArrayRecord()
@@ -230,7 +249,8 @@ def test_settings_beside_the_protocol_move_no_word(tmp_path, privacy):
         for name, value in (more | ({} if stage == "keys" else {CLIP: 1e-9, "position": [3, 2]})).items():
             message.content["config"][name] = value
         if stage != "keys":
-            message.content["arrays"] = to_record({n: t + 1 for n, t in from_record(arrays_of(job)).items()})
+            state = model_of(job)
+            message.content["arrays"] = to_record(replace(state, parameters=state.parameters + 1))
         return message
 
     with grid_of(job) as grid:
@@ -249,9 +269,8 @@ def test_two_clip_norms_in_one_round_end_before_any_words(tmp_path):
         if stage == "keys" and client == 2:  # both are what the configured rule could have reached by round 20
             config = message.content["config"]
             config[CLIP] = 0.5
-            arrays = message.content["arrays"]
             begin = messages.Begin.from_bytes(config["data"], "server")
-            config["data"] = replace(begin, model_hash=hash_of(arrays, 0.5)).to_bytes()
+            config["data"] = replace(begin, model_hash=model_of(job).hash(0.5)).to_bytes()
         return message
 
     with grid_of(job) as grid:
@@ -307,7 +326,7 @@ def test_each_client_charges_itself_under_central_dp_and_stops_at_its_reservatio
     assert not ledger_path(job, 0).with_name("server.sqlite").exists()
     assert recorded_steps(job, dict.fromkeys(range(3), 3)) == dict.fromkeys(range(3), 3)
     with pytest.raises(LedgerError):
-        words_of(job, 0, arrays_of(job), Position(3, 0), 1.0)
+        words_of(site_of(job).hospital(0), model_of(job), Position(3, 0), 1.0)
     forget(job)
 
 

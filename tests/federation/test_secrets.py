@@ -9,11 +9,9 @@ from medx.aggregation.integer_noise import NoiseStream
 from medx.aggregation.messages import Unmask
 from medx.aggregation.roster import simulated_roster
 from medx.aggregation.server import SecureServer
-from medx.federation.job import prepare
-from medx.federation.local_client import forget, local_client
 from tests.aggregation.conftest import MODEL, Script, parameters
 
-from .sum_examples import DIMENSION, make
+from .sum_examples import DIMENSION, forget, make, site_of
 
 SEED = 918_273_645
 
@@ -60,12 +58,13 @@ def test_no_stage_of_the_protocol_shows_a_secret() -> None:
 
 def test_no_part_of_a_job_shows_an_identity_a_seed_or_a_record(tmp_path: Path) -> None:
     job = make(tmp_path, seed=SEED)
-    prepared, local = prepare(job.setup), local_client(job, 0)
-    objects = (job, job.setup, job.plan, job.sums, prepared, local)
+    site = site_of(job)
+    local = site.hospital(0)
+    objects = (job, job.setup, job.plan, job.sums, site, site.prepared, local)
     try:
         for identity in job.sums.identities:  # type: ignore[attr-defined]
             assert not shown(identity, *objects)
-        assert not shown(SEED, job.setup, job.plan, prepared, local)  # a roster is named by it
+        assert not shown(SEED, job.setup, job.plan, site, site.prepared, local)  # a roster is named by it
         assert not any(word in repr(thing) for thing in objects for word in ("tensor(", "array("))
     finally:
         forget(job)

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from medx.federation.fedtrimmedavg import FedTrimmedAvg
-from medx.federation.krum import Krum
+from medx.federation.strategies import FedTrimmedAvg, Krum
 from medx.schema import ConfigError
 
 CLIENTS = {"num_clients": 5, "num_rounds": 1, "fraction_clients": 1.0, "min_clients": 2, "evaluate_every": 1}

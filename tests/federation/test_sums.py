@@ -9,32 +9,31 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from medx.aggregation.client_state import ClientState, Stage
 from medx.aggregation.integer_noise import NoiseStream
 from medx.aggregation.messages import Context, Inbox, Survivors
 from medx.experiment import run_rounds
-from medx.federation import sum_client
+from medx.federation import hospital_sums
+from medx.federation.exchange import Attempt, Summed, plain_sum, secure_sum
+from medx.federation.flower import to_record
 from medx.federation.ledgers import ledger_path
-from medx.federation.local_client import local_client
-from medx.federation.payload import MOMENTUM
-from medx.federation.rounds import RoundAborted
-from medx.federation.sum_client import STAGES
-from medx.federation.sum_exchange import Attempt, Summed, plain_sum, secure_sum
+from medx.federation.plain_rounds import RoundAborted
+from medx.federation.sums import STAGES
 from medx.privacy.spending import client_epsilon
 from medx.randomness import derive_key
 from medx.schema import LedgerError, MedxError
 from tests.federation.sum_examples import (
     Pixels,
     Position,
-    arrays_of,
     grid_of,
     make,
+    model_of,
     run,
     same,
     server_of,
+    site_of,
     words,
 )
 
@@ -59,7 +58,7 @@ def summed(job, collect, lost=lambda *_: False, position=AT_ONE):
 
 def at_round_one(job, grid):
     nodes = {client: client + 2 for client in range(job.setup.num_clients)}
-    return Attempt(grid, nodes, arrays_of(job), {}, Position(1, 0), None)
+    return Attempt(grid, nodes, model_of(job), {}, Position(1, 0), None)
 
 
 def client_state(grid, client):
@@ -102,34 +101,29 @@ def test_secure_updates_follow_the_strategy(tmp_path, federation):
     changes = {"privacy": "none", "federation": federation, "rounds": 4}
     secure = run(make(tmp_path / "secure", **changes))
     plain = run(make(tmp_path / "plain", secure=False, **changes))
-    for name, value in plain[-1].state.items():
-        assert torch.allclose(secure[-1].state[name], value, atol=1e-4), name
+    assert np.allclose(secure[-1].state.flat(), plain[-1].state.flat(), atol=1e-4)
     assert secure[-1].records[-1].metrics == pytest.approx(plain[-1].records[-1].metrics, abs=1e-3)
     if federation.get("name") == "fedprox":
         without = run(make(tmp_path / "without", privacy="none", rounds=4))
-        assert not torch.allclose(without[-1].state["1.weight"], plain[-1].state["1.weight"], atol=1e-3)
+        assert not np.allclose(without[-1].state.parameters, plain[-1].state.parameters, atol=1e-3)
 
 
 def test_a_noised_step_goes_through_the_strategy(tmp_path, monkeypatch):
-    def noise(job, who, position, *added_to):
+    def noise(job, prepared, who, position, *added_to):
         return NoiseStream(derive_key(0, who, *position))  # whatever the model, whose last bits differ here
 
-    monkeypatch.setattr(sum_client, "noise_stream", noise)
+    monkeypatch.setattr(hospital_sums, "noise_stream", noise)
 
     def final(name: str, momentum: float, **federation: float):
         trainer = {"momentum": momentum}
         job = make(tmp_path / f"{name}{momentum}", trainer=trainer, federation={"name": name, **federation})
-        return run(job)[-1].state
-
-    def weights(state):
-        return {name: value for name, value in state.items() if not name.startswith(MOMENTUM)}
+        return run(job)[-1].state.parameters
 
     plain = final("fedavg", 0.9)
     # Momentum by the server's step or by the strategy is one and the same; a single step leaves nothing to pull back.
     for state in (final("fedavgm", 0.0, server_momentum=0.9), final("fedprox", 0.9, proximal_mu=1.0)):
-        for name, value in weights(plain).items():
-            assert torch.allclose(value, state[name], atol=1e-6)
-    assert not same(weights(plain), weights(final("fedadam", 0.0)))
+        assert np.allclose(plain, state, atol=1e-6)
+    assert not np.array_equal(plain, final("fedadam", 0.0))
 
 
 def test_every_drop_out_gives_the_sum_of_the_survivors(tmp_path):
@@ -209,7 +203,7 @@ def test_beyond_the_reservation_the_run_stops_as_exhausted(tmp_path):
             with grid_of(job, mute=lambda stage, _, at: stage == "masked" and at == (1, 0)) as grid:
                 serve(grid)
 
-    outcome = run_rounds(SimpleNamespace(runtime=Failing()), job, server_of(job).prepared, {}, lambda _: None)
+    outcome = run_rounds(SimpleNamespace(runtime=Failing()), site_of(job), lambda _: None)
     assert outcome.status == "budget_exhausted"
     assert "2 of the 2 reserved are spent" in outcome.error
     assert outcome.server.round == 1
@@ -222,7 +216,7 @@ def test_below_the_minimum_the_run_aborts_with_the_model_as_it_was(tmp_path):
     with grid_of(job, mute=lambda stage, client, at: stage == "masked" and at.round == 2 and client < 3) as grid:
         rounds = engine.rounds(grid, engine.initial_state())
         first = next(rounds)
-        before = {name: value.clone() for name, value in first.state.items()}
+        before = first.state.tensors()
         with pytest.raises(RoundAborted, match="round 2: 0 usable answers"):
             next(rounds)
     assert same(first.state, before)
@@ -325,7 +319,7 @@ def test_late_second_and_foreign_answers_are_dropped(tmp_path):
     job = make(tmp_path / "again", secure=False)
     with grid_of(job) as grid:
         attempt = at_round_one(job, grid)
-        late = list(grid.deliver([request(attempt.arrays, node, Position(2, 0)) for node in attempt.nodes.values()]))
+        late = list(grid.deliver([request(attempt.state, node, Position(2, 0)) for node in attempt.nodes.values()]))
         foreign = copy.deepcopy(late[0])
         foreign.metadata.__dict__["_src_node_id"] = 99
 
@@ -343,9 +337,9 @@ def test_late_second_and_foreign_answers_are_dropped(tmp_path):
     assert np.array_equal(result.total, honest.total)
 
 
-def request(arrays, node, position):
+def request(state, node, position):
     config = ConfigRecord({"data": b"", "position": list(position)})
-    return Message(RecordDict({"arrays": arrays, "config": config}), node, "train.sum")
+    return Message(RecordDict({"arrays": to_record(state), "config": config}), node, "train.sum")
 
 
 def test_a_client_that_is_not_finite_abstains_and_too_many_stop_the_run(tmp_path):
@@ -354,7 +348,7 @@ def test_a_client_that_is_not_finite_abstains_and_too_many_stop_the_run(tmp_path
     with grid_of(job) as grid:
         rounds = engine.rounds(grid, engine.initial_state())
         next(rounds)
-        local_client(job, 3).inputs[0, 0] = math.nan
+        site_of(job).hospital(3).inputs[0, 0] = math.nan
         second = next(rounds)
         assert (second.records[-1].clients, second.records[-1].abstained) == (4, 1)
         with pytest.raises(RoundAborted, match="max_abstentions=1"):

@@ -11,12 +11,11 @@ import yaml
 from scipy import stats
 
 from medx.federation.clipped_updates import drawn_clients
-from medx.federation.job import prepare
-from medx.federation.ledgers import ledger_path, ledger_run, recorded_steps, server_ledger
-from medx.federation.payload import from_record
-from medx.federation.sum_client import AbstainedError, clipped_to_unit
-from medx.federation.sum_exchange import Attempt, Summed, plain_sum, secure_sum
-from medx.federation.sum_rounds import SumRounds
+from medx.federation.exchange import Attempt, Summed, plain_sum, secure_sum
+from medx.federation.hospital_sums import clipped_to_unit
+from medx.federation.ledgers import ledger_path, recorded_steps, server_ledger
+from medx.federation.replies import AbstainedError
+from medx.federation.summed_rounds import SumRounds
 from medx.privacy.audit import recompute
 from medx.privacy.central_dp import CentralDP, update_noise_multiplier
 from medx.privacy.ledger import PrivacyLedger
@@ -26,9 +25,10 @@ from tests.federation.sum_examples import (
     CONF,
     DIMENSION,
     Position,
-    arrays_of,
     grid_of,
     make,
+    model_of,
+    prepared_of,
     run,
     same,
     server_of,
@@ -50,12 +50,12 @@ def signed(total):
 
 def sum_of(job, clients, number=1, clip_norm=CLIP):
     """The engine's sum in grid units of these clients at the initial model, with its noise."""
-    engine = SumRounds(job, server_of(job).module, None)
+    engine = SumRounds(job, prepared_of(job), None)
     result = Summed()
     with grid_of(job) as grid:
         engine.clipped.restore({})
         nodes = {client: client + 2 for client in clients}
-        attempt = Attempt(grid, nodes, arrays_of(job), {"clip-norm": clip_norm}, Position(number, 0), None)
+        attempt = Attempt(grid, nodes, model_of(job), {"clip-norm": clip_norm}, Position(number, 0), None)
         engine.collect(attempt, result)
     return signed(result.total)
 
@@ -67,7 +67,7 @@ def quiet(job):
 
 def update_of(job, client):
     """New minus old parameters of one client's local work, by a plain loop over its records."""
-    inputs, labels = prepare(job.setup).client(client)
+    inputs, labels = prepared_of(job).client(client)
     weight, bias = torch.zeros(DIMENSION - 1, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     trainer, momentum = job.setup.trainer, torch.zeros(DIMENSION, dtype=torch.float64)
     for _ in range(trainer.local_steps):
@@ -91,7 +91,7 @@ def test_the_sum_is_that_of_a_naive_loop_over_clients(tmp_path, quantile):
     small = sum(np.linalg.norm(update) <= clip_norm for update in updates)
     assert scalars == ({"small": small - 3.0} if quantile else {})
     assert np.abs(vector * clip_norm - sum(updates)).max() > 1e-2
-    engine = SumRounds(job, server_of(job).module, None)
+    engine = SumRounds(job, prepared_of(job), None)
     engine.clipped.clip_norm = clip_norm
     np.testing.assert_allclose(engine.clipped.mean(vector, scalars), expected / 6, atol=1e-5)
 
@@ -110,7 +110,7 @@ def test_one_client_moves_the_sum_by_no_more_than_the_sensitivity(tmp_path, monk
     loss = math.hypot((layout.scale + math.sqrt(DIMENSION)) / noise[1], layout.fields[0].scale / 2 / noise[1])
     assert 0.99 / release.event.noise_multiplier < loss <= 1 / release.event.noise_multiplier
     triple = lambda delta, clip_norm: (3 * delta / np.linalg.norm(delta), True)  # noqa: E731
-    monkeypatch.setattr("medx.federation.sum_client.clipped_to_unit", triple)
+    monkeypatch.setattr("medx.federation.hospital_sums.clipped_to_unit", triple)
     wide = replace(job, sums=replace(job.sums, layout=replace(layout, bound=7.0)))
     planted = sum_of(wide, range(6)) - sum_of(wide, range(1, 6))  # the planted fault: clipped too late
     assert np.linalg.norm(planted[:-1]) > 2 * layout.scale
@@ -134,7 +134,7 @@ def consistent(samples, stddev):
 def shares_of(job):
     """Sums of the fewest survivors' shares, their updates being zero."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medx.federation.sum_client._update", lambda *_: np.zeros(DIMENSION))
+        patch.setattr("medx.federation.hospital_sums._update", lambda *_: np.zeros(DIMENSION))
         contributors, rounds = range(job.plan.shared_noise.contributors), range(1, 1001)
         shares = [[words(job, client, number, **{"clip-norm": CLIP}) for number in rounds] for client in contributors]
     drawn = signed(np.array(shares).sum(axis=0, dtype=np.uint32))
@@ -144,11 +144,11 @@ def shares_of(job):
 
 def server_noise_of(job):
     """What a trusted server adds to a sum of nothing."""
-    engine = SumRounds(job, server_of(job).module, None)
+    engine = SumRounds(job, prepared_of(job), None)
     engine.clipped.restore({})
     drawn = np.zeros((1000, job.sums.layout.size), np.uint32)
     for number, total in enumerate(drawn, start=1):
-        attempt = Attempt(None, {}, {}, {}, Position(number, 0), None)
+        attempt = Attempt(None, {}, model_of(job), {}, Position(number, 0), None)
         engine.clipped.begin(attempt)
         engine.clipped.add_noise(total, attempt)
     return signed(drawn)
@@ -184,7 +184,7 @@ def test_plain_and_secure_sums_of_clipped_updates_are_equal_without_noise(tmp_pa
         result = Summed()
         with grid_of(shown) as grid:
             nodes = {client: client + 2 for client in range(6)}
-            attempt = Attempt(grid, nodes, arrays_of(shown), {"clip-norm": CLIP}, Position(1, 0), None)
+            attempt = Attempt(grid, nodes, model_of(shown), {"clip-norm": CLIP}, Position(1, 0), None)
             collect(shown.sums, attempt, result)
         results.append(result.total)
     assert np.array_equal(*results)
@@ -192,13 +192,14 @@ def test_plain_and_secure_sums_of_clipped_updates_are_equal_without_noise(tmp_pa
 
 def test_each_client_is_drawn_on_its_own_coin(tmp_path):
     job = central(tmp_path, federation={"fraction_clients": 0.4})
-    drawn = np.array([np.isin(range(6), drawn_clients(job, list(range(6)), number)) for number in range(1, 3001)])
+    everybody, data = list(range(6)), prepared_of(job)
+    drawn = np.array([np.isin(everybody, drawn_clients(job, data, everybody, number)) for number in range(1, 3001)])
     assert abs(drawn.mean() - 0.4) < 5 * math.sqrt(0.24 / drawn.size)
     assert 0.85 < drawn.sum(axis=1).var() / (6 * 0.24) < 1.15  # a fixed number each round would have none
     assert np.abs(np.corrcoef(drawn.T.astype(float)) - np.eye(6)).max() < 0.1
     assert abs(np.corrcoef(drawn[:-1].ravel(), drawn[1:].ravel())[0, 1]) < 0.05
     system = central(tmp_path / "s", federation={"fraction_clients": 0.4}, mechanism={"noise_source": "system"})
-    draws = {tuple(drawn_clients(system, list(range(6)), 1)) for _ in range(30)}
+    draws = {tuple(drawn_clients(system, prepared_of(system), list(range(6)), 1)) for _ in range(30)}
     assert len(draws) > 5  # who knows the seed does not know who was drawn
 
 
@@ -246,7 +247,7 @@ def test_the_clip_norm_follows_the_quantile_and_survives_a_resume(tmp_path):
         ends.append(float(states[-1].strategy["clipped_updates/clip_norm"]))
     norms = sorted(np.linalg.norm(update_of(job, client)) for client in range(6))
     assert all(norms[1] * 0.9 < end < norms[4] * 1.1 for end in ends)
-    engine = SumRounds(still, server_of(still).module, None)
+    engine = SumRounds(still, prepared_of(still), None)
     engine.restore(states[10])
     assert engine.clipped.clip_norm == float(states[10].strategy["clipped_updates/clip_norm"]) != start * 1e-6
     fixed = central(tmp_path / "fixed", rounds=2)
@@ -281,7 +282,7 @@ def test_a_budget_is_kept_in_the_servers_ledger(tmp_path):
     run(first)
     assert not list((tmp_path / "ledger").glob("client*"))
     with closing(server_ledger(first)) as ledger:
-        assert ledger.executed(ledger_run(first)) == [(first.plan.client_release.event, 3)]
+        assert ledger.executed(first.run_id) == [(first.plan.client_release.event, 3)]
     with pytest.raises(PrivacyError, match="budget=12"):
         run(central(tmp_path / "two", **(changes | {"seed": 1})))
 
@@ -306,8 +307,8 @@ def test_secure_runs_take_all_clients_and_share_the_noise(tmp_path):
 
 def test_a_model_is_learnt_through_clipping_and_noise(tmp_path):
     job = central(tmp_path, rounds=20, clients=30, mechanism={"clip_norm": 1.0, "epsilon": 20.0})
-    state = from_record(arrays_of(job)) | run(job)[-1].average
-    prepared = prepare(job.setup)
+    state = run(job)[-1].average.tensors()
+    prepared = prepared_of(job)
     outputs = prepared.inputs["test"].flatten(1) @ state["1.weight"].T + state["1.bias"]
     right = ((outputs[:, 0] > 0) == prepared.labels["test"].bool()).float().mean()
     assert right > 0.8

@@ -11,14 +11,12 @@ from dp_accounting.pld import privacy_loss_distribution
 from scipy import stats
 
 from medx.aggregation.integer_noise import grid_sensitivity
-from medx.federation.job import prepare
-from medx.federation.sums import flatten
 from medx.privacy.spending import planned_observers, privacy_result
 from medx.privacy.statement import statement
 from medx.trainer import local_training
+from medx.trainer.batches import poisson_batches
 from medx.trainer.gradients.record_loss import float32_slack
-from medx.trainer.sampling import poisson_batches
-from tests.federation.sum_examples import DIMENSION, RECORDS, make, server_of, words
+from tests.federation.sum_examples import DIMENSION, RECORDS, make, prepared_of, server_of, words
 
 MAJORITY = {"threshold": 3, "minimum_survivors": 3}
 SUMS = 1000
@@ -32,7 +30,7 @@ def signed(total):
 
 def gradient_words(job, client, data=None):
     """One client's clipped sum, as numbers and on the grid, before any noise."""
-    local, setup, prepared = job.plan.clients[client], job.setup, data or prepare(job.setup)
+    local, setup, prepared = job.plan.clients[client], job.setup, data or prepared_of(job)
     inputs, labels = prepared.client(client)
     sums = setup.trainer.clipped_gradient(
         module=server_of(job).module,
@@ -44,7 +42,8 @@ def gradient_words(job, client, data=None):
         sample_generator=torch.Generator().manual_seed(0),
         device=torch.device("cpu"),
     )
-    return flatten(sums), job.sums.layout.encode(flatten(sums), {})[0]
+    vector = torch.cat([part.flatten().double() for part in sums]).numpy()
+    return vector, job.sums.layout.encode(vector, {})[0]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def test_noise_is_new_for_every_client_round_and_attempt(noise, tmp_path):
 def test_one_record_moves_the_sum_by_no_more_than_the_sensitivity(tmp_path):
     """A huge outlier included: its gradient is thousands of clip norms long."""
     job = make(tmp_path)
-    prepared = prepare(job.setup)
+    prepared = prepared_of(job)
     spoilt = prepared.inputs["train"].clone()
     spoilt[prepared.parts[0][0]] *= 1e5
     prepared = replace(prepared, inputs=prepared.inputs | {"train": spoilt})
@@ -149,7 +148,7 @@ def cut(prepared, row):
 
 def test_the_sum_is_that_of_a_naive_loop(tmp_path):
     job = make(tmp_path, trainer={"micro_batch_size": 5})
-    inputs, labels = prepare(job.setup).client(0)
+    inputs, labels = prepared_of(job).client(0)
     total = np.zeros(DIMENSION)
     for x, y in zip(inputs.flatten(1).double().numpy(), labels.numpy(), strict=True):
         error = 0.5 - y  # of the logistic loss at zero weights

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, R
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from medx.federation.client import tell_refusal
+from medx.federation.hospital_app import tell_refusal
 from medx.runtime.in_process import TRY_AGAIN, InProcess, busy_workers
 from medx.schema import LedgerError
 

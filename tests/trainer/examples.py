@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from medx.dataset import InputSpec
 from medx.model.base import Objective
@@ -13,6 +14,7 @@ from medx.model.cnn import Cnn
 from medx.model.heads import LinearHead
 from medx.model.objectives import objective_for
 from medx.model.resnet18 import ResNet18
+from medx.trainer.batches import poisson_batches
 from medx.trainer.gradients import MODES
 from medx.trainer.gradients.record_loss import RecordLoss
 
@@ -85,3 +87,11 @@ def reference(loss: RecordLoss, inputs: torch.Tensor, labels: torch.Tensor, clip
     """The per-record loop in float64."""
     exact = RecordLoss(copy.deepcopy(loss.module).double(), loss.loss)
     return MODES["naive"](exact).clipped_sum(inputs.double(), labels, clip_norm)
+
+
+def poisson_loader(
+    inputs: torch.Tensor, labels: torch.Tensor, sampling_probability: float, steps: int, generator: torch.Generator
+) -> DataLoader[Any]:
+    """A loader of ``steps`` logical batches, for ``lightning.Trainer.fit``: one batch is one private step."""
+    batches = list(poisson_batches(len(labels), sampling_probability, steps, generator))
+    return DataLoader(TensorDataset(inputs, labels), sampler=batches, batch_size=None)

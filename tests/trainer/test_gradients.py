@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from medx.schema import PrivacyError
+from medx.trainer.batches import MicroBatches
 from medx.trainer.gradients import MODES, Auto, BookKeeping, Hooks
 from medx.trainer.gradients.plain import Plain
 from medx.trainer.gradients.record_loss import (
@@ -20,7 +21,6 @@ from medx.trainer.gradients.record_loss import (
     squared_norms,
     sum_of_rows,
 )
-from medx.trainer.micro_batches import MicroBatches
 from tests.trainer.examples import MODE_NAMES, build_batch, norm, record_loss, reference, relative_error
 
 

@@ -18,8 +18,9 @@ from medx.model.objectives import BinaryObjective
 from medx.privacy.accounting import calibrate_noise_multiplier
 from medx.privacy.base import ClientPlan, SampledGaussian
 from medx.randomness import system_key
-from medx.trainer.local_training import MOMENTUM, Trainer
+from medx.trainer.local_training import Trainer
 from medx.trainer.release import GaussianRelease
+from medx.trainer.state import MOMENTUM, ModelState
 from tests.trainer.test_local_training import CONF
 
 FEATURES, RECORDS, RATE, BETA = 100_000, 5, 0.5, 0.9
@@ -50,12 +51,12 @@ def residuals(steps: int, epsilon: float) -> dict[str, list[np.ndarray]]:
     module = nn.Linear(FEATURES, 1, bias=False)
     nn.init.zeros_(module.weight)
     trainer, objective = make_trainer(steps), BinaryObjective()
-    start = trainer.initial_state(module)
+    start = ModelState.of(module, momentum=True)
     given = {"plan": plan, "sample_generator": generator, "device": CPU}
     stream = NoiseStream(system_key())
-    end = trainer.train(module, objective, inputs, labels, state=start, noise_stream=stream, **given).state
+    end = trainer.train(module, objective, inputs, labels, state=start, noise_stream=stream, **given).state.tensors()
     # The momentum travels along, so that the observer has every step of two.
-    last, weights = end[MOMENTUM + "weight"].double(), [start["weight"].double()]
+    last, weights = end[MOMENTUM + "weight"].double(), [start.parameter_tensors()["weight"].double()]
     if steps == 1:
         moments = [torch.zeros_like(last), last]
     else:
@@ -64,7 +65,7 @@ def residuals(steps: int, epsilon: float) -> dict[str, list[np.ndarray]]:
     left: dict[str, list[np.ndarray]] = {"with": [], "without": []}
     for step, weight in enumerate(weights):
         noisy = (moments[step + 1] - BETA * moments[step]) * RECORDS
-        state = {"weight": weight.float(), MOMENTUM + "weight": last.float()}
+        state = ModelState.of_tensors({"weight": weight.float(), MOMENTUM + "weight": last.float()})
         for name, rows in (("with", slice(None)), ("without", slice(1, None))):
             (known,) = trainer.clipped_gradient(module, objective, inputs[rows], labels[rows], state=state, **given)
             left[name].append(((noisy - known.double()) / release.noise_stddev).numpy().ravel())

@@ -10,9 +10,9 @@ from lightning.pytorch import Trainer as LightningTrainer
 from medx.aggregation.integer_noise import NoiseStream
 from medx.privacy.base import SampledGaussian
 from medx.randomness import torch_generator
+from medx.trainer.batches import poisson_batches
 from medx.trainer.module import ClassificationModule
-from medx.trainer.sampling import poisson_batches, poisson_loader
-from tests.trainer.examples import build_batch, record_loss
+from tests.trainer.examples import build_batch, poisson_loader, record_loss
 
 STEP = SampledGaussian(0.3, noise_multiplier=1.0, clip_norm=0.5)
 STEPS, RECORDS = 12, 5

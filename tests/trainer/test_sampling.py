@@ -4,7 +4,8 @@ import torch
 from scipy import stats
 
 from medx.randomness import derive_seed, torch_generator
-from medx.trainer.sampling import poisson_batches, poisson_loader
+from medx.trainer.batches import poisson_batches
+from tests.trainer.examples import poisson_loader
 
 RECORDS, PROBABILITY, STEPS = 60, 0.2, 3000
 

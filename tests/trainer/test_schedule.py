@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medx.privacy.base import SampledGaussian
-from medx.trainer.schedule import learning_rate_factor
+from medx.trainer.local_training import learning_rate_factor
 from tests.federation import sum_examples
 from tests.trainer.examples import relative_error
 from tests.trainer.test_local_training import make_plan, make_trainer, run
@@ -36,8 +36,8 @@ def test_the_schedule_runs_on_over_rounds_and_the_constant_one_changes_no_bit():
     halves = replace(plan, steps_per_round=2, num_rounds=2)
     _, whole = run(trainer, plan)
     _, half = run(trainer, halves)
-    _, rest = run(trainer, halves, state=half.state, first_step=2)
-    _, again = run(trainer, halves, state=half.state)  # the planted fault: every round starts the schedule anew
+    _, rest = run(trainer, halves, state=half.model, first_step=2)
+    _, again = run(trainer, halves, state=half.model)  # the planted fault: every round starts the schedule anew
     assert relative_error(list(rest.state.values()), list(whole.state.values())) < 1e-6
     assert relative_error(list(again.state.values()), list(whole.state.values())) > 1e-4
     assert make_trainer().rate_at(3, plan) == make_trainer().learning_rate_for(plan)
@@ -48,7 +48,7 @@ def test_the_rate_follows_the_round_wherever_the_step_is_taken(privacy, tmp_path
     def moves(schedule: str) -> list[torch.Tensor]:
         trainer = {"schedule": schedule, "momentum": 0.0, "local_steps": 1, "share_momentum": False}
         job = sum_examples.make(tmp_path / schedule, privacy=privacy, secure=False, rounds=2, trainer=trainer)
-        states = [torch.cat([v.flatten() for v in server.state.values()]) for server in sum_examples.run(job)]
+        states = [torch.from_numpy(server.state.flat()) for server in sum_examples.run(job)]
         return [after - before for before, after in itertools.pairwise(states)]
 
     (first, second), (first_linear, second_linear) = moves("constant"), moves("linear")

@@ -1,11 +1,10 @@
 """Ways to get the sum of clipped per-record gradients: one module each, one contract."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
-from medx.trainer.base import GradientMode
 from medx.trainer.gradients.book_keeping import BookKeeping
 from medx.trainer.gradients.hooks import Hooks
 from medx.trainer.gradients.naive import Naive
@@ -14,6 +13,18 @@ from medx.trainer.gradients.record_loss import RecordLoss, UnsupportedModuleErro
 from medx.trainer.gradients.vmap import Vmap
 
 GradientModeName = Literal["auto", "book_keeping", "hooks", "vmap", "naive"]
+
+
+class GradientMode(Protocol):
+    """A way to get the sum of clipped per-record gradients; built once for a module and its loss per record."""
+
+    def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
+        """Sum over the records of the micro-batch of ``min(1, clip_norm / norm) * gradient``, float32.
+
+        Inputs ``[batch, ...]`` and labels ``[batch]``; one tensor for every trainable parameter, in order of
+        ``module.parameters()``. Norms are over all parameters together, in float32. An empty batch gives zeros.
+        """
+        ...
 
 
 class Auto:

@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from medx.aggregation.base import Aggregation
+from medx.aggregation.encoding import Layout
+from medx.aggregation.roster import Roster
 from medx.dataset import Dataset, DataSplits, InputSpec
 from medx.dataset.memory import FEATURE_VALUE, refuse_beyond_memory
-from medx.federation.base import Federation
 from medx.federation.checkpoint import ServerState
+from medx.federation.strategies import Federation
 from medx.model.base import FixedFeatures, Model, Objective
 from medx.model.cache import cached_features
 from medx.partition.base import Partition
@@ -26,6 +28,7 @@ from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan
 from medx.randomness import NUMERICS, Key, derive_key, derive_seed, numpy_generator, system_key
 from medx.schema import DataError
 from medx.trainer.local_training import Trainer
+from medx.trainer.state import ModelLayout, trained_parameters
 
 
 @dataclass(frozen=True)
@@ -65,21 +68,52 @@ class Setup:
 
 
 @dataclass(frozen=True)
+class SumPlan:
+    """One job's sums. ``noise_stddev`` is a client's share in grid units, 0 where updates carry noise already.
+
+    ``server_noise_stddev`` is what a trusted server adds to the sum, in grid units. ``roster`` and ``identities`` (raw
+    Ed25519 keys, one trust domain) are None where the sum is in the clear.
+    """
+
+    kind: Literal["gradient", "update", "clipped_update"]
+    layout: Layout
+    noise_stddev: int = 0
+    server_noise_stddev: int = 0
+    roster: Roster | None = None
+    identities: tuple[bytes, ...] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
 class Job:
     """A set-up with its plan and a place to write: all that a client or the server needs to start.
 
-    ``run_id`` is the id in the run's folder. ``charged`` are, of a run that is gone on with, the clients that had
-    reserved it, each with the fewest releases that its ledger must show.
-    ``sums`` is the SumPlan of ``federation.sums``, None where updates go in the clear.
+    ``layout`` is that of the model that is trained. ``run_id`` is the id in the run's folder. ``charged`` are, of a run
+    that is gone on with, the clients that had reserved it, each with the fewest releases that its ledger must show.
+    ``sums`` is None where updates go in the clear; see ``sums.with_sums``.
     """
 
     setup: Setup
     plan: PrivacyPlan
+    layout: ModelLayout
     run_id: str
     folder: Path
     resumed: bool
-    sums: object | None = None
+    sums: SumPlan | None = None
     charged: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def sends_momentum(self) -> bool:
+        """Whether clients get and answer the momentum: a server that takes the step keeps it to itself."""
+        return self.setup.trainer.share_momentum and not self._steps_at_server
+
+    @property
+    def keeps_momentum(self) -> bool:
+        """Whether the momentum is a part of the server's state."""
+        return self.sends_momentum or (self._steps_at_server and self.setup.trainer.momentum > 0)
+
+    @property
+    def _steps_at_server(self) -> bool:
+        return self.sums is not None and self.sums.kind == "gradient"
 
 
 @dataclass(frozen=True)
@@ -107,13 +141,22 @@ class Prepared:
         """Records a client, declared to everybody."""
         return tuple(len(part) for part in self.parts)
 
+    def dealt(self, setup: Setup) -> "Prepared":
+        """The same data dealt as a baseline has them: all to one, or one hospital's alone."""
+        if setup.pooled:
+            return replace(self, parts=(np.arange(len(self.splits.train)),))
+        return self if setup.only_client is None else replace(self, parts=(self.parts[setup.only_client],))
+
 
 _PREPARED: OrderedDict[str, Prepared] = OrderedDict()
-_KEEP = 2  # a sweep's jobs share data; more than two data sets in memory would only cost memory
+_KEEP = 2  # jobs of one process share data; more than two data sets in memory would only cost memory
 
 
 def prepare(setup: Setup) -> Prepared:
-    """Load, verify, transform and deal the data; kept for the next job of this process that wants the same."""
+    """Load, verify, transform and deal the data, once for a run, which hands them on, and for the next that wants them.
+
+    Not only for its speed: the last bits of a product move with where its factors lie in memory.
+    """
     if setup.data_key not in _PREPARED:
         try:
             _PREPARED[setup.data_key] = _load(setup)
@@ -121,12 +164,7 @@ def prepare(setup: Setup) -> Prepared:
             raise DataError(f"dataset: memory ran out ({error}); accepted: fewer or smaller images") from error
         while len(_PREPARED) > _KEEP:
             _PREPARED.popitem(last=False)
-    prepared = _PREPARED[setup.data_key]
-    if setup.pooled:
-        return replace(prepared, parts=(np.arange(len(prepared.splits.train)),))
-    if setup.only_client is not None:
-        return replace(prepared, parts=(prepared.parts[setup.only_client],))
-    return prepared
+    return _PREPARED[setup.data_key].dealt(setup)
 
 
 def _load(setup: Setup) -> Prepared:
@@ -177,7 +215,7 @@ def draw_key(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def secret_key(job: Job, purpose: str, *keys: Key) -> bytes:
+def secret_key(job: Job, prepared: Prepared, purpose: str, *keys: Key) -> bytes:
     """The key of a draw that must stay secret: of sampling, noise or views. From the system, nobody makes it again.
 
     With ``noise_source=seed`` it follows from everything that changes what is drawn for: seed, configuration, data, the
@@ -185,7 +223,7 @@ def secret_key(job: Job, purpose: str, *keys: Key) -> bytes:
     """
     if job.plan.noise_source == "system":
         return system_key()
-    setup, data = job.setup, prepare(job.setup).splits.train.digest
+    setup, data = job.setup, prepared.splits.train.digest  # of what this process has loaded
     return derive_key(setup.seed, purpose, setup.draw_key, data, *_computed_by(setup.device), *setup.variant, *keys)
 
 
@@ -211,4 +249,5 @@ def make_job(setup: Setup, prepared: Prepared, run_id: str, folder: Path, reache
     )
     plan = setup.privacy.plan(exposure)
     charged = reached.charged if reached is not None and plan.private else {}
-    return Job(setup, plan, run_id, folder, reached is not None, charged=charged)
+    layout = ModelLayout.of(dict(trained_parameters(build_module(setup, prepared))))
+    return Job(setup, plan, layout, run_id, folder, reached is not None, charged=charged)

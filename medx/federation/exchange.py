@@ -2,21 +2,21 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from medx.aggregation.errors import ProtocolError
 from medx.aggregation.errors import RoundAborted as SumAborted
 from medx.aggregation.server import SecureServer
-from medx.federation.payload import hash_of
+from medx.federation.flower import to_record, wire_bytes
 from medx.federation.replies import Code, Failure, ReplyError, ask, config_of, line_of
-from medx.federation.sum_client import CLIP, STAGES, Position
-from medx.federation.sums import SumPlan
+from medx.federation.setup import SumPlan
+from medx.federation.sums import CLIP, STAGES, Position
+from medx.trainer.state import ModelState
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Attempt:
 
     grid: Grid
     nodes: Mapping[int, int]
-    arrays: ArrayRecord
+    state: ModelState
     settings: Mapping[str, float]
     position: Position
     timeout: float | None
@@ -60,11 +60,10 @@ class Attempt:
 
 def plain_sum(plan: SumPlan, attempt: Attempt, needed: int, summed: Summed) -> None:
     """Words in the clear: the server, which is trusted, adds them up. Raises SumAborted below ``needed``."""
-    content = RecordDict({"arrays": attempt.arrays, "config": config(attempt, b"")})
     summed.asked.update(list(attempt.nodes))
     total = np.zeros(plan.layout.size, np.uint32)
     survivors = []
-    for client, reply in exchange(attempt, "sum", dict.fromkeys(attempt.nodes, content), summed):
+    for client, reply in exchange(attempt, "sum", list(attempt.nodes), b"", summed):
         if len(reply) != total.nbytes:
             text = f"client {client} sent {len(reply)} bytes of {total.nbytes}"
             summed.fails([Failure(client, Code.MALFORMED, text)])
@@ -80,7 +79,7 @@ def plain_sum(plan: SumPlan, attempt: Attempt, needed: int, summed: Summed) -> N
 def secure_sum(plan: SumPlan, attempt: Attempt, summed: Summed) -> None:
     """The five stages; the server learns the sum of the survivors. Raises SumAborted or another ProtocolError."""
     assert plan.roster is not None
-    start = hash_of(attempt.arrays, attempt.settings.get(CLIP))
+    start = attempt.state.hash(attempt.settings.get(CLIP))
     server = SecureServer(plan.roster, attempt.position.round - 1, attempt.position.attempt, start)
     receive: dict[str, Callable[[int, bytes], None]] = {
         "keys": server.receive_keys,
@@ -102,7 +101,7 @@ def secure_sum(plan: SumPlan, attempt: Attempt, summed: Summed) -> None:
         if stage == "masked":
             summed.asked.update(asked)
         present = set()
-        for client, reply in exchange(attempt, stage, _requests(attempt, stage, asked, data), summed):
+        for client, reply in exchange(attempt, stage, asked, data, summed):
             try:
                 receive[stage](client, reply)
                 present.add(client)
@@ -120,23 +119,27 @@ def secure_sum(plan: SumPlan, attempt: Attempt, summed: Summed) -> None:
         summed.fails([Failure(client, Code.MALFORMED, line_of(text))])
 
 
-def _requests(attempt: Attempt, stage: str, asked: list[int], data: bytes | dict[int, bytes]) -> dict[int, RecordDict]:
-    """What each client gets; those that get the same share one record, since a grid delivers copies."""
-    if isinstance(data, dict):
-        return {client: RecordDict({"config": config(attempt, data[client])}) for client in asked}
-    content = RecordDict({"config": config(attempt, data)})
-    if stage == "keys":
-        content["arrays"] = attempt.arrays
-    return dict.fromkeys(asked, content)
-
-
 def exchange(
-    attempt: Attempt, action: str, requests: Mapping[int, RecordDict], summed: Summed
+    attempt: Attempt, action: str, asked: Sequence[int], data: bytes | dict[int, bytes], summed: Summed
 ) -> list[tuple[int, bytes]]:
-    """(client, reply) of those who answered this attempt, in the order of clients; the others' failures are noted."""
-    clients = {attempt.nodes[client]: client for client in requests}
-    messages = [Message(content, attempt.nodes[client], f"train.{action}") for client, content in requests.items()]
-    summed.bytes_down += sum(map(message_bytes, requests.values()))
+    """(client, reply) of those who answered this attempt, in the order of clients; the others' failures are noted.
+
+    ``data`` is the protocol's message to all that are asked, or to each. The model goes out with the first message.
+    """
+    clients = {attempt.nodes[client]: client for client in asked}
+    arrays = {"arrays": to_record(attempt.state)} if action in ("sum", "keys") else {}
+
+    def content(part: bytes) -> RecordDict:
+        config = ConfigRecord({"data": part, "position": list(attempt.position), **attempt.settings})
+        return RecordDict({"config": config, **arrays})
+
+    if isinstance(data, dict):
+        requests = {client: content(data[client]) for client in asked}
+    else:
+        requests = dict.fromkeys(asked, content(data))  # one record for all, since a grid delivers copies
+    messages = [Message(each, attempt.nodes[client], f"train.{action}") for client, each in requests.items()]
+    sent = [len(data[client] if isinstance(data, dict) else data) for client in asked]
+    summed.bytes_down += sum(sent) + (wire_bytes(attempt.state) * len(sent) if arrays else 0)
 
     def read(client: int, content: RecordDict) -> bytes:
         reply = config_of(content, "reply")
@@ -149,15 +152,3 @@ def exchange(
     summed.fails(failed, words=action in ("sum", "masked"))
     summed.bytes_up += sum(map(len, replies.values()))
     return list(replies.items())
-
-
-def config(attempt: Attempt, data: bytes) -> ConfigRecord:
-    """What every message of a sum carries."""
-    return ConfigRecord({"data": data, "position": list(attempt.position), **attempt.settings})
-
-
-def message_bytes(content: RecordDict) -> int:
-    """Bytes of the tensors and of the protocol's message in it."""
-    arrays, data = content.get("arrays"), cast(ConfigRecord, content["config"])["data"]
-    tensors = sum(len(array.data) for array in arrays.values()) if isinstance(arrays, ArrayRecord) else 0
-    return tensors + len(cast(bytes, data))

@@ -1,14 +1,32 @@
-"""A logical batch in pieces that fit into memory: the sum over pieces is the sum over the batch."""
+"""Batches: drawn by Poisson sampling, and cut into pieces that fit into memory."""
 
 import logging
 import math
+from collections.abc import Iterator
 
 import torch
 
 from medx.trainer.augmentation import RandomViews
-from medx.trainer.base import GradientMode
+from medx.trainer.gradients import GradientMode
 
 logger = logging.getLogger(__name__)
+
+
+def poisson_batches(
+    num_records: int, sampling_probability: float, steps: int, generator: torch.Generator
+) -> Iterator[torch.Tensor]:
+    """Yield ``steps`` batches of row numbers ``int64 [drawn]`` in rising order, on the generator's device.
+
+    Poisson sampling (Abadi et al. 2016; Mironov et al. 2019): every row is in every batch with
+    ``sampling_probability``, independently; a batch may be empty, and with probability 1 it is all rows. The draw
+    depends on nothing but the count of records.
+    """
+    for _ in range(steps):
+        if sampling_probability == 1:  # every coin falls the same way
+            yield torch.arange(num_records, device=generator.device)
+            continue
+        coins = torch.rand(num_records, dtype=torch.float64, generator=generator, device=generator.device)
+        yield (coins < sampling_probability).nonzero().flatten()
 
 
 class MicroBatches:

@@ -3,33 +3,22 @@
 import logging
 import time
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from torch import nn
 
 from medx.aggregation.encoding import decode, encode
 from medx.aggregation.errors import ProtocolError
 from medx.federation.checkpoint import ServerState
 from medx.federation.clipped_updates import ClippedUpdates
-from medx.federation.job import Job
+from medx.federation.exchange import Attempt, Summed, plain_sum, secure_sum
+from medx.federation.flower import restore_strategy, show, strategy_state
 from medx.federation.ledgers import server_keeps
-from medx.federation.payload import MOMENTUM, State, all_finite, from_record, momentum_of, parameters_of, to_record
+from medx.federation.plain_rounds import RoundAborted, RoundOutcome, check_enough, followed
 from medx.federation.replies import Code, Failure, first_of, refuse_exhausted
-from medx.federation.rounds import (
-    DIVERGED,
-    RoundAborted,
-    RoundOutcome,
-    SampledGrid,
-    check_enough,
-    restore_strategy,
-    strategy_state,
-)
-from medx.federation.sum_client import CLIP, Position, attempts_of, sum_plan
-from medx.federation.sum_exchange import Attempt, Summed, plain_sum, secure_sum
-from medx.federation.sums import WEIGHT, unflatten
+from medx.federation.setup import Job, Prepared
+from medx.federation.sums import CLIP, WEIGHT, Position, attempts_of, sum_plan
+from medx.trainer.state import ModelState, Tensors
 
 log = logging.getLogger(__name__)
 
@@ -37,41 +26,34 @@ log = logging.getLogger(__name__)
 class SumRounds:
     """The engine of ``aggregation=secure``, and of distributed or central noise with a trusted aggregator."""
 
-    def __init__(self, job: Job, module: nn.Module, timeout: float | None) -> None:
+    def __init__(self, job: Job, prepared: Prepared, timeout: float | None) -> None:
         self.job = job
         self.plan = sum_plan(job)
-        self.module = module
         self.timeout = timeout
         self.strategy = job.setup.federation.strategy()
-        self.clipped = ClippedUpdates(job) if self.plan.kind == "clipped_update" else None
+        self.clipped = ClippedUpdates(job, prepared) if self.plan.kind == "clipped_update" else None
         self.out: dict[int, str] = {}  # who is asked no more, and why
         shared = job.plan.shared_noise
         self.least = shared.minimum_survivors if shared else 1
         if self.plan.roster is not None:
             self.least = self.plan.roster.minimum_survivors
 
-    def momentum_names(self, module: nn.Module) -> list[str]:
-        """The trained parameters: the clients' momentum where it is shared, the server's where it takes the step."""
-        trainer = self.job.setup.trainer
-        has_momentum = trainer.share_momentum or (self.plan.kind == "gradient" and trainer.momentum > 0)
-        return [name for name, p in module.named_parameters() if p.requires_grad] if has_momentum else []
-
-    def buffers(self) -> State:
+    def buffers(self) -> Tensors:
         """The strategy's buffers, and the clip norm where it moves."""
-        return strategy_state(self.strategy) | (self.clipped.buffers() if self.clipped else {})
+        return strategy_state(self.strategy, self.job.layout) | (self.clipped.buffers() if self.clipped else {})
 
     def restore(self, server: ServerState) -> None:
         """The same, from a checkpoint; a budget of the server's own is reserved here, before any data is touched."""
-        restore_strategy(self.strategy, server.strategy)
+        restore_strategy(self.strategy, server.strategy, self.job.layout)
         if self.clipped:
             self.clipped.restore(server.strategy)
 
     def run(self, grid: Grid, nodes: dict[int, int], server: ServerState, number: int) -> RoundOutcome:
         """Attempts until one gives a sum; a round that never does leaves the model as it was."""
         started = time.perf_counter()
-        state = parameters_of(server.state) if self.plan.kind == "gradient" else server.state
-        arrays, settings = to_record(state), self.settings()
-        self.announce(server, number)
+        state = server.state if self.job.sends_momentum else server.state.without_momentum()
+        settings = {CLIP: self.clipped.clip_norm} if self.clipped else {}  # what the server may choose beside the model
+        show(self.strategy, number, server.state)
         summed = Summed()
         for attempt in range(attempts_of(self.job)):
             asked = {client: node for client, node in nodes.items() if client not in self.out}
@@ -79,7 +61,7 @@ class SumRounds:
                 break  # another attempt would cost the others budget for nothing
             try:
                 position = Position(number, attempt)
-                self.collect(Attempt(grid, asked, arrays, settings, position, self.timeout), summed)
+                self.collect(Attempt(grid, asked, state, settings, position, self.timeout), summed)
                 break
             except ProtocolError as error:
                 log.warning("round %d, attempt %d: %s", number, attempt, error)
@@ -88,8 +70,6 @@ class SumRounds:
         self.check(nodes, server, number, summed)
         collected = time.perf_counter()
         new = self.step(server, summed) if self.plan.kind == "gradient" else self.mean(server, summed)
-        if not all_finite(new):
-            raise RoundAborted(f"round {number}: the aggregate is not finite ({DIVERGED})")
         outcome = RoundOutcome(
             state=new,
             steps=self.steps(summed),
@@ -133,15 +113,6 @@ class SumRounds:
             last = summed.aborted[-1] if summed.aborted else f"too few clients are left{first_of(summed.failures)}"
             raise RoundAborted(f"round {number}: no attempt gave a sum; the last failure: {last}")
 
-    def settings(self) -> dict[str, float]:
-        """What the server may choose beside the model: the round's clip norm, where updates are clipped."""
-        return {CLIP: self.clipped.clip_norm} if self.clipped else {}
-
-    def announce(self, server: ServerState, number: int) -> None:
-        """Show the strategy the round's model: server optimisers take their step from what they were shown here."""
-        shown = cast(Grid, SampledGrid([1]))
-        list(self.strategy.configure_train(number, to_record(parameters_of(server.state)), ConfigRecord(), shown))
-
     def collect(self, attempt: Attempt, summed: Summed) -> None:
         """One attempt at the sum, noised where the server is to add the noise."""
         if self.clipped:
@@ -165,32 +136,27 @@ class SumRounds:
             if client in summed.answered
         }
 
-    def step(self, server: ServerState, summed: Summed) -> State:
+    def step(self, server: ServerState, summed: Summed) -> ModelState:
         """One step of SGD with momentum on the noised mean, with a public denominator; then the strategy's."""
         assert summed.total is not None
-        trainer, state = self.job.setup.trainer, server.state
+        trainer, old = self.job.setup.trainer, server.state
         vector, _ = self.plan.layout.decode(summed.total)
         expected = sum(self.job.plan.clients[client].expected_batch_size for client in summed.survivors)
-        names = [name for name, p in self.module.named_parameters() if p.requires_grad]
-        gradients = unflatten(vector / expected, {name: state[name] for name in names})
-        rate = trainer.rate_at(server.round, self.job.plan.clients[0])
-        new = dict(state)
-        for name, gradient in gradients.items():
-            direction = gradient + trainer.weight_decay * state[name]
-            if trainer.momentum:
-                direction = trainer.momentum * state[MOMENTUM + name] + direction
-                new[MOMENTUM + name] = direction
-            new[name] = state[name] - rate * direction
-        return self.moved(server, new)
+        direction = (vector / expected).astype(old.layout.kind) + trainer.weight_decay * old.parameters
+        momentum = None
+        if old.momentum is not None:
+            direction = momentum = trainer.momentum * old.momentum + direction
+        rate = float(trainer.rate_at(server.round, self.job.plan.clients[0]))
+        stepped = ModelState(old.layout, old.parameters - rate * direction, momentum)
+        return followed(self.strategy, server.round + 1, [(stepped, 1)], momentum)
 
-    def mean(self, server: ServerState, summed: Summed) -> State:
+    def mean(self, server: ServerState, summed: Summed) -> ModelState:
         """The mean of the updates, weighted or clipped, through the strategy."""
         assert summed.total is not None
         vector, scalars = self.plan.layout.decode(summed.total)
         vector = self.clipped.mean(vector, scalars) if self.clipped else vector / self.weight(summed.survivors)
-        deltas = unflatten(vector, self.like(server.state))
-        mean = {name: tensor + deltas[name].to(tensor.dtype) for name, tensor in server.state.items()}
-        return self.moved(server, mean)
+        mean = server.state.moved(vector)
+        return followed(self.strategy, server.round + 1, [(mean, 1)], mean.momentum)
 
     def weight(self, survivors: Sequence[int]) -> float:
         """What the survivors weigh together by the plan, on the grid; what they say in the sum is not asked."""
@@ -199,21 +165,3 @@ class SumRounds:
         (field,) = (field for field in self.plan.layout.fields if field.name == WEIGHT)
         words, _ = encode(weights, field.scale, field.bound)
         return float(decode(words.sum(keepdims=True, dtype=np.uint32), field.scale)[0])
-
-    def moved(self, server: ServerState, mean: State) -> State:
-        """Where the strategy goes, given ``mean`` as if it were one client's answer."""
-        content = RecordDict({"arrays": to_record(parameters_of(mean)), "metrics": MetricRecord({"num-examples": 1})})
-        arrays, _ = self.strategy.aggregate_train(server.round + 1, [Message(content, 1, "train")])
-        if arrays is None:
-            raise RoundAborted(f"round {server.round + 1}: the strategy gave no result")
-        return self.merged(server.state, arrays, mean)
-
-    def merged(self, old: State, arrays: ArrayRecord, mean: State) -> State:
-        """The strategy's parameters in the old types, with the mean momentum."""
-        new = from_record(arrays)
-        return {name: tensor.to(old[name].dtype) for name, tensor in new.items()} | momentum_of(mean)
-
-    def like(self, state: State) -> State:
-        """The shapes of an update, in the order in which clients flatten it."""
-        names = [name for name, p in self.module.named_parameters() if p.requires_grad]
-        return {name: state[name] for name in (*names, *(MOMENTUM + n for n in names if MOMENTUM + n in state))}

@@ -1,0 +1,216 @@
+"""The hospitals of one run in this process: data, ledgers, journal, local training, and how they read a message.
+
+A server may send anything. What a hospital does follows from its own configuration; a message gives it the model, the
+place in the plan and the bytes of the protocol, read strictly, and what is not of the expected form ends before any
+data is touched.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from torch import nn
+
+from medx.aggregation.errors import ProtocolError, Reason
+from medx.aggregation.integer_noise import NoiseStream
+from medx.aggregation.journal import Journal
+from medx.federation.flower import PayloadError, from_record
+from medx.federation.ledgers import journal_path, keeps_ledger, open_ledger
+from medx.federation.setup import Job, Prepared, build_module, prepare, secret_key
+from medx.federation.sums import Position, attempts_of
+from medx.machine import keep_freed_memory
+from medx.privacy.base import ClientPlan
+from medx.privacy.ledger import PrivacyLedger
+from medx.randomness import keyed_generator
+from medx.trainer.local_training import ClientUpdate
+from medx.trainer.state import ModelState
+
+SERVER = "server"
+MOST = 1024  # hospitals that a process keeps: each has a file open
+
+
+class Hospitals:
+    """All hospitals of one run in this process; what they keep between rounds can be made again from the job.
+
+    A copy that arrives in another process (a worker of Ray gets one with every message) is that process's own.
+    """
+
+    def __init__(self, job: Job, prepared: Prepared | None = None) -> None:
+        self.job = job
+        self._given = prepared
+        self._known: OrderedDict[int, Hospital] = OrderedDict()
+        self._modules: dict[int, nn.Module] = {}
+        self._journal: Journal | None = None
+        self._opening = threading.Lock()
+
+    def __reduce__(self) -> tuple[Callable[[Job], "Hospitals"], tuple[Job]]:
+        return _of_this_process, (self.job,)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The data of all hospitals."""
+        return self._given or prepare(self.job.setup)
+
+    def hospital(self, client: int) -> "Hospital":
+        """One hospital; at its first message here its ledger reserves the run, before any data is touched."""
+        if client not in self._known:
+            inputs, labels = self.prepared.client(client)
+            ledger = open_ledger(self.job, self.prepared, client) if keeps_ledger(self.job) else None
+            self._known[client] = Hospital(self, client, self.job.plan.clients[client], inputs, labels, ledger)
+            while len(self._known) > MOST:
+                self._known.popitem(last=False)
+        return self._known[client]
+
+    def module(self) -> nn.Module:
+        """A module for this thread: hospitals load their state into it, so it holds nothing between rounds."""
+        thread = threading.get_ident()
+        if thread not in self._modules:
+            self._modules[thread] = build_module(self.job.setup, self.prepared).to(self.job.setup.device)
+        return self._modules[thread]
+
+    def journal(self) -> Journal:
+        """What the hospitals here have answered in secure sums; the file lies beside their ledgers."""
+        with self._opening:
+            if self._journal is None:
+                pinned = getattr(self.job.setup.aggregation, "roster", None) is not None
+                self._journal = Journal(journal_path(self.job), create=not self.job.resumed, sync=pinned)
+            return self._journal
+
+    def ledgers(self) -> dict[int, PrivacyLedger]:
+        """The ledgers that are open here, by client."""
+        known = list(self._known.values())
+        return {hospital.client: hospital.ledger for hospital in known if hospital.ledger is not None}
+
+    def close(self) -> None:
+        """Close ledgers and journal, and let go of the rest."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        for ledger in self.ledgers().values():
+            ledger.close()
+        self._known.clear()
+        self._modules.clear()
+
+
+_HERE: dict[str, Hospitals] = {}
+
+
+def _of_this_process(job: Job) -> Hospitals:
+    """The hospitals of a run in a process that gets them with every message: made at the first one."""
+    if job.run_id not in _HERE:
+        keep_freed_memory()
+        _HERE.clear()
+        _HERE[job.run_id] = Hospitals(job)
+    return _HERE[job.run_id]
+
+
+@dataclass
+class Hospital:
+    """One client: its plan, inputs ``[n, ...]``, labels ``[n]``, and ledger, None where it has none of its own."""
+
+    site: Hospitals = field(repr=False)
+    client: int
+    plan: ClientPlan
+    inputs: torch.Tensor = field(repr=False)
+    labels: torch.Tensor = field(repr=False)
+    ledger: PrivacyLedger | None
+
+    @property
+    def job(self) -> Job:
+        """The run."""
+        return self.site.job
+
+    def train(self, state: ModelState, number: int) -> ClientUpdate:
+        """The steps of round ``number`` from this state; the ledger is charged before any data is read."""
+        job, prepared = self.job, self.site.prepared
+        ledger = self.ledger if self.plan.step is not None else None  # without, the sum is what is charged
+        model = state.hash()
+        if ledger is not None:
+            ledger.begin_round(job.run_id, number, self.plan.steps_per_round, model=model)
+        sample, noise, views = generators(job, prepared, self.client, number, model)
+        update = job.setup.trainer.train(
+            module=self.site.module(),
+            objective=prepared.objective,
+            inputs=self.inputs,
+            labels=self.labels,
+            plan=self.plan,
+            state=state,
+            sample_generator=sample,
+            noise_stream=noise,
+            device=torch.device(job.setup.device),
+            proximal_mu=job.setup.federation.pull,
+            view_generator=views,
+            first_step=(number - 1) * self.plan.steps_per_round,
+        )
+        if ledger is not None:
+            ledger.commit_round(job.run_id, number)
+        return update
+
+
+def generators(
+    job: Job, prepared: Prepared, client: int, number: int, model: bytes
+) -> tuple[torch.Generator, NoiseStream, torch.Generator]:
+    """What the client samples by, its noise, and what it draws views by in one round, at this hash of a model.
+
+    Streams that share nothing. Who knows the sampling loses what it amplifies, so it is as secret as the noise.
+    """
+    sampling, noise, views = (
+        secret_key(job, prepared, purpose, client, number, model) for purpose in ("sampling", "noise", "views")
+    )
+    return keyed_generator(sampling), NoiseStream(noise), keyed_generator(views)
+
+
+def config_of(content: RecordDict) -> ConfigRecord:
+    """The message's settings; raises ProtocolError where it has none."""
+    config = content.get("config")
+    if not isinstance(config, ConfigRecord):
+        raise ProtocolError(Reason.MALFORMED, SERVER, "a message without its record config")
+    return config
+
+
+def data_of(content: RecordDict) -> bytes:
+    """The bytes of the protocol's own message."""
+    data = config_of(content).get("data")
+    if not isinstance(data, bytes):
+        raise ProtocolError(Reason.MALFORMED, SERVER, "a message without bytes as its data")
+    return data
+
+
+def round_of(job: Job, content: RecordDict) -> int:
+    """Which round of the plan a plain message asks for, counted from 1."""
+    return _in_plan(job, [config_of(content).get("server-round")], 1)[0]
+
+
+def position_of(job: Job, content: RecordDict) -> Position:
+    """Which round and attempt of the plan a message asks for."""
+    position = config_of(content).get("position")
+    if not isinstance(position, list) or len(position) != 2:
+        raise ProtocolError(Reason.MALFORMED, SERVER, "a position that is not a round and an attempt")
+    return Position(*_in_plan(job, position, attempts_of(job)))
+
+
+def model_of(job: Job, content: RecordDict) -> ModelState:
+    """The model in the message, which must have exactly the layout, type and size that is trained here."""
+    try:
+        return from_record(content.get("arrays"), job.layout, momentum=job.sends_momentum)
+    except PayloadError:
+        raise ProtocolError(
+            Reason.MODEL, SERVER, "its tensors are not those of the model that is configured here"
+        ) from None
+
+
+def _in_plan(job: Job, position: Sequence[object], attempts: int) -> list[int]:
+    numbers = [value for value in position if type(value) is int]
+    rounds = job.setup.federation.num_rounds
+    limits = ((1, rounds), (0, attempts - 1))
+    if len(numbers) < len(position) or not all(
+        low <= number <= high for number, (low, high) in zip(numbers, limits, strict=False)
+    ):
+        raise ProtocolError(
+            Reason.POSITION, SERVER, f"round and attempt {list(position)} of {rounds} rounds with {attempts} attempts"
+        )
+    return numbers
