@@ -35,7 +35,7 @@ from medx.model.check import check_export, check_outputs
 from medx.model.export import describe as describe_model
 from medx.model.export import save_model
 from medx.observer import Observer, RunContext
-from medx.partition.base import Partition, partition_table
+from medx.partition import Partition, partition_table
 from medx.preparing import say
 from medx.privacy.base import PrivacyMechanism
 from medx.privacy.central_dp import CentralDP

@@ -20,7 +20,7 @@ from medx.federation.base import Federation
 from medx.federation.checkpoint import ServerState
 from medx.model.base import FixedFeatures, Model, Objective
 from medx.model.cache import cached_features
-from medx.partition.base import Partition
+from medx.partition import Partition
 from medx.preparing import say
 from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan
 from medx.randomness import NUMERICS, Key, derive_key, derive_seed, numpy_generator, system_key

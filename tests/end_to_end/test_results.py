@@ -209,7 +209,7 @@ def test_a_client_without_records_adds_noise_only(tmp_path: Path, monkeypatch: p
     def deal(self: object, labels: np.ndarray, *rest: object) -> list[np.ndarray]:
         return [np.arange(75), np.arange(0), np.arange(75, 150)]
 
-    monkeypatch.setattr("medx.partition.iid.Iid.deal", deal)
+    monkeypatch.setattr("medx.partition.Iid.draw", deal)
     # Another seed than that of other runs, whose data this process still holds, dealt otherwise.
     refused = call(tmp_path / "refused", "seed=11")
     assert "partition.allow_empty=true" in refused.refusal

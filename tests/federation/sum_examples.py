@@ -27,7 +27,7 @@ from medx.federation.server import Server
 from medx.federation.sum_client import CLIP, Position, words_of
 from medx.federation.sums import with_sums
 from medx.model.network import WholeNetwork
-from medx.partition.iid import Iid
+from medx.partition import Iid
 from medx.runtime.in_process import InProcessGrid, Turns
 
 CONF = Path(__file__).parents[2] / "conf"

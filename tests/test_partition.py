@@ -2,12 +2,9 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from medx.partition.base import Dealt, partition_table
-from medx.partition.dirichlet import Dirichlet
-from medx.partition.iid import Iid
-from medx.partition.label import Label, shards_by_class
-from medx.partition.quantity import Quantity
+from medx.partition import Dirichlet, Iid, Label, Quantity, RandomPartition, partition_table, shards_by_class
 from medx.randomness import numpy_generator
 from medx.schema import ConfigError
 
@@ -16,7 +13,7 @@ LABELS = numpy_generator(0).permutation(np.repeat(np.arange(NUM_CLASSES), [100, 
 RULES = {"min_records": 1, "allow_empty": False}
 
 
-def every() -> list[Dealt]:
+def every() -> list[RandomPartition]:
     return [
         Iid(**RULES),
         Dirichlet(alpha=0.3, **RULES),
@@ -27,7 +24,9 @@ def every() -> list[Dealt]:
     ]
 
 
-def split(partition: Dealt, num_clients: int = 7, seed: int = 0, labels: np.ndarray = LABELS) -> list[np.ndarray]:
+def split(
+    partition: RandomPartition, num_clients: int = 7, seed: int = 0, labels: np.ndarray = LABELS
+) -> list[np.ndarray]:
     return partition.split(labels, NUM_CLASSES, num_clients, numpy_generator(seed))
 
 
@@ -40,7 +39,7 @@ def spread(parts: list[np.ndarray]) -> float:
 
 @pytest.mark.parametrize("partition", every(), ids=repr)
 @pytest.mark.parametrize("num_clients", [4, 7])
-def test_every_row_goes_to_exactly_one_client(partition: Dealt, num_clients: int) -> None:
+def test_every_row_goes_to_exactly_one_client(partition: RandomPartition, num_clients: int) -> None:
     parts = split(partition, num_clients)
     assert len(parts) == num_clients
     assert all(part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts)
@@ -48,7 +47,7 @@ def test_every_row_goes_to_exactly_one_client(partition: Dealt, num_clients: int
 
 
 @pytest.mark.parametrize("partition", every(), ids=repr)
-def test_the_generator_alone_decides(partition: Dealt) -> None:
+def test_the_generator_alone_decides(partition: RandomPartition) -> None:
     first = split(partition)
     np.random.seed(1)
     again, other = split(partition), split(partition, seed=1)
@@ -115,7 +114,7 @@ def test_shards_are_of_about_one_size() -> None:
     ],
     ids=repr,
 )
-def test_impossible_demands_are_refused_by_key(partition: Dealt, num_clients: int, key: str) -> None:
+def test_impossible_demands_are_refused_by_key(partition: RandomPartition, num_clients: int, key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^partition\.{key}") as refused:
         split(partition, num_clients)
     assert "\n" not in str(refused.value)
@@ -123,7 +122,7 @@ def test_impossible_demands_are_refused_by_key(partition: Dealt, num_clients: in
 
 def test_small_clients_are_drawn_again() -> None:
     partition = Quantity(alpha=0.5, min_records=20, allow_empty=False)
-    first = [Quantity(alpha=0.5, **RULES).deal(LABELS, NUM_CLASSES, 5, numpy_generator(seed)) for seed in range(20)]
+    first = [Quantity(alpha=0.5, **RULES).draw(LABELS, NUM_CLASSES, 5, numpy_generator(seed)) for seed in range(20)]
     assert any(min(map(len, parts)) < 20 for parts in first)
     assert all(min(map(len, split(partition, 5, seed))) >= 20 for seed in range(20))
 
@@ -151,3 +150,10 @@ def test_the_table_counts_what_was_dealt() -> None:
         {"hospital": 1, "records": 1, "a": 1, "b": 0},
         {"hospital": 2, "records": 0, "a": 0, "b": 0},
     ]
+
+
+def test_unknown_keys_and_bad_values_are_refused() -> None:
+    good = {"alpha": 1.0, **RULES}
+    for bad in ({"alhpa": 1.0}, {"alpha": 0.0}, {"alpha": float("nan")}, {"min_records": -1}):
+        with pytest.raises(ValidationError):
+            Dirichlet(**(good | bad))
