@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from medx.aggregation.base import Aggregation
-from medx.dataset import Dataset, DataSplits, InputSpec
-from medx.dataset.memory import FEATURE_VALUE, refuse_beyond_memory
+from medx.dataset import FEATURE_VALUE, Dataset, DataSplits, InputSpec, refuse_beyond_memory
 from medx.federation.base import Federation
 from medx.federation.checkpoint import ServerState
 from medx.model.base import FixedFeatures, Model, Objective

@@ -11,9 +11,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
+from medx.dataset.chest_phantom import draw_chest
 from medx.dataset.drawing import Spots, splat
-from medx.dataset.fundus_phantom import GRADE_SHARES, _dark_lesions, _pale_lesions
-from medx.dataset.phantom import Phantom, draw_chest, draw_fundus
+from medx.dataset.fundus_phantom import GRADE_SHARES, _dark_lesions, _pale_lesions, draw_fundus
+from medx.dataset.phantom import Phantom
 from medx.randomness import numpy_generator
 
 SMALL = {"size": 28, "num_train": 40, "num_validation": 20, "num_test": 30, "seed": 0}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from medx.dataset.phantom import draw_chest
+from medx.dataset.chest_phantom import draw_chest
 from medx.federation.checkpoint import load_checkpoint
 from medx.model.export import load_model
 from medx.model.storage import read_tensors

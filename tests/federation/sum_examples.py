@@ -17,8 +17,7 @@ from torch import nn
 
 from medx.aggregation.plain import PlainAggregation
 from medx.aggregation.secure import SecureAggregation
-from medx.dataset import DataSplits, InputSpec, Split
-from medx.dataset.base import content_hash
+from medx.dataset import DataSplits, InputSpec, Split, content_hash
 from medx.federation.client import client_app
 from medx.federation.job import Job, Setup, make_job, prepare
 from medx.federation.local_client import forget
