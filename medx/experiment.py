@@ -30,10 +30,9 @@ from medx.imports import quickly
 from medx.machine import environment, keep_freed_memory, resolve_device
 from medx.measurement import count_parameters, describe, measure, measure_clients
 from medx.metrics.evaluate import refuse_unknown_metric
-from medx.model.base import Model
-from medx.model.check import check_export, check_outputs
+from medx.model import Model
+from medx.model.export import check_export, check_outputs, save_model
 from medx.model.export import describe as describe_model
-from medx.model.export import save_model
 from medx.observer import Observer, RunContext
 from medx.partition import Partition, partition_table
 from medx.preparing import say

@@ -17,8 +17,8 @@ from medx.aggregation.base import Aggregation
 from medx.dataset import FEATURE_VALUE, Dataset, DataSplits, InputSpec, refuse_beyond_memory
 from medx.federation.base import Federation
 from medx.federation.checkpoint import ServerState
-from medx.model.base import FixedFeatures, Model, Objective
-from medx.model.cache import cached_features
+from medx.model import FixedFeatures, Model, Objective
+from medx.model.storage import cached_features
 from medx.partition import Partition
 from medx.preparing import say
 from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan

@@ -7,8 +7,7 @@ from opacus.grad_sample import register_grad_sampler
 from opacus.grad_sample.conv import compute_conv_grad_sample
 from torch import nn
 
-from medx.model.heads import CutPoints
-from medx.model.weight_standardisation import StandardisedConv2d, raw_weight_gradient
+from medx.model.layers import CutPoints, StandardisedConv2d, raw_weight_gradient
 
 
 @register_grad_sampler(CutPoints)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from medx.dataset import InputSpec
-from medx.model.heads import CutPoints, LinearHead, initialise
+from medx.model.layers import CutPoints, LinearHead, initialise
 from medx.model.objectives import OrdinalObjective, objective_for
 from medx.schema import ConfigError
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from medx.model.weight_standardisation import standardise_convolutions
+from medx.model.layers import standardise_convolutions
 from medx.randomness import torch_generator
 from medx.schema import ConfigError
 from medx.trainer.augmentation import RandomViews, shifted

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from medx.model.heads import CutPoints
+from medx.model.layers import CutPoints
 from medx.trainer.gradients.contributions import Call, Contribution, Rows, Rule, gram_is_cheaper, materialised
 from medx.trainer.gradients.convolution import conv2d
 from medx.trainer.gradients.record_loss import factor_norms, gram_rounding, sum_of_products

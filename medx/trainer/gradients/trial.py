@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import nn
 
-from medx.model.base import Objective
+from medx.model import Objective
 from medx.privacy.preflight import check_gradients, perturbed
 from medx.schema import PrivacyError
 from medx.trainer.gradients import GradientModeName, build_mode
