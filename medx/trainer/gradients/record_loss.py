@@ -110,6 +110,12 @@ def gram_rounding(inputs: torch.Tensor, gradient: torch.Tensor, outputs: int, fe
     return (features + outputs + inputs.shape[1] ** 2) * 2.0**-52 * sizes.square()
 
 
+def gram_norms(inputs: torch.Tensor, gradient: torch.Tensor, outputs: int, features: int) -> torch.Tensor:
+    """``[batch]`` squared norms, rounded up, from Gram matrices ``[batch, positions, positions]`` in float64."""
+    diagonals = inputs.diagonal(dim1=1, dim2=2), gradient.diagonal(dim1=1, dim2=2)
+    return (inputs * gradient).sum((1, 2)).clamp_(min=0) + gram_rounding(*diagonals, outputs, features)
+
+
 def clip_factors(squared_norms: torch.Tensor, clip_norm: float) -> torch.Tensor:
     """``min(1, clip_norm / norm)`` from squared norms ``[batch]``, in float64.
 

@@ -10,8 +10,7 @@ from torch import nn
 from medx.model import Objective
 from medx.privacy.preflight import check_gradients, perturbed
 from medx.schema import PrivacyError
-from medx.trainer.gradients import GradientModeName, build_mode
-from medx.trainer.gradients.naive import Naive
+from medx.trainer.gradients import GradientModeName, Naive, build_mode
 from medx.trainer.gradients.record_loss import RecordLoss
 
 CUT = 0.7  # of the median norm
