@@ -12,7 +12,7 @@ from annotated_types import Ge
 from flwr.serverapp import Grid
 from pydantic import BeforeValidator, SkipValidation
 
-from medx.aggregation.base import Aggregation
+from medx.aggregation.options import Aggregation
 from medx.baselines import Baseline as Planned
 from medx.baselines import plan_baselines, run_baselines, share_epsilon
 from medx.dataset import Dataset

@@ -12,8 +12,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from medx import output
-from medx.aggregation.identity import write_identity
-from medx.aggregation.roster import Parameters, Roster, make_roster, public_key_of, simulated_roster
+from medx.aggregation.roster import (
+    Parameters,
+    Roster,
+    make_roster,
+    public_key_of,
+    simulated_roster,
+    write_identity,
+)
 from medx.arguments import Parser
 from medx.schema import ConfigError, MedxError, one_line
 

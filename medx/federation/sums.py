@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from medx.aggregation.encoding import Layout, ScalarField, largest_scale
 from medx.aggregation.integer_noise import accounting_gap, client_noise_stddev
-from medx.aggregation.plain import PlainAggregation
+from medx.aggregation.options import PlainAggregation, SecureAggregation
+from medx.aggregation.ring import Layout, ScalarField, largest_scale
 from medx.aggregation.roster import Parameters, Roster
-from medx.aggregation.secure import SecureAggregation
 from medx.federation.base import Federation
 from medx.federation.job import Job, Prepared, Setup, build_module
 from medx.federation.payload import MOMENTUM, State, parameters_of

@@ -1,18 +1,19 @@
-"""The server's side of secure aggregation: one object for one attempt, which ends with a sum or without one."""
+"""The coordinator of a secure sum, one object for one attempt, which ends with a sum or without one.
+
+It is the server of Bonawitz et al. 2017.
+"""
 
 import hashlib
 from collections.abc import Callable, Container
-from enum import IntEnum
 from typing import TypeVar
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from medx.aggregation import shamir
-from medx.aggregation.codec import ByClient, Ids
-from medx.aggregation.errors import ProtocolError, Reason, RoundAborted
-from medx.aggregation.masks import apply_masks, is_positive, pair_key
+from medx.aggregation.keys import checked_keys, pair_key, verified
 from medx.aggregation.messages import (
+    STAGES,
     Begin,
     Confirm,
     Context,
@@ -21,39 +22,30 @@ from medx.aggregation.messages import (
     Keys,
     Masked,
     Shares,
+    Stage,
     Survivors,
     Unmask,
     UnmaskRequest,
 )
+from medx.aggregation.ring import apply_masks, is_positive
 from medx.aggregation.roster import Roster
-from medx.aggregation.verification import checked_keys, verified
+from medx.aggregation.wire import ByClient, Ids, ProtocolError, Reason, SumAborted
 
 AnyMessage = TypeVar("AnyMessage", Shares, Masked, Confirm, Unmask)
 UNKNOWN = "a client that is not known"
 
 
-class Collecting(IntEnum):
-    """Which stage's messages the server accepts."""
-
-    KEYS = 1
-    SHARES = 2
-    MASKED = 3
-    CONFIRM = 4
-    UNMASK = 5
-    CLOSED = 6
-
-
-class SecureServer:
+class Coordinator:
     """One attempt at one round: ``receive_*`` takes a client's message, ``close_*`` ends a stage.
 
     A message that is wrong, late or doubled raises ProtocolError naming its sender and changes nothing: treat that
-    client as dropped. Too few clients at the end of a stage raise RoundAborted; start a new attempt, with a new object.
+    client as dropped. Too few clients at the end of a stage raise SumAborted; start a new attempt, with a new object.
     """
 
     def __init__(self, roster: Roster, round: int, attempt: int, model_hash: bytes) -> None:
         self.roster = roster
         self.context = Context(roster.run_id, round, attempt, roster.digest, model_hash)
-        self.stage = Collecting.KEYS
+        self.stage = Stage.KEYS
         self._digest = self.context.digest
         self._keys_messages: ByClient = {}
         self._keys: dict[int, Keys] = {}
@@ -72,9 +64,9 @@ class SecureServer:
 
     def receive_keys(self, client: int, data: bytes) -> None:
         """Stage 1. ``client`` is who delivered the message, as the transport knows it."""
-        self._check_stage(Collecting.KEYS, client)
+        self._check_stage(Stage.KEYS, client)
         self._check_new(client, self._keys)
-        keys = checked_keys(data, client, self.context, self.roster)
+        keys = checked_keys(data, client, self.context, self.roster.identities)
         public = {keys.cipher_key, keys.mask_key}
         if len(public) < 2 or public & self._public:  # every client would refuse the whole list
             raise ProtocolError(Reason.REUSED_KEY, client, "one public key twice")
@@ -83,12 +75,12 @@ class SecureServer:
 
     def close_keys(self) -> bytes:
         """End stage 1: the key list, the same for every client in ``participants``."""
-        self._close(Collecting.KEYS, len(self._keys), self.roster.minimum_survivors)
+        self._close(Stage.KEYS, len(self._keys), self.roster.minimum_survivors)
         return KeyList(self._keys_messages).to_bytes()
 
     def receive_shares(self, client: int, data: bytes) -> None:
         """Stage 2."""
-        message = self._parse(Shares, Collecting.SHARES, client, data)
+        message = self._parse(Shares, Stage.SHARES, client, data)
         self._check_new(client, self._ciphertexts)
         if set(message.ciphertexts) != set(self._keys) - {client}:
             raise ProtocolError(Reason.LENGTH, client, "its shares are not one for every other client")
@@ -96,12 +88,12 @@ class SecureServer:
 
     def close_shares(self) -> dict[int, bytes]:
         """End stage 2: an inbox for each client that sent shares."""
-        self._close(Collecting.SHARES, len(self._ciphertexts), self.roster.minimum_survivors)
+        self._close(Stage.SHARES, len(self._ciphertexts), self.roster.minimum_survivors)
         return {receiver: self._inbox(receiver).to_bytes() for receiver in sorted(self._ciphertexts)}
 
     def receive_masked(self, client: int, data: bytes) -> None:
         """Stage 3: added to the running sum at once, so that one vector is held however many clients there are."""
-        message = self._parse(Masked, Collecting.MASKED, client, data)
+        message = self._parse(Masked, Stage.MASKED, client, data)
         if client not in self._ciphertexts:
             raise ProtocolError(Reason.SENDER, client, "a masked vector without shares")
         self._check_new(client, self._masked)
@@ -115,12 +107,12 @@ class SecureServer:
 
     def close_masked(self) -> bytes:
         """End stage 3: the survivor set, for the survivors."""
-        self._close(Collecting.MASKED, len(self._masked), self.roster.minimum_survivors)
+        self._close(Stage.MASKED, len(self._masked), self.roster.minimum_survivors)
         return self._survivors().to_bytes()
 
     def receive_confirm(self, client: int, data: bytes) -> None:
         """Stage 4."""
-        message = self._parse(Confirm, Collecting.CONFIRM, client, data)
+        message = self._parse(Confirm, Stage.CONFIRMED, client, data)
         self._check_survivor(client)
         self._check_new(client, self._signatures)
         if not verified(self.roster.identities[client], self._survivors().signed_part(), message.signature):
@@ -129,13 +121,13 @@ class SecureServer:
 
     def close_confirm(self) -> bytes:
         """End stage 4: the request to unmask, for the survivors."""
-        self._close(Collecting.CONFIRM, len(self._signatures), self.roster.threshold)
+        self._close(Stage.CONFIRMED, len(self._signatures), self.roster.threshold)
         enough = {number: self._signatures[number] for number in sorted(self._signatures)[: self.roster.threshold]}
         return UnmaskRequest(self._digest, self.survivors, self.dropped, enough).to_bytes()
 
     def receive_unmask(self, client: int, data: bytes) -> None:
         """Stage 5."""
-        message = self._parse(Unmask, Collecting.UNMASK, client, data)
+        message = self._parse(Unmask, Stage.UNMASKED, client, data)
         self._check_survivor(client)
         self._check_new(client, self._unmasked)
         if tuple(message.seed_shares) != self.survivors or tuple(message.key_shares) != self.dropped:
@@ -148,7 +140,7 @@ class SecureServer:
         Every opened secret is checked against what its owner published. Wrong shares are left out while enough right
         ones are there, and ``false_shares`` says whose they were; else ProtocolError (share).
         """
-        self._close(Collecting.UNMASK, len(self._unmasked), self.roster.threshold)
+        self._close(Stage.UNMASKED, len(self._unmasked), self.roster.threshold)
         subtracted = [self._seed(owner) for owner in self.survivors]
         added: list[bytes] = []
         for gone in self.dropped:
@@ -157,7 +149,7 @@ class SecureServer:
                 key = pair_key(private, self._keys[client].mask_key, self._digest, gone, client)
                 (subtracted if is_positive(client, gone) else added).append(key)
         if self._total is None:
-            raise RoundAborted("masked", 0, self.roster.minimum_survivors)
+            raise SumAborted("masked", 0, self.roster.minimum_survivors)
         total, self._total = self._total, None
         apply_masks(total, added, subtracted)
         self._unmasked = {}
@@ -166,10 +158,10 @@ class SecureServer:
     @property
     def participants(self) -> Ids:
         """Who is in the running stage: the clients that the last ``close_*`` message goes to."""
-        present = {Collecting.KEYS: range(self.roster.num_clients), Collecting.SHARES: self._keys}
+        present = {Stage.KEYS: range(self.roster.num_clients), Stage.SHARES: self._keys}
         if self.stage in present:
             return tuple(sorted(present[self.stage]))
-        return tuple(sorted(self._ciphertexts)) if self.stage == Collecting.MASKED else self.survivors
+        return tuple(sorted(self._ciphertexts)) if self.stage == Stage.MASKED else self.survivors
 
     @property
     def survivors(self) -> Ids:
@@ -211,7 +203,7 @@ class SecureServer:
             self.false_shares.setdefault(point - 1, []).append(owner)
         return secret
 
-    def _parse(self, kind: type[AnyMessage], stage: Collecting, client: int, data: bytes) -> AnyMessage:
+    def _parse(self, kind: type[AnyMessage], stage: Stage, client: int, data: bytes) -> AnyMessage:
         self._check_stage(stage, client)
         message = kind.from_bytes(data, client, kind.largest(self.roster.num_clients, self.roster.dimension))
         if message.sender != client or client not in self._keys:
@@ -220,11 +212,9 @@ class SecureServer:
             raise ProtocolError(Reason.REPLAY, client, "a message of another run, round, attempt or model")
         return message
 
-    def _check_stage(self, stage: Collecting, client: int) -> None:
+    def _check_stage(self, stage: Stage, client: int) -> None:
         if self.stage != stage:
-            raise ProtocolError(
-                Reason.STAGE, client, f"a message of stage {stage.name.lower()} comes too late or early"
-            )
+            raise ProtocolError(Reason.STAGE, client, f"a message of stage {STAGES[stage - 1]} comes too late or early")
 
     def _check_new(self, client: int, seen: Container[int]) -> None:
         if client in seen:
@@ -234,13 +224,13 @@ class SecureServer:
         if client not in self._masked:
             raise ProtocolError(Reason.SENDER, client, "it is not among the survivors")
 
-    def _close(self, stage: Collecting, left: int, needed: int) -> None:
+    def _close(self, stage: Stage, left: int, needed: int) -> None:
         if self.stage != stage:
-            raise ProtocolError(Reason.STAGE, "server", f"stage {stage.name.lower()} is not the one that is open")
+            raise ProtocolError(Reason.STAGE, "server", f"stage {STAGES[stage - 1]} is not the one that is open")
         if left < needed:
-            self.stage = Collecting.CLOSED
-            raise RoundAborted(stage.name.lower(), left, needed)
-        self.stage = Collecting(stage + 1)
+            self.stage = Stage.ENDED
+            raise SumAborted(STAGES[stage - 1], left, needed)
+        self.stage = Stage(stage + 1)
 
 
 def _public_of(secret: bytes) -> bytes:

@@ -1,4 +1,7 @@
-"""A client's side of secure aggregation: five stages, one step each, and every refusal ends the attempt."""
+"""A participant in a secure sum: five stages, one step each, and every refusal ends the attempt.
+
+It is the user of Bonawitz et al. 2017.
+"""
 
 import hashlib
 import os
@@ -10,15 +13,12 @@ from typing import TypeVar
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from medx.aggregation import shamir
-from medx.aggregation.client_state import ClientState, Stage
-from medx.aggregation.codec import ByClient, Ids
-from medx.aggregation.errors import EncodingError, ProtocolError, Reason
-from medx.aggregation.journal import Journal, Party
-from medx.aggregation.masks import apply_masks, derive_key, is_positive, pair_key
+from medx.aggregation.journal import Journal, ParticipantState, Party
+from medx.aggregation.keys import associated_data, checked_keys, derive_key, exchanged, pair_key, verified
 from medx.aggregation.messages import (
     Begin,
     Confirm,
@@ -28,12 +28,14 @@ from medx.aggregation.messages import (
     Keys,
     Masked,
     Shares,
+    Stage,
     Survivors,
     Unmask,
     UnmaskRequest,
 )
+from medx.aggregation.ring import EncodingError, apply_masks, is_positive
 from medx.aggregation.roster import Roster
-from medx.aggregation.verification import associated_data, checked_keys, verified
+from medx.aggregation.wire import ByClient, Ids, ProtocolError, Reason
 
 NONCE_BYTES = 12
 SERVER = "server"
@@ -42,7 +44,7 @@ UnmaskHook = Callable[[int, int], None]
 WordsOf = Callable[[int, int], np.ndarray]
 
 
-class SecureClient:
+class Participant:
     """Client ``number`` of ``roster``. Drive it with begin, share, mask, confirm, unmask: bytes in, bytes out.
 
     ``on_first_unmask(round, attempt)`` runs just before the first share leaves, so that the ledger is charged first;
@@ -59,13 +61,13 @@ class SecureClient:
         *,
         on_first_unmask: UnmaskHook | None = None,
         journal: Journal | None = None,
-        state: ClientState | None = None,
+        state: ParticipantState | None = None,
     ) -> None:
         if identity.public_key().public_bytes_raw() != roster.identities[number]:
             raise ProtocolError(Reason.ROSTER, number, "its identity is not the one in the roster")
         self.roster = roster
         self.number = number
-        self.state = state or ClientState.fresh(Stage.IDLE, -1, 0)
+        self.state = state or ParticipantState.fresh(Stage.IDLE, -1, 0)
         self._identity = identity
         self._context: Context | None = None
         self._on_first_unmask = on_first_unmask
@@ -81,7 +83,7 @@ class SecureClient:
             text = f"round, attempt {position} of {rounds} rounds with {attempts} attempts"
             raise ProtocolError(Reason.POSITION, SERVER, text)
         self._journal.enter(self._party, position, Stage.KEYS, self.state, once=self.roster.opened_once)
-        self.state = ClientState.fresh(Stage.IDLE, *position)
+        self.state = ParticipantState.fresh(Stage.IDLE, *position)
         with self._answering(Stage.KEYS):
             if message.roster_hash != self.roster.digest:
                 raise ProtocolError(Reason.ROSTER, SERVER, "its roster is not the one pinned here")
@@ -105,7 +107,7 @@ class SecureClient:
                 if number == self.number:
                     self.state.shares[number] = plain
                     continue
-                secret = self._exchange(private, keys.cipher_key, number)
+                secret = exchanged(private, keys.cipher_key, number)
                 self.state.mask_keys[number] = keys.mask_key
                 self.state.receive_keys[number] = derive_key(secret, "share", context, number, self.number)
                 key = derive_key(secret, "share", context, self.number, number)
@@ -136,7 +138,7 @@ class SecureClient:
             added: list[bytes] = [self.state.seed]
             subtracted: list[bytes] = []
             for number in message.ciphertexts:
-                key = self._pair_key(private, context, number)
+                key = pair_key(private, self.state.mask_keys[number], context, self.number, number)
                 (added if is_positive(self.number, number) else subtracted).append(key)
             apply_masks(words, added, subtracted)
             self.state.seed = self.state.mask_private = b""
@@ -167,7 +169,7 @@ class SecureClient:
             seeds = {n: self.state.shares[n][: shamir.SHARE_BYTES] for n in message.survivors}
             keys = {n: self.state.shares[n][shamir.SHARE_BYTES :] for n in message.dropped}
             answer = Unmask(self.number, message.context, seeds, keys)
-            self.state = ClientState.fresh(Stage.UNMASKED, self.state.round, self.state.attempt)
+            self.state = ParticipantState.fresh(Stage.UNMASKED, self.state.round, self.state.attempt)
         return answer.to_bytes()
 
     @property
@@ -186,7 +188,7 @@ class SecureClient:
             self._journal.enter(self._party, position, stage, self.state, once=self.roster.opened_once)
         except ProtocolError:
             if self.state.stage != Stage.UNMASKED:  # then nothing is left to wipe
-                self.state = ClientState.fresh(Stage.REFUSED, *position)
+                self.state = ParticipantState.fresh(Stage.ENDED, *position)
             raise
         with self._answering(stage):
             yield
@@ -200,7 +202,7 @@ class SecureClient:
             self.state.stage = stage
             self._journal.leave(self._party, position, stage, self.state)
         except BaseException:
-            self.state = ClientState.fresh(Stage.REFUSED, *position)
+            self.state = ParticipantState.fresh(Stage.ENDED, *position)
             self._journal.end(self._party, position, stage)
             raise
 
@@ -228,7 +230,9 @@ class SecureClient:
             raise ProtocolError(Reason.SUBSTITUTED_KEY, SERVER, f"the keys of client {self.number} itself are changed")
         own = {self.number: Keys.from_bytes(self.state.keys_message, self.number)}
         others = [(number, data) for number, data in message.keys.items() if number != self.number]
-        peers = own | {number: checked_keys(data, number, self.context, self.roster) for number, data in others}
+        peers = own | {
+            number: checked_keys(data, number, self.context, self.roster.identities) for number, data in others
+        }
         public = [key for keys in peers.values() for key in (keys.cipher_key, keys.mask_key)]
         if len(set(public)) != len(public):
             raise ProtocolError(Reason.REUSED_KEY, SERVER, "one public key twice in the list")
@@ -251,18 +255,6 @@ class SecureClient:
                 raise ProtocolError(Reason.LENGTH, number, f"shares of {len(plain)} bytes")
             self.state.shares[number] = plain
         self._check_count(len(ciphertexts) + 1, "shares")
-
-    def _exchange(self, private: X25519PrivateKey, public: bytes, number: int) -> bytes:
-        try:
-            return private.exchange(X25519PublicKey.from_public_bytes(public))
-        except ValueError:
-            raise ProtocolError(Reason.SUBSTITUTED_KEY, number, "a degenerate public key") from None
-
-    def _pair_key(self, private: X25519PrivateKey, context: bytes, number: int) -> bytes:
-        try:
-            return pair_key(private, self.state.mask_keys[number], context, self.number, number)
-        except ValueError:
-            raise ProtocolError(Reason.SUBSTITUTED_KEY, number, "a degenerate public key") from None
 
     def _read(self, kind: type[AnyMessage], data: bytes) -> AnyMessage:
         """A message of the server, no longer than one can be among twice as many: who is too many is named below."""

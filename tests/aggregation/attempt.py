@@ -1,21 +1,17 @@
-"""One attempt of the protocol between parties in one process, with clients that drop out where they are told to."""
+"""One attempt of the protocol between parties in one process, with clients that drop out at a stage."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
-from medx.aggregation.client import SecureClient
-from medx.aggregation.errors import ProtocolError
-from medx.aggregation.server import SecureServer
-
-StageName = Literal["keys", "shares", "masked", "confirm", "unmask"]
-STAGES: tuple[StageName, ...] = ("keys", "shares", "masked", "confirm", "unmask")
+from medx.aggregation.coordinator import Coordinator
+from medx.aggregation.participant import Participant
+from medx.aggregation.wire import ProtocolError
 
 
 @dataclass
-class RoundOutcome:
+class Attempt:
     """The sum ``uint32 [dimension]``, whose it is, the bytes by client and direction, and who was refused why."""
 
     total: np.ndarray
@@ -28,7 +24,7 @@ class RoundOutcome:
 class _Exchange:
     """Carries messages, counts bytes, and lets clients drop out: a dropped client is silent from then on."""
 
-    def __init__(self, server: SecureServer, drop: Mapping[str, Iterable[int]]) -> None:
+    def __init__(self, server: Coordinator, drop: Mapping[str, Iterable[int]]) -> None:
         self.server = server
         self.drop = {stage: set(ids) for stage, ids in drop.items()}
         self.gone: set[int] = set()
@@ -38,7 +34,7 @@ class _Exchange:
 
     def stage(
         self,
-        name: StageName,
+        name: str,
         payload: Callable[[int], bytes],
         answer: Callable[[int, bytes], bytes],
         receive: Callable[[int, bytes], None],
@@ -58,18 +54,18 @@ class _Exchange:
                 self.refused.append(error)
 
 
-def run_round(
-    server: SecureServer,
-    clients: Sequence[SecureClient],
+def run_attempt(
+    server: Coordinator,
+    clients: Sequence[Participant],
     words: Mapping[int, np.ndarray],
     *,
     model_hash: bytes | None = None,
     drop: Mapping[str, Iterable[int]] | None = None,
-) -> RoundOutcome:
+) -> Attempt:
     """Run the five stages. ``words[i]`` is client i's ``uint32 [dimension]`` vector; ``drop`` maps a stage to ids.
 
     A client that drops at a stage sends nothing from that stage on, and so does one whose message is refused. Raises
-    RoundAborted when too few are left.
+    SumAborted when too few are left.
     """
     seen = server.context.model_hash if model_hash is None else model_hash
     exchange = _Exchange(server, drop or {})
@@ -85,4 +81,4 @@ def run_round(
     exchange.stage("confirm", lambda _: survivors, lambda i, m: clients[i].confirm(m), server.receive_confirm)
     request = server.close_confirm()
     exchange.stage("unmask", lambda _: request, lambda i, m: clients[i].unmask(m), server.receive_unmask)
-    return RoundOutcome(server.finish(), server.survivors, exchange.up, exchange.down, exchange.refused)
+    return Attempt(server.finish(), server.survivors, exchange.up, exchange.down, exchange.refused)

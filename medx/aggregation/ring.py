@@ -1,18 +1,25 @@
-"""Fixed-point numbers modulo 2^32: real vectors to ring words and back, with the ring bound proved beforehand."""
+"""Words modulo 2^32: real vectors to words and back, with the ring bound proved beforehand, and masks over words.
+
+Masks are ChaCha20 keystreams under keys that belong to one pair of participants in one attempt.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms
 
-from medx.aggregation.errors import EncodingError
-from medx.schema import ConfigError
+from medx.schema import ConfigError, MedxError
 
-RING_BITS = 32
 HALF_RING = 2**31
 NOISE_TAIL = 8
 BLOCK = 1 << 15
+_NONCE = bytes(16)
+
+
+class EncodingError(MedxError):
+    """A vector that cannot be put on the grid."""
 
 
 def ring_load(scale: float, num_clients: int, bound: float, total_noise: float) -> float:
@@ -120,3 +127,29 @@ class Layout:
         tail = total[self.dimension :]
         scalars = {f.name: float(decode(tail[i : i + 1], f.scale)[0]) for i, f in enumerate(self.fields)}
         return decode(total[: self.dimension], self.scale), scalars
+
+
+def keystream(key: bytes) -> CipherContext:
+    """ChaCha20 (RFC 8439) from block 0 with a zero nonce: sound because every key is used once."""
+    return Cipher(algorithms.ChaCha20(key, _NONCE), mode=None).encryptor()
+
+
+def is_positive(client: int, peer: int) -> bool:
+    """Whether ``client`` adds (else subtracts) the mask that it shares with ``peer``: the smaller number adds."""
+    return client < peer
+
+
+def apply_masks(words: np.ndarray, added: Iterable[bytes], subtracted: Iterable[bytes]) -> None:
+    """Add and subtract keystreams to ``uint32 [d]`` words in place, block by block so that all stays in cache."""
+    streams: list[tuple[CipherContext, np.ufunc]] = [(keystream(key), np.add) for key in added]
+    streams += [(keystream(key), np.subtract) for key in subtracted]
+    width = min(BLOCK, words.size)
+    zeros = memoryview(bytes(4 * width))
+    buffer = np.empty(width, np.dtype("<u4"))
+    target = buffer.data.cast("B")
+    for start in range(0, words.size, max(width, 1)):
+        block = words[start : start + width]
+        length = 4 * block.size
+        for stream, operation in streams:
+            stream.update_into(zeros[:length], target[:length])
+            operation(block, buffer[: block.size], out=block)

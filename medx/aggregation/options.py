@@ -1,18 +1,58 @@
-"""Updates summed under masks: the server learns the sum of the survivors' updates and nothing else."""
+"""The options of the group: updates summed in the clear, or under masks so that nobody sees a single one."""
 
 import math
 import shlex
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Protocol
 
 from annotated_types import Ge, Gt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from medx.aggregation.encoding import largest_scale
-from medx.aggregation.identity import find_identities
-from medx.aggregation.roster import Parameters, Roster, default_survivors, make_roster, simulated_roster
+from medx.aggregation.ring import largest_scale
+from medx.aggregation.roster import (
+    Parameters,
+    Roster,
+    default_survivors,
+    find_identities,
+    make_roster,
+    simulated_roster,
+)
 from medx.schema import ConfigError, Place, component
 
 ROBUST_STRATEGIES = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
+
+
+class Aggregation(Protocol):
+    """What an option offers to the rounds. ``secure`` hides single updates."""
+
+    secure: ClassVar[bool]
+
+    def check_strategy(self, strategy: str) -> None:
+        """Raise ConfigError where this federation option needs what the aggregation hides."""
+        ...
+
+    def survivors_for(self, num_clients: int) -> int:
+        """The fewest clients that a sum of noise shares may be made of."""
+        ...
+
+
+@component("aggregation/plain")
+class PlainAggregation:
+    """No cryptography. Whoever runs the server learns each update, so privacy towards it must come from local noise.
+
+    ``minimum_survivors`` counts where clients share the noise and the server is trusted: None means as many as under
+    aggregation=secure, so that both make the same noise.
+    """
+
+    minimum_survivors: Annotated[int, Ge(1)] | None
+
+    secure: ClassVar[bool] = False
+
+    def check_strategy(self, strategy: str) -> None:
+        """Every strategy works on updates in the clear."""
+
+    def survivors_for(self, num_clients: int) -> int:
+        """The fewest clients whose shares make the planned noise."""
+        return self.minimum_survivors or min(default_survivors(num_clients), num_clients)
 
 
 @component("aggregation/secure")
@@ -54,14 +94,10 @@ class SecureAggregation:
             return self.scale
         return largest_scale(num_clients, bound, 2 * noise_stddev * math.sqrt(num_clients))
 
-    def simulated(self, parameters: Parameters, num_clients: int) -> tuple[Roster, tuple[Ed25519PrivateKey, ...]]:
-        """A roster for a simulation with the identities of all clients; raises ConfigError."""
-        return simulated_roster(parameters, num_clients, self.threshold, self.minimum_survivors)
-
     def enrolled(self, parameters: Parameters, num_clients: int) -> tuple[Roster, tuple[Ed25519PrivateKey, ...]]:
         """The run's roster with all identities: made on the fly, or pinned with the key files beside it."""
         if self.roster is None:
-            return self.simulated(parameters, num_clients)
+            return simulated_roster(parameters, num_clients, self.threshold, self.minimum_survivors)
         roster = self.pinned(parameters, num_clients)
         return roster, find_identities(self.roster.parent, roster.identities)
 
