@@ -13,6 +13,7 @@ from medx.aggregation.roster import (
     Roster,
     default_survivors,
     find_identities,
+    flag,
     make_roster,
     simulated_roster,
 )
@@ -136,20 +137,11 @@ class SecureAggregation:
         public = sorted(folder.glob("*.pub"))
         known = [part for path in public for part in ("--public-key", str(path))] if len(public) == num_clients else []
         who = known or ["--clients", str(num_clients), "--folder", str(folder)]
-        options: dict[str, object] = {
+        options = {
             "output": self.roster,
-            "run-id": parameters.run_id,
-            "dimension": parameters.dimension,
-            "scale": parameters.scale,
-            "bound": parameters.bound,
-            "rounds": parameters.num_rounds,
-            "max-attempts": parameters.max_attempts,
-            "noise-stddev": parameters.noise_stddev or None,
-            "noise-multiplier": parameters.noise_multiplier,
-            "clip-norm": parameters.clip_norm,
-            "sampling-probability": parameters.sampling_probability,
+            **parameters.model_dump(),
             "threshold": self.threshold,
-            "minimum-survivors": self.minimum_survivors,
+            "minimum_survivors": self.minimum_survivors,
         }
-        given = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
+        given = [part for name, value in options.items() if value is not None for part in (flag(name), str(value))]
         return shlex.join(["python", "-m", "medx.aggregation", "roster", *who, *given])

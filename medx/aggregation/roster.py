@@ -36,27 +36,32 @@ def default_survivors(num_clients: int, threshold: int | None = None) -> int:
     return max(threshold or default_threshold(num_clients), 3)
 
 
-class Parameters(BaseModel):
-    """The public parameters of a run.
+def flag(name: str) -> str:
+    """A parameter on the command line: ``--rounds`` for ``num_rounds``."""
+    return "--" + name.removeprefix("num_").replace("_", "-")
 
-    ``dimension`` counts masked words, metrics included. ``bound`` is A, a client's largest coordinate in units of
-    the update; ``noise_stddev`` is one client's noise in grid units, new in every attempt, 0 without noise. A round
-    may be tried ``max_attempts`` times. Multiplier, clip norm and probability describe the release for the record:
-    None where training is not private.
+
+class Parameters(BaseModel):
+    """The public parameters of a run; their descriptions are the command line's help too.
+
+    ``noise_stddev`` is new in every attempt. Multiplier, clip norm and probability are None where training is not
+    private.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    run_id: Annotated[str, Field(min_length=1, max_length=1024)]
-    dimension: Annotated[int, Field(ge=1, lt=2**31)]
-    scale: Positive
-    bound: Positive
-    num_rounds: Annotated[int, Field(ge=1, lt=2**31)]
-    max_attempts: Annotated[int, Field(ge=1, lt=2**31)] = 3
-    noise_stddev: Annotated[int, Field(ge=0, lt=HALF_RING)]
-    noise_multiplier: Positive | None
-    clip_norm: Positive | None
-    sampling_probability: Annotated[float, Field(gt=0, le=1)] | None
+    run_id: Annotated[str, Field(min_length=1, max_length=1024, description="name of the run; never use one twice")]
+    dimension: Annotated[int, Field(ge=1, lt=2**31, description="words in the masked vector: parameters plus metrics")]
+    scale: Annotated[Positive, Field(description="grid units to one unit of the update")]
+    bound: Annotated[Positive, Field(description="largest coordinate of one client's update, in units of the update")]
+    num_rounds: Annotated[int, Field(ge=1, lt=2**31, description="rounds in the run")]
+    max_attempts: Annotated[int, Field(ge=1, lt=2**31, description="how often a round may be tried (default: 3)")] = 3
+    noise_stddev: Annotated[int, Field(ge=0, lt=HALF_RING, description="one client's noise in grid units (default: 0)")]
+    noise_multiplier: Annotated[Positive | None, Field(description="sigma of the sum's noise, for the record")]
+    clip_norm: Annotated[Positive | None, Field(description="clip norm of a record, for the record")]
+    sampling_probability: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None, Field(description="Poisson sampling probability q, for the record")
+    ]
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some fields changed, checked like any other: pydantic's own would check nothing."""
