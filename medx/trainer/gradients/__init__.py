@@ -19,7 +19,6 @@ from medx.trainer.gradients.record_loss import (
     UnsupportedModuleError,
     clip_and_sum,
     clip_factors,
-    sum_dtype,
 )
 
 GradientModeName = Literal["auto", "book_keeping", "hooks", "vmap", "naive"]
@@ -58,19 +57,12 @@ class Naive:
         """Sum of clipped per-record gradients; see GradientMode."""
         sums = [zero.double() for zero in self.record_loss.zeros()]
         for row in range(len(labels)):
-            gradients = self._gradient(inputs[row : row + 1], labels[row : row + 1])
+            gradients = self.record_loss.gradient(inputs[row : row + 1], labels[row : row + 1])
             squared = torch.stack([g.double().square().sum() for g in gradients]).sum()
             factor = clip_factors(squared, clip_norm)
             for total, gradient in zip(sums, gradients, strict=True):
                 total.add_(factor * gradient)
         return [total.to(zero.dtype) for total, zero in zip(sums, self.record_loss.zeros(), strict=True)]
-
-    def _gradient(self, inputs: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
-        parameters = self.record_loss.parameters()
-        gradients = torch.autograd.grad(
-            self.record_loss(inputs, labels).sum(), parameters, allow_unused=True, materialize_grads=True
-        )
-        return [g.to(sum_dtype(g)) for g in gradients]
 
 
 class Plain:
@@ -85,11 +77,7 @@ class Plain:
             raise PrivacyError(f"gradient_mode=plain clips nothing, but clip_norm={clip_norm}: use another mode")
         if len(labels) == 0:
             return self.record_loss.zeros()
-        losses = self.record_loss(inputs, labels)
-        gradients = torch.autograd.grad(
-            losses.sum(), self.record_loss.parameters(), allow_unused=True, materialize_grads=True
-        )
-        return [gradient.to(sum_dtype(gradient)) for gradient in gradients]
+        return self.record_loss.gradient(inputs, labels)
 
 
 class Vmap:

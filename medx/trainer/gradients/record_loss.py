@@ -55,6 +55,12 @@ class RecordLoss:
             )
         return losses
 
+    def gradient(self, inputs: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+        """The gradient of the summed losses, one tensor for each trainable parameter, float32 or wider."""
+        loss = self(inputs, labels).sum()
+        found = torch.autograd.grad(loss, self.parameters(), allow_unused=True, materialize_grads=True)
+        return [gradient.to(sum_dtype(gradient)) for gradient in found]
+
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters in order of ``module.parameters()``."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
