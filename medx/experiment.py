@@ -12,7 +12,7 @@ from annotated_types import Ge
 from flwr.serverapp import Grid
 from pydantic import BeforeValidator, SkipValidation
 
-from medx.aggregation.options import Aggregation
+from medx.aggregation import Aggregation
 from medx.baselines import Baseline as Planned
 from medx.baselines import plan_baselines, run_baselines, share_epsilon
 from medx.dataset import Dataset
@@ -44,7 +44,7 @@ from medx.privacy.statement import statement, summarise
 from medx.results import ExperimentResult, PrivacyResult, RoundRecord, Status
 from medx.runtime.base import Runtime
 from medx.schema import CheckpointError, ConfigError, LedgerError, Place, component, option_of
-from medx.trainer.gradients.trial import try_mode
+from medx.trainer.gradients import try_mode
 from medx.trainer.local_training import Trainer
 
 Baseline = Literal["local_only", "centralized"]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from medx.aggregation.options import Aggregation
+from medx.aggregation import Aggregation
 from medx.dataset import FEATURE_VALUE, Dataset, DataSplits, InputSpec, refuse_beyond_memory
 from medx.federation.base import Federation
 from medx.federation.checkpoint import ServerState

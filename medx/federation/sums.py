@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from medx.aggregation import PlainAggregation, SecureAggregation
 from medx.aggregation.integer_noise import accounting_gap, client_noise_stddev
-from medx.aggregation.options import PlainAggregation, SecureAggregation
 from medx.aggregation.ring import Layout, ScalarField, largest_scale
 from medx.aggregation.roster import Parameters, Roster
 from medx.federation.base import Federation

@@ -5,9 +5,9 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from medx.aggregation import PlainAggregation, SecureAggregation
 from medx.aggregation.__main__ import main
 from medx.aggregation.keys import is_identity
-from medx.aggregation.options import PlainAggregation, SecureAggregation
 from medx.aggregation.participant import Participant
 from medx.aggregation.roster import Roster, make_roster, public_key_of, read_identity, simulated_roster
 from medx.schema import ConfigError

@@ -15,7 +15,7 @@ from flwr.app import Message
 from hydra.utils import instantiate
 from torch import nn
 
-from medx.aggregation.options import PlainAggregation, SecureAggregation
+from medx.aggregation import PlainAggregation, SecureAggregation
 from medx.dataset import DataSplits, InputSpec, Split, content_hash
 from medx.federation.client import client_app
 from medx.federation.job import Job, Setup, make_job, prepare
