@@ -67,9 +67,8 @@ def _verified(public_key: bytes, message: bytes, signature: bytes) -> bool:
 def checked_keys(data: bytes, number: int, context: Context, identities: Sequence[bytes]) -> Keys:
     """Parse and verify the keys of client ``number`` for this attempt; raises ProtocolError that names it.
 
-    ``identities`` are the roster's.
-
-    A key that is no point, or of small order, is refused here, before anybody has to compute with it.
+    ``identities`` are the roster's. A key that is no point, or of small order, is refused here, before anybody has to
+    compute with it.
     """
     if not 0 <= number < len(identities):
         raise ProtocolError(Reason.SENDER, number, f"it is not among the roster's {len(identities)} clients")
