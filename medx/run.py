@@ -1,6 +1,5 @@
 """``python -m medx.run``: compose the configuration, run the experiment, or a sweep of them with ``-m``."""
 
-import atexit
 import logging
 import os
 import sys
@@ -9,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from string import Template
 from typing import NoReturn
 
 import hydra
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -22,9 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 import medx.outcomes
 import medx.sweep
 from medx import output, preparing
-from medx.configuration import GROUPS, explain
+from medx.configuration import GROUPS, explain, options_of
 from medx.folder import CONFIG_FILE
-from medx.imports import quickly
 from medx.schema import ConfigError, MedxError, one_line
 from medx.sweep_checks import reason_to_queue
 from medx.sweep_folder import AGAIN, FAILURE_FILE, is_done
@@ -57,15 +57,15 @@ def run(cfg: DictConfig) -> float | None:
             courier.warm_up(OmegaConf.to_container(tracking))  # MLflow on another core, while this one imports torch
         if "medx.job" not in sys.modules:
             preparing.say("preparing: libraries")
-        with quickly():
-            import medx.job
+        import medx.job
+        from medx.machine import keep_freed_memory
 
+        keep_freed_memory()
         (folder / FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt in this folder
         crew = medx.sweep.crew(cfg)
         if crew is None:
             return job(cfg, folder, overrides)
-        with quickly():
-            import medx.trainer.module  # here, once, and not in every fork
+        import medx.trainer.module  # here, once, and not in every fork
     if crew is not None:
         work = partial(forked_job, cfg, folder, overrides)
         title = medx.outcomes.title(overrides, medx.sweep.known_jobs())
@@ -124,6 +124,9 @@ def main() -> None:
     if "--version" in sys.argv[1:]:
         print(f"medx {medx.__version__}")
         return
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(), end="")
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the lines below say what a person can do
     # Hydra takes no overrides on both sides of an option.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda part: part not in ("-m", "--multirun"))
@@ -144,6 +147,14 @@ def main() -> None:
     for raised in _RAISED:
         tell(raised)
     sys.exit(medx.outcomes.exit_code())
+
+
+def help_text() -> str:
+    """Of ``--help``: Hydra's own answer to it is the same text, but takes seconds to list the options of the groups."""
+    folders = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")}
+    groups = sorted(group for group in folders if group != "." and not group.startswith("hydra"))
+    words = yaml.safe_load((CONF / "hydra" / "help" / "medx.yaml").read_text())
+    return Template(words["template"]).substitute(GROUPS="\n".join(f"{g}: {', '.join(options_of(g))}" for g in groups))
 
 
 def refuse_misuse() -> None:
@@ -187,20 +198,6 @@ def refuse(message: str) -> int:
     return 2
 
 
-def leave(ended: SystemExit) -> NoReturn:
-    """End the process as Python would, but for taking apart what torch has loaded, which takes .3 s."""
-    if ended.code is not None and not isinstance(ended.code, int):
-        raise ended
-    atexit._run_exitfuncs()
-    with suppress(OSError):  # nobody reads it any more
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(ended.code or 0)
-
-
 if __name__ == "__main__":
     output.take_all()
-    try:
-        main()
-    except SystemExit as ended:
-        leave(ended)
+    main()
