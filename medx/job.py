@@ -4,10 +4,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
-
-from medx.configuration import plain, resumed_config, typed
+from medx.configuration import resumed_config, typed
 from medx.experiment import config_name, make_setup, run_experiment
 from medx.federation.job import draw_key
 from medx.folder import SWEEP_FILE, RunFolder
@@ -18,9 +17,9 @@ from medx.screen import Screen
 from medx.tracking.base import TrackedRun, Tracker
 
 
-def run_job(cfg: DictConfig, folder: Path, overrides: list[str]) -> ExperimentResult:
-    """Run one job in its output folder."""
-    config = plain(cfg)
+def run_job(config: dict[str, Any], folder: Path, overrides: list[str]) -> ExperimentResult:
+    """Run one job in its output folder; ``config`` is the composed configuration as plain containers."""
+    config = dict(config)
     resume = config.pop("resume")
     if resume is not None:
         folder = Path(resume).resolve()  # by whatever relative path or link: one folder, one record

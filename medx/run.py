@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import medx
 from medx import output, preparing
-from medx.configuration import GROUPS, explain, options_of
+from medx.configuration import GROUPS, explain, options_of, plain
 from medx.folder import CONFIG_FILE
 from medx.launcher.checks import has_callback, refuse_jobs, refuse_without_callback
 from medx.launcher.outcomes import FAILURE_FILE, failures_kept, is_done
@@ -61,7 +61,7 @@ def task(cfg: DictConfig) -> float | None:
         (folder / FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt in this folder
         refuse_jobs(cfg)
         keep_freed_memory()
-        result = medx.job.run_job(OmegaConf.create(cfg), folder, overrides)
+        result = medx.job.run_job(plain(cfg), folder, overrides)
     if result is None:
         return None
     if result.status == "killed":

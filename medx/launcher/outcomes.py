@@ -151,6 +151,16 @@ def overrides_of(folder: Path) -> list[str]:
     return list(json.loads((folder / FAILURE_FILE).read_text())["overrides"])
 
 
+def why_unfinished(folder: Path) -> str | None:
+    """In words why a job did not finish, or None where it did."""
+    if (folder / FAILURE_FILE).exists():
+        return error_of(folder)
+    result = result_or_why_not(folder)
+    if isinstance(result, str):
+        return result
+    return None if result.status == "finished" else f"{result.status}: {result.error}"
+
+
 def is_done(folder: Path) -> bool:
     """Whether a job has finished and its record is spooled to the end, so that nothing of it is to be done again."""
     if not (folder / RESULT_FILE).exists() or (folder / FAILURE_FILE).exists():
