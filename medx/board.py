@@ -1,9 +1,7 @@
 """What a person sees of jobs that run at once: a line for each while it runs, and one that stays when it ends."""
 
-import logging
 import re
 import sys
-from collections import deque
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -14,7 +12,6 @@ from medx import preparing
 from medx.output import plain_text
 from medx.results import ExperimentResult
 from medx.screen import clock
-from medx.tracking import courier
 
 PREPARING = re.compile("  (preparing|accounting): ")
 
@@ -33,9 +30,6 @@ class Board:
         self._console = Console(file=sys.stdout, highlight=False)
         self._lines: Live | None = None
         self._told: set[str] = set()
-        self._later: deque[logging.LogRecord] = deque()
-        if self.live:
-            courier.log.addFilter(self._hold)  # its thread would write into the lines of running jobs
 
     def show(self, lines: Sequence[str]) -> None:
         """Replace the lines of running jobs by these; none of them takes more than the width."""
@@ -46,8 +40,6 @@ class Board:
                     self.tell(line)
             return
         preparing.say("")
-        if self._later:
-            self._pause()
         if self._lines is None:  # a new one each time: one that starts again would go up over what was printed since
             self._lines = Live(
                 console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
@@ -73,23 +65,12 @@ class Board:
     def close(self) -> None:
         """Take the lines of running jobs away."""
         self._pause()
-        self.disown()
-
-    def disown(self) -> None:
-        """In a fork: log as ever."""
-        courier.log.removeFilter(self._hold)
 
     def _pause(self) -> None:
-        """Take them away for now, and log what waited for that."""
+        """Take them away for now."""
         if self._lines is not None:
             self._lines.stop()
             self._lines = None
-        while self._later:
-            logging.getLogger().callHandlers(self._later.popleft())
-
-    def _hold(self, record: logging.LogRecord) -> bool:
-        self._later.append(record)
-        return False
 
 
 def overall(done: int, parts: Sequence[float], total: int, elapsed: float) -> str:

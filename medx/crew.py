@@ -7,7 +7,6 @@ import ctypes
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,6 @@ import torch
 from medx.board import Board, overall
 from medx.machine import share_threads
 from medx.screen import clock, progress_line
-from medx.tracking import courier
 
 SCREEN_FILE = "screen.txt"
 INTERRUPTED = 130
@@ -130,16 +128,13 @@ class Crew:
         while not self._has_room(alone):
             self._wait()
         errors = TemporaryFile()  # noqa: SIM115  # closed when the job's end is told
-        line = courier.line_for_fork()
         measured, measuring = get_context("fork").Pipe(duplex=False)
-        arguments = (folder / SCREEN_FILE, errors.fileno(), work, measuring, line)
+        arguments = (folder / SCREEN_FILE, errors.fileno(), work, measuring)
         process = get_context("fork").Process(target=self._work, args=arguments)
         with without_interrupts():  # a fork that nobody knows of would not hear of Ctrl-C
             process.start()
             self._members.append(Member(title, folder, process, measured, errors, time.monotonic(), alone))
         measuring.close()
-        if line is not None:
-            line.close()
         self._show()
 
     def _has_room(self, alone: bool) -> bool:
@@ -167,7 +162,7 @@ class Crew:
                 continue
         self._board.close()
 
-    def _work(self, screen: Path, errors: int, work: Work, measuring: Connection, line: socket.socket | None) -> None:
+    def _work(self, screen: Path, errors: int, work: Work, measuring: Connection) -> None:
         """What the fork does."""
         try:
             if self._at_once > torch.get_num_threads():  # it yields to those before it: else all end, and wait, at once
@@ -178,10 +173,7 @@ class Crew:
             sys.stdout = screen.open("w", buffering=1, encoding="utf-8")
             os.dup2(sys.stdout.fileno(), 1)  # also for what does not go through Python
             os.dup2(errors, 2)
-            self._board.disown()
             share_threads(self._threads)
-            if line is not None:
-                courier.adopt(line)
             work(lambda: measuring.send_bytes(b"measured"))
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)

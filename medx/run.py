@@ -29,7 +29,6 @@ from medx.schema import ConfigError, MedxError, one_line
 from medx.sweep_checks import reason_to_queue
 from medx.sweep_folder import AGAIN, FAILURE_FILE, is_done
 from medx.sweeper import written
-from medx.tracking import courier
 
 log = logging.getLogger(__name__)
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -53,8 +52,6 @@ def run(cfg: DictConfig) -> float | None:
             return None
         cfg.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
     with told(folder, overrides, in_sweep=settings.mode == RunMode.MULTIRUN):
-        if OmegaConf.is_dict(tracking := cfg.get("tracking")):
-            courier.warm_up(OmegaConf.to_container(tracking))  # MLflow on another core, while this one imports torch
         if "medx.job" not in sys.modules:
             preparing.say("preparing: libraries")
         with quickly():

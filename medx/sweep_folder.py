@@ -7,11 +7,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from medx.folder import RESULT_FILE, load_result
+from medx.folder import RESULT_FILE, SWEEP_FILE, load_result
 from medx.schema import CheckpointError, ConfigError
 from medx.sweeper import jobs_of, written
 
-SWEEP_FILE = "sweep.json"
 FAILURE_FILE = "failure.json"
 AGAIN = "resume=its_own_folder"  # of every job of a sweep that is gone on with: to go on with what lies there
 BESIDE_RESUME = ("jobs", "cache", "tracking", "runtime")  # what a sweep may change when it goes on
@@ -76,12 +75,10 @@ def go_on(config: DictConfig, resume: list[str]) -> None:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a job has finished and its record is spooled to the end, so that nothing of it is to be done again."""
+    """Whether a job has finished and its record says so too, so that nothing of it is to be done again."""
     if not (folder / RESULT_FILE).exists() or (folder / FAILURE_FILE).exists():
         return False
-    from medx.tracking.spool import Spool
+    from medx.tracking.record import read_run
 
-    result = load_result(folder)
-    entries = Spool(folder).read()
-    spooled = not entries or (entries[-1] is not None and entries[-1].kind == "finish")
-    return result is not None and result.status == "finished" and spooled
+    result, tracked = load_result(folder), read_run(folder)
+    return result is not None and result.status == "finished" and (tracked is None or tracked.status != "running")

@@ -187,13 +187,12 @@ def test_jobs_end_with_their_parent(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_jobs_share_one_courier_and_one_parent_run(tmp_path: Path) -> None:
+def test_jobs_share_one_copying_process_and_one_parent_run(tmp_path: Path) -> None:
     overrides = [part for part in TINY if part != "tracking=none"]
     with program(tmp_path, *overrides, "federation.num_rounds=20", "seed=0,1", "jobs=2") as sweep:
         wait_for_rounds(tmp_path / "sweep", ["0", "1"])
-        named = children_of(sweep.pid)
-        assert sum("deliverer" in line for line in named.values()) == 1
-        assert [children_of(pid) for pid, line in named.items() if "deliverer" not in line] == [{}, {}]
+        jobs = [child for pid in children_of(sweep.pid) for child in children_of(pid).values()]
+        assert sum("--follow" in line for line in jobs) == 1
         _, err = sweep.communicate(timeout=120)
     assert (sweep.returncode, err) == (0, "")
     ids = [result_of(tmp_path / "sweep", job).tracking["run_id"] for job in ("0", "1")]
