@@ -36,7 +36,7 @@ def test_option_builds_and_its_keys_are_the_fields(group: str, option: str) -> N
     component = build(config, group)
     fields = dataclasses.fields(component)
     assert set(config[group]) - {"_target_"} == {field.name for field in fields}
-    assert type(component).__module__.rsplit(".", 1)[-1] in (option, "medmnist", "local_training")
+    assert type(component).__module__.rsplit(".", 1)[-1] in (option, "medmnist", "local_training", "tracker")
     for field in fields:
         unset = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         assert unset, f"{group}.{field.name} has a default outside its yaml"

@@ -117,9 +117,9 @@ def server_command(uri: str, port: int) -> list[str]:
     """MLflow's own server on an embedded store, which logs warnings alone."""
     os.environ |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     artifacts = str(database_path(uri).parent / "mlartifacts")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
-    return [*command, "--default-artifact-root", artifacts, "--host", "127.0.0.1", "--port", str(port),
-            "--uvicorn-opts", "--log-level warning"]  # fmt: skip
+    stores = ["--backend-store-uri", uri, "--registry-store-uri", uri, "--default-artifact-root", artifacts]
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    return [sys.executable, "-m", "mlflow", "server", *stores, *where]
 
 
 def answers(port: int) -> bool:

@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from medx.observer import RunContext
 from medx.results import DatasetInfo, ExperimentResult, Interval, RoundRecord
+from medx.schema import option_of
 from medx.tracking.record import TrackedRun
 
 PARAM_LENGTH = 6000
@@ -72,28 +74,34 @@ def as_markdown(statement: str) -> str:
     return "\n".join([f"### {title}", "", *items])
 
 
-def start_tags(run: TrackedRun, folder: Path) -> dict[str, str]:
-    """What is known about a run before the first round; ``folder`` is where it lies now."""
+def run_name(tags: dict[str, str]) -> str:
+    """What tells runs apart comes first, as lists cut names off: ``ε=5 seed 0 local_dp scatternet pneumonia``."""
+    target = [] if tags["target_epsilon"] == "none" else [f"ε={tags['target_epsilon']}"]
+    seed = [f"seed {tags['seed']}"] if "seed" in tags else []
+    return " ".join([*target, *seed, tags["privacy"], tags["model"], tags["dataset"].removesuffix("mnist")])
+
+
+def start_tags(context: RunContext, config: dict[str, Any], environment: dict[str, str]) -> dict[str, str]:
+    """What is known about a run before the first round; ``config`` is what may leave of the configuration."""
+    target = config["privacy"].get("epsilon")
     tags = {
-        "study": run.study,
-        "dataset": run.dataset,
-        "model": run.model,
-        "privacy": run.privacy,
-        "target_epsilon": "none" if run.target_epsilon is None else f"{run.target_epsilon:g}",
-        "synthetic": _flag(run.synthetic),
-        "public": _flag(run.public),
-        "warning": run.warning or "none",
-        "view": "owner" if run.owner_view else "released",
-        "run": run.run,
-        "job": run.run,  # what the prepared view asks for
+        "study": config["study"] or "",
+        "dataset": context.dataset,
+        "model": option_of("model", config["model"]["_target_"]),
+        "privacy": option_of("privacy", config["privacy"]["_target_"]),
+        "target_epsilon": "none" if target is None else f"{target:g}",
+        "synthetic": _flag(context.synthetic),
+        "public": _flag(context.public),
+        "warning": context.warning or "none",
+        "run": context.run,
+        "job": context.run,  # what the prepared view asks for
         "status": "running",
-        "output_dir": str(folder),
-        "mlflow.note.content": as_markdown(run.description),
+        "mlflow.note.content": as_markdown(context.statement),
         "mlflow.source.name": "medx.run",
     }
-    tags |= {"seed": str(run.seed)} if run.seed is not None else {}
-    tags |= {"config_hash": run.config_hash} if run.config_hash is not None else {}
-    revision = run.environment.get("git")
+    if "seed" in config:  # else it may not leave, and no more may the hash, which is of the data's checksum too
+        tags |= {"seed": str(config["seed"]), "config_hash": context.config_hash}
+    revision = environment.get("git")
     return tags | ({"git_revision": revision, "mlflow.source.git.commit": revision} if revision else {})
 
 
@@ -136,22 +144,17 @@ def final_metrics(result: ExperimentResult) -> dict[str, float]:
     return _defined(values)
 
 
-def round_times(run: TrackedRun, records: Sequence[RoundRecord]) -> dict[int, int]:
-    """When each round ended, by the time that rounds took: the same whenever it is asked for.
+def times(run: TrackedRun, records: Sequence[RoundRecord]) -> tuple[dict[int, int], int]:
+    """When each round ended and the run, by the time that rounds took: the same whenever it is asked for.
 
     Times are the owner's. Where they may not leave, everything of a run happens when it begins.
     """
-    times, passed = {}, 0.0
+    rounds, passed = {}, 0.0
     for record in records:
         passed += record.seconds.get("total", 0.0)
-        times[record.round] = run.begun + round(1000 * passed)
-    return times
-
-
-def end_time(run: TrackedRun, records: Sequence[RoundRecord]) -> int:
-    """When the run ended, as far as it may be known, and no earlier than its last round: see ``round_times``."""
+        rounds[record.round] = run.begun + round(1000 * passed)
     ended = run.ended if run.owner_view and run.ended is not None else run.begun
-    return max([ended, *round_times(run, records).values()])
+    return rounds, max([ended, *rounds.values()])
 
 
 def dataset(info: DatasetInfo) -> dict[str, str]:
@@ -161,8 +164,8 @@ def dataset(info: DatasetInfo) -> dict[str, str]:
     return {
         "name": info.name,
         "digest": (info.content_hash or told)[:12],
-        "source_type": "drawn" if info.synthetic else "medx",
-        "source": json.dumps({"title": info.title, "task": info.task, "classes": info.class_names}),
+        "source_type": "code",
+        "source": json.dumps({"tags": {"mlflow.source.name": "medx.run"}}),
         "profile": json.dumps({"num_rows": sum(info.sizes.values()), **counts}),
     }
 

@@ -11,12 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
 from medx import files
 from medx.folder import RESULT_FILE
 from medx.released import Record, released
-from medx.results import ExperimentResult, RoundRecord, Status, read_rounds, released_config
+from medx.results import ExperimentResult, RoundRecord, Status, read_rounds
 from medx.tracking.store import Destination
 
 FOLDER = Path("tracking")
@@ -31,27 +29,17 @@ ROUNDS = Path("checkpoints", "rounds.jsonl")
 class TrackedRun(Record):
     """``run.json``. Times are in milliseconds since 1970; ``saved`` in nanoseconds tells one state from another.
 
-    ``run`` is the id in its folder, by which a store knows it again. ``sweep`` is the relative path of its sweep.
-    ``owner_view`` says that all may leave; where not, nothing here is the owner's alone. ``round`` is the last one that
-    is kept; ``error`` says why a run ended without a result.
+    ``run`` is the id in its folder, by which a store knows it again; ``name``, ``tags`` and ``config`` are what it gets
+    at the start. ``sweep`` is the relative path of its sweep. ``owner_view`` says that all may leave; where it may not,
+    nothing here is the owner's alone. ``round`` is the last that is kept; ``error`` tells of an end without a result.
     """
 
     run: str
+    name: str
+    tags: dict[str, str]
+    config: dict[str, Any]
     sweep: str | None = None
     sweep_id: str | None = None
-    study: str
-    seed: int | None
-    dataset: str
-    model: str
-    privacy: str
-    target_epsilon: float | None
-    synthetic: bool
-    public: bool
-    warning: str | None
-    config_hash: str | None
-    config: dict[str, Any]
-    environment: dict[str, str] = Field(default_factory=dict)
-    description: str
     destination: Destination
     owner_view: bool
     begun: int
@@ -60,17 +48,6 @@ class TrackedRun(Record):
     error: str | None = None
     ended: int | None = None
     saved: int = 0
-
-    @property
-    def title(self) -> str:
-        """What tells runs apart comes first, as lists cut names off: ``ε=5 seed 0 local_dp scatternet pneumonia``."""
-        target = [] if self.target_epsilon is None else [f"ε={self.target_epsilon:g}"]
-        seed = [] if self.seed is None else [f"seed {self.seed}"]
-        return " ".join([*target, *seed, self.privacy, self.model, self.dataset.removesuffix("mnist")])
-
-    def released(self) -> "TrackedRun":
-        """The same without what is its owner's alone."""
-        return self.model_copy(update={"seed": None, "config_hash": None, "config": released_config(self.config)})
 
     def save(self, folder: Path) -> None:
         """Write it whole into the run's folder."""

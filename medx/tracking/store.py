@@ -41,6 +41,7 @@ VIEW_KEY = "medx"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 AUC = "final/test/auc"
 COLUMNS = (
+    "attributes.`Dataset`",
     *(f"tags.`{name}`" for name in ("dataset", "model", "privacy", "target_epsilon", "degenerate", "synthetic")),
     *(f"metrics.`{name}`" for name in ("epsilon", AUC, f"{AUC}_low", f"{AUC}_high")),
     *(f"metrics.`final/test/{name}`" for name in ("accuracy", "balanced_accuracy_at_threshold")),
@@ -116,16 +117,22 @@ class Store:
         self.client = client
         self.experiment_id = experiment_id
 
-    def exists(self, run_id: str) -> bool:
-        """Whether the store still knows the run."""
+    def status(self, run_id: str) -> str | None:
+        """A run's status; None where the store does not know it any more."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+            info = self.client.get_run(run_id).info
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return False
+            return None
+        return str(info.status) if info.lifecycle_stage == "active" else None
+
+    def tag(self, run_id: str, tags: dict[str, str]) -> None:
+        """Set tags of a run."""
+        for name, value in tags.items():
+            self.client.set_tag(run_id, name, value)
 
     def find(self, tag: str, value: str) -> list[Any]:
         """Runs whose tag has this value."""

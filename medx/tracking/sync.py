@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from medx import files
 from medx.figures import run_figures
-from medx.results import ExperimentResult, RoundRecord
+from medx.results import ExperimentResult
 from medx.tracking import content
 from medx.tracking.record import (
     FOLLOW_LOCK,
@@ -48,16 +48,16 @@ class Copy:
         self.folder = folder.absolute()
         self._given = destination
         self._store: Store | None = None
-        self._of = ""
+        self._open = ""  # the run that is RUNNING in the store, as far as this object knows
         self._run_id = ""
-        self._open = False  # as far as this object knows, the store's run is running
         self._last_round = 0
 
     def bring(self) -> TrackedRun:
         """Bring all that is new; raises what MLflow raises, after which it may be called again."""
         with files.locked(self.folder / SYNC_LOCK):
             run = self.read()
-            destination = run.destination if self._given is None else self._given.for_data(synthetic=run.synthetic)
+            drawn = run.tags["synthetic"] == "true"
+            destination = self._given.for_data(synthetic=drawn) if self._given else run.destination
             synced = read_synced(self.folder, destination)
             try:
                 self._store = self._store or connect(destination)
@@ -65,7 +65,7 @@ class Copy:
                     self._bring(self._store, run)
                     synced = Synced(run_id=self._run_id, experiment_id=self._store.experiment_id)
             except Exception as error:
-                self._store, self._open = None, False
+                self._store, self._open = None, ""
                 problem = synced.model_copy(update={"saved": run.saved, "problem": one_line(error)})
                 write_synced(self.folder, destination, problem)
                 raise
@@ -85,72 +85,66 @@ class Copy:
         return run.model_copy(update=gone)
 
     def _complete(self, store: Store, synced: Synced, run: TrackedRun) -> bool:
-        done = synced.problem is None and synced.saved == run.saved and run.status != "running"
-        if not done or synced.run_id is None:
+        """Whether an ended run is known to be there, and is."""
+        if run.status == "running" or synced.saved != run.saved or synced.problem is not None:
             return False
-        found = store.client.get_run(synced.run_id) if store.exists(synced.run_id) else None
-        return found is not None and found.info.status == content.RUN_STATUS[run.status]
+        return store.status(str(synced.run_id)) == content.RUN_STATUS[run.status]
 
     def _bring(self, store: Store, run: TrackedRun) -> None:
-        if not self._open or self._of != run.run:
+        if self._open != run.run:
             self._begin(store, run)
-        new = [record for record in run.rounds(self.folder) if record.round > self._last_round]
-        self._bring_rounds(store, run, new)
+        records = run.rounds(self.folder)
+        times, ended = content.times(run, records)
+        new = [record for record in records if record.round > self._last_round]
+        self._send(store, [_metrics(content.round_metrics(each), times[each.round], each.round) for each in new])
+        self._last_round = max([self._last_round, *(record.round for record in new)])
         if run.status != "running":
-            self._finish(store, run)
+            self._finish(store, run, ended)
 
     def _begin(self, store: Store, run: TrackedRun) -> None:
         """Find the run in the store, or create it; what is there stays, because MLflow refuses to change it."""
         from mlflow.entities import Param
 
-        parent = None if run.sweep is None else ensure_parent(store, self.folder, run)
+        parent = {} if run.sweep is None else {PARENT: ensure_parent(store, self.folder, run)}
+        here = {"status": "running", "output_dir": str(self.folder)}
         found = store.find("run", run.run)
         if found:
             self._run_id = found[0].info.run_id
             store.client.update_run(self._run_id, status="RUNNING")
-            for name, value in {"status": "running", "output_dir": str(self.folder)}.items():
-                store.client.set_tag(self._run_id, name, value)
+            store.tag(self._run_id, here)
         else:
-            tags = content.start_tags(run, self.folder) | ({} if parent is None else {PARENT: parent})
-            new = store.client.create_run(store.experiment_id, run.begun, tags, run.title)
-            self._run_id = new.info.run_id
+            created = store.client.create_run(store.experiment_id, run.begun, run.tags | here | parent, run.name)
+            self._run_id = created.info.run_id
         known = store.client.get_run(self._run_id).data.params
         params = [Param(name, value) for name, value in content.flatten(run.config) if name not in known]
         for start in range(0, len(params), MOST_PARAMS):
             store.client.log_batch(self._run_id, params=params[start : start + MOST_PARAMS])
-        steps = store.client.get_metric_history(self._run_id, content.EVERY_ROUND) if found else []
+        steps = store.client.get_metric_history(self._run_id, content.EVERY_ROUND)
         self._last_round = max((metric.step for metric in steps), default=0)
-        self._open, self._of = True, run.run
+        self._open = run.run
 
-    def _bring_rounds(self, store: Store, run: TrackedRun, records: Sequence[RoundRecord]) -> None:
-        """Send rounds whole: each is in the store with all its metrics or with none."""
+    def _send(self, store: Store, groups: "Sequence[list[Metric]]") -> None:
+        """Send metrics in few batches; each group is in the store whole or not at all."""
         batch: list[Metric] = []
-        times = content.round_times(run, run.rounds(self.folder))
-        for record in records:
-            metrics = _metrics(content.round_metrics(record), times[record.round], record.round)
-            if len(batch) + len(metrics) > MOST_METRICS:
+        for group in groups:
+            if len(batch) + len(group) > MOST_METRICS:
                 store.client.log_batch(self._run_id, metrics=batch)
                 batch = []
-            batch += metrics
+            batch += group
         if batch:
             store.client.log_batch(self._run_id, metrics=batch)
-        self._last_round = max([self._last_round, *(record.round for record in records)])
 
-    def _finish(self, store: Store, run: TrackedRun) -> None:
+    def _finish(self, store: Store, run: TrackedRun, ended: int) -> None:
         """The result and its files, then how the run ended: a run that is not RUNNING is complete."""
-        time = content.end_time(run, run.rounds(self.folder))
-        tags = {"status": run.status, "error": (run.error or "none")[:5000]}
         if run.error is None:
             result = run.result(self.folder)
-            metrics = _metrics(content.final_metrics(result), time, run.round)
-            for start in range(0, len(metrics), MOST_METRICS):
-                store.client.log_batch(self._run_id, metrics=metrics[start : start + MOST_METRICS])
-            tags = content.end_tags(result)
+            self._send(store, [_metrics(content.final_metrics(result), ended, run.round)])
             self._bring_files(store, result)
-        for name, value in tags.items():
-            store.client.set_tag(self._run_id, name, value)
-        store.client.set_terminated(self._run_id, content.RUN_STATUS[run.status], time)
-        self._open = False
+            store.tag(self._run_id, content.end_tags(result))
+        else:
+            store.tag(self._run_id, {"status": run.status, "error": run.error[:5000]})
+        store.client.set_terminated(self._run_id, content.RUN_STATUS[run.status], ended)
+        self._open = ""
         if (parent := store.client.get_run(self._run_id).data.tags.get(PARENT)) is not None:
             settle_parent(store, parent)
 
@@ -188,8 +182,8 @@ def ensure_parent(store: Store, folder: Path, run: TrackedRun) -> str:
         if found := store.find("sweep_id", str(run.sweep_id)):
             store.client.update_run(found[0].info.run_id, status="RUNNING")
             return str(found[0].info.run_id)
-        tags = {"study": run.study, "sweep": "parent", "sweep_id": run.sweep_id, "output_dir": str(sweep)}
-        name = " ".join([run.study, "sweep", *sweep.parts[-2:]]).strip()
+        tags = {"study": run.tags["study"], "sweep": "parent", "sweep_id": run.sweep_id, "output_dir": str(sweep)}
+        name = " ".join([run.tags["study"], "sweep", *sweep.parts[-2:]]).strip()
         created = store.client.create_run(store.experiment_id, tags=tags | {"status": "running"}, run_name=name)
         return str(created.info.run_id)
 

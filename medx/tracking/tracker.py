@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from annotated_types import Gt
 from pydantic import field_validator
@@ -18,9 +18,9 @@ from pydantic import field_validator
 from medx import files
 from medx.folder import SWEEP_FILE
 from medx.observer import Observer, RunContext
-from medx.results import ExperimentResult, RoundRecord, Status
-from medx.schema import component, option_of
-from medx.tracking.content import WITHHELD
+from medx.results import ExperimentResult, RoundRecord, Status, released_config
+from medx.schema import component
+from medx.tracking.content import WITHHELD, run_name, start_tags
 from medx.tracking.record import (
     FOLLOW_LOCK,
     RUNNING_LOCK,
@@ -39,21 +39,6 @@ COMMAND = (sys.executable, "-m", "medx.tracking", "sync")
 GLANCE = 0.05  # seconds
 MOST_STARTS = 2  # of the process that copies, while the end of a run waits for it
 _FOLLOWERS: dict[Path, subprocess.Popen[bytes]] = {}  # that this process has started
-
-
-class Tracking(Protocol):
-    """A configured tracking option."""
-
-    def settled(self, folder: Path) -> "Tracking":
-        """The same, with its store named wherever it is asked for later; ``folder`` is the working directory."""
-        ...
-
-    def observers(self, sweep: Path | None, before_wait: Callable[[], None]) -> list[Observer]:
-        """Who writes one run's record: of a sweep's job with the sweep's folder.
-
-        ``before_wait`` is called when the run has ended, before it waits for the store.
-        """
-        ...
 
 
 @component("tracking/none")
@@ -105,8 +90,14 @@ class MlflowTracking:
         return replace(self, uri=self.destination(folder).uri)
 
     def observers(self, sweep: Path | None, before_wait: Callable[[], None]) -> list[Observer]:
-        """A tracker for one run."""
+        """A tracker for one run, of a sweep's job with the sweep's folder.
+
+        ``before_wait`` is called when the run has ended, before it waits for the store.
+        """
         return [MlflowTracker(self, sweep, before_wait)]
+
+
+Tracking = MlflowTracking | NoTracking
 
 
 class MlflowTracker:
@@ -136,13 +127,31 @@ class MlflowTracker:
         self._folder = context.folder.absolute()
         self._root = self._folder if self._sweep is None else self._sweep.absolute()
         self._running.enter_context(files.locked(self._folder / RUNNING_LOCK))
-        run = describe_run(context, self._tracking, self._sweep)
-        before = read_run(self._folder)
-        if before is not None and before.run == run.run:
-            run = run.model_copy(update={"begun": before.begun, "round": before.round})
-        self._run = run
-        self._save()
+        self._run = self._describe(context)
+        if (before := read_run(self._folder)) is not None and before.run == context.run:
+            self._save(begun=before.begun, round=before.round)
+        else:
+            self._save()
         follow(self._root)
+
+    def _describe(self, context: RunContext) -> TrackedRun:
+        """The record of a run that begins, without what may not leave."""
+        from medx.machine import environment
+
+        whole = context.public if self._tracking.owner_view is None else self._tracking.owner_view
+        config = context.config if whole else released_config(context.config)
+        tags = start_tags(context, config, environment("cpu")) | {"view": "owner" if whole else "released"}
+        return TrackedRun(
+            run=context.run,
+            name=run_name(tags),
+            tags=tags,
+            config=config,
+            sweep=None if self._sweep is None else os.path.relpath(self._root, self._folder),
+            sweep_id=None if self._sweep is None else json.loads((self._root / SWEEP_FILE).read_text())["id"],
+            destination=self._tracking.destination(Path.cwd()).for_data(synthetic=context.synthetic),
+            owner_view=whole,
+            begun=now(),
+        )
 
     def on_round(self, record: RoundRecord) -> None:
         """The round is on record; tell once what keeps its copy away."""
@@ -207,36 +216,6 @@ class MlflowTracker:
     def _save(self, **changes: object) -> None:
         self._run = self._run.model_copy(update=changes | {"saved": time.time_ns()})
         self._run.save(self._folder)
-
-
-def describe_run(context: RunContext, tracking: MlflowTracking, sweep: Path | None) -> TrackedRun:
-    """The record of a run that begins, without what may not leave."""
-    from medx.machine import environment
-
-    config = context.config
-    whole = context.public if tracking.owner_view is None else tracking.owner_view
-    run = TrackedRun(
-        run=context.run,
-        sweep=None if sweep is None else os.path.relpath(sweep, context.folder),
-        sweep_id=None if sweep is None else json.loads((sweep / SWEEP_FILE).read_text())["id"],
-        study=config["study"] or "",
-        seed=config["seed"],
-        dataset=context.dataset,
-        model=option_of("model", config["model"]["_target_"]),
-        privacy=option_of("privacy", config["privacy"]["_target_"]),
-        target_epsilon=config["privacy"].get("epsilon"),
-        synthetic=context.synthetic,
-        public=context.public,
-        warning=context.warning,
-        config_hash=context.config_hash,
-        config=config,
-        environment=environment("cpu"),
-        description=context.statement,
-        destination=tracking.destination(Path.cwd()).for_data(synthetic=context.synthetic),
-        owner_view=whole,
-        begun=now(),
-    )
-    return run if whole else run.released()
 
 
 def now() -> int:
