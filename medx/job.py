@@ -1,45 +1,36 @@
 """One Hydra job: configuration to experiment, with the screen and the tracking store listening."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
-
-from medx.configuration import plain, resumed_config, typed
+from medx.configuration import resumed_config, typed
 from medx.experiment import make_setup, run_experiment
 from medx.federation.job import draw_key
 from medx.folder import SWEEP_FILE, RunFolder
 from medx.observer import Observer
-from medx.outcomes import mark_failed
+from medx.results import ExperimentResult
 from medx.screen import Screen
 
 
-def run_job(
-    cfg: DictConfig, folder: Path, overrides: list[str], measured: Callable[[], None] = lambda: None
-) -> float | None:
-    """Run one job in its output folder; gives the validation AUC, which an optimising sweeper maximises.
-
-    ``measured`` is called when all is computed and written, before the wait for the tracking store.
-    """
-    config = plain(cfg)
+def run_job(config: dict[str, Any], folder: Path, overrides: list[str]) -> ExperimentResult:
+    """Run one job in its output folder; ``config`` is the composed configuration as plain containers."""
+    config = dict(config)
     resume = config.pop("resume")
     if resume is not None:
         folder = Path(resume).resolve()  # by whatever relative path or link: one folder, one record
         config = resumed_config(folder, config, overrides)
     composed = typed(config)
     place = RunFolder.new(folder, composed.hash) if resume is None else RunFolder.of(folder, composed.hash)
-    observers: list[Observer] = [Screen(), *composed.tracking.observers(sweep_folder(folder), measured)]
+    observers: list[Observer] = [Screen(), *composed.tracking.observers(sweep_folder(folder))]
     setup = make_setup(composed.experiment, composed.config, draw_key(composed.what))
     try:
         with cache_at(composed.experiment.cache):
-            result = run_experiment(composed.experiment, composed.config, setup, place, observers)
+            return run_experiment(composed.experiment, composed.config, setup, place, observers)
     finally:
         place.release()
-    if result.status != "finished":
-        mark_failed(folder.name, killed=result.status == "killed")
-    return result.validation["auc"].value
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +48,7 @@ class NoTracking:
         """It has no store."""
         return self
 
-    def observers(self, sweep: Path | None, before_wait: Callable[[], None]) -> list[Observer]:
+    def observers(self, sweep: Path | None) -> list[Observer]:
         """Nobody."""
         return []
 
@@ -89,12 +88,9 @@ class MlflowTracking:
         """The same with an address that is right in every working directory."""
         return replace(self, uri=self.destination(folder).uri)
 
-    def observers(self, sweep: Path | None, before_wait: Callable[[], None]) -> list[Observer]:
-        """A tracker for one run, of a sweep's job with the sweep's folder.
-
-        ``before_wait`` is called when the run has ended, before it waits for the store.
-        """
-        return [MlflowTracker(self, sweep, before_wait)]
+    def observers(self, sweep: Path | None) -> list[Observer]:
+        """A tracker for one run, of a sweep's job with the sweep's folder."""
+        return [MlflowTracker(self, sweep)]
 
 
 Tracking = MlflowTracking | NoTracking
@@ -107,15 +103,9 @@ class MlflowTracker:
     then goes out with the next run that reaches the store, or by ``python -m medx.tracking sync FOLDER``.
     """
 
-    def __init__(
-        self,
-        tracking: MlflowTracking,
-        sweep: Path | None = None,
-        before_wait: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, tracking: MlflowTracking, sweep: Path | None) -> None:
         self._tracking = tracking
         self._sweep = sweep
-        self._before_wait = before_wait
         self._running = ExitStack()  # holds the lock by which others see that the run runs
         self._told: str | None = None
         self._folder: Path
@@ -163,8 +153,6 @@ class MlflowTracker:
 
     def on_end(self, result: ExperimentResult) -> None:
         """Wait for the copy, and note in the result where the run is recorded."""
-        if result.status != "killed":  # after Ctrl-C nothing more may begin
-            self._before_wait()
         last = max([self._run.round, *(record.round for record in result.rounds)])
         result.tracking = self._end(result.status, last=last)
 

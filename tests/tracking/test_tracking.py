@@ -618,14 +618,14 @@ def test_an_option_has_the_fields_of_its_class(option: str) -> None:
     config = OmegaConf.load(ROOT / "conf" / "tracking" / f"{option}.yaml")
     keys = set(config) - {"_target_"}
     assert keys == set(get_class(config._target_).__dataclass_fields__)  # type: ignore[attr-defined]
-    assert len(instantiate(config).observers(None, lambda: None)) == (option == "mlflow")
+    assert len(instantiate(config).observers(None)) == (option == "mlflow")
 
 
 def test_a_tracker_is_made_without_heavy_imports() -> None:
     code = (
         "import sys; from medx.tracking.tracker import MlflowTracking;"
         "tracking = MlflowTracking(uri=None, experiment='x', request_timeout=1, final_wait=1, owner_view=None);"
-        "tracking.observers(None, print);"
+        "tracking.observers(None);"
         "print([m for m in ('mlflow', 'matplotlib', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

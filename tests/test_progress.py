@@ -1,11 +1,11 @@
-"""Lines of jobs that run at once: what stays on a terminal is never erased by what does not."""
+"""What is shown of jobs at once: what stays on a terminal is never erased by what does not."""
 
 import io
 import sys
 
 import pytest
 
-from medx.board import Board, overall
+from medx.launcher.progress import Progress, overall
 
 UP = "\x1b[1A"
 
@@ -28,32 +28,30 @@ def test_what_stays_is_not_erased_by_the_next_lines(how: str, monkeypatch: pytes
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, terminal)
     monkeypatch.setenv("TERM", "xterm")
-    board = Board()
-    board.show(["job 0  round 1", "job 1  round 1"])
+    progress = Progress()
+    progress.show(["job 0  round 1", "job 1  round 1"])
     before = len(terminal.getvalue())
-    board.show(["job 0  round 2", "job 1  round 2"])
+    progress.show(["job 0  round 2", "job 1  round 2"])
     assert UP in terminal.since(before)  # running lines replace each other
     before = len(terminal.getvalue())
-    getattr(board, how)("records are kept")
-    board.show(["job 1  round 3"])
+    getattr(progress, how)("records are kept")
+    progress.show(["job 1  round 3"])
     erased, kept, after = terminal.since(before).partition("records are kept")
     assert kept
     assert UP in erased
     assert UP not in after
     assert "job 1  round 3" in after
-    board.close()
 
 
 def test_without_a_terminal_only_what_stays_and_what_is_prepared_is_shown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    board = Board()
-    board.show(["job 0  round 1", "job 1  preparing: features of 9 images: 3 of 9", "0 of 2 done"])
-    board.show(["job 0  round 2", "job 1  preparing: features of 9 images: 3 of 9", "0 of 2 done"])
-    board.tell("job 0  ε 0.998")
-    board.warn("")
-    board.warn("WARNING: said twice\n")
-    board.close()
+    progress = Progress()
+    progress.show(["job 0  round 1", "job 1  preparing: features of 9 images: 3 of 9", "0 of 2 done"])
+    progress.show(["job 0  round 2", "job 1  preparing: features of 9 images: 3 of 9", "0 of 2 done"])
+    progress.tell("job 0  ε 0.998")
+    progress.warn("")
+    progress.warn("WARNING: said twice\n")
     out = "job 1  preparing: features of 9 images: 3 of 9\njob 0  epsilon 0.998\n"
     assert capsys.readouterr() == (out, "WARNING: said twice\n")
 
