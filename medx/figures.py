@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,28 @@ SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn figure. ``caption`` says what it shows and which runs are behind it."""
+    """A drawn figure, rendered when it is asked for. ``caption`` says what it shows and which runs are behind it."""
 
     name: str
     title: str
     caption: str
-    svg: str
-    png: bytes
+    figure: Figure
+
+    @cached_property
+    def svg(self) -> str:
+        """The same bytes for the same data."""
+        text = io.StringIO()
+        with mpl.rc_context(SETTINGS | {"svg.hashsalt": self.name}):
+            self.figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        return text.getvalue()
+
+    @cached_property
+    def png(self) -> bytes:
+        """The same bytes for the same data."""
+        image = io.BytesIO()
+        with mpl.rc_context(SETTINGS):
+            self.figure.savefig(image, format="png", dpi=120, metadata={"Software": None})
+        return image.getvalue()
 
     def save(self, folder: Path) -> None:
         """``NAME.svg`` and ``NAME.png``."""
@@ -76,15 +92,12 @@ def drawing(
 
 
 def finish(figure: Figure, name: str, title: str, caption: str) -> Picture:
-    """Render once as SVG, the same bytes for the same data, and once as PNG."""
+    """Lay the figure out, once for all formats."""
     figure.suptitle(title, fontsize=10, color=INK)
-    with mpl.rc_context(SETTINGS | {"svg.hashsalt": name}):
+    with mpl.rc_context(SETTINGS):
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, for both formats
-        text, image = io.StringIO(), io.BytesIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(image, format="png", dpi=120, metadata={"Software": None})
-    return Picture(name, title, caption, text.getvalue(), image.getvalue())
+        figure.set_layout_engine("none")
+    return Picture(name, title, caption, figure)
 
 
 def legend(axes: Axes, below: bool = True) -> None:
