@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from medx.configuration import flat
+from medx.figures import COLOURS, MARKERS, Picture, drawing, finish, legend
 from medx.report.runner import read_result
-from medx.report.style import COLOURS, MARKERS, Picture, drawing, finish, legend
 from medx.report.tables import DASH, number
 from medx.results import ExperimentResult, Interval
 from medx.schema import DataError

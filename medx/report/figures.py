@@ -9,12 +9,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from medx.figures import COLOURS, DASHES, FAINT, INK, MARKERS, Picture, drawing, finish, legend
 from medx.report.claim_tables import Results, round_values
 from medx.report.effect_tables import skew_rows
 from medx.report.rows import with_role
 from medx.report.statistics import summarise
 from medx.report.study import Claim
-from medx.report.style import COLOURS, DASHES, FAINT, INK, MARKERS, Picture, drawing, finish, legend
 from medx.report.tables import runs_text, settings_of, target, who
 from medx.report.words import seeds_by_setting
 from medx.results import ClientResult

@@ -9,10 +9,10 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from medx.figures import Picture
 from medx.report import claim_tables, curves, effect_tables, figures, tables
 from medx.report.rows import Run, make_frame
 from medx.report.study import Study, dataset_name
-from medx.report.style import Picture
 from medx.report.tables import Table
 from medx.report.words import FIRST, TITLES, limits, synthetic_warning, words_of
 from medx.results import ExperimentResult
