@@ -17,11 +17,11 @@ from medx.federation.payload import from_record
 from medx.federation.sum_client import AbstainedError, clipped_to_unit
 from medx.federation.sum_exchange import Attempt, Summed, plain_sum, secure_sum
 from medx.federation.sum_rounds import SumRounds
-from medx.privacy.audit import recompute
-from medx.privacy.central_dp import CentralDP, update_noise_multiplier
 from medx.privacy.ledger import PrivacyLedger
-from medx.privacy.spending import privacy_result
+from medx.privacy.mechanisms import CentralDP, update_noise_multiplier
+from medx.privacy.statement import privacy_result
 from medx.schema import ConfigError, PrivacyError
+from tests.audit import recompute
 from tests.federation.sum_examples import (
     CONF,
     DIMENSION,
