@@ -36,7 +36,6 @@ def test_option_builds_and_its_keys_are_the_fields(group: str, option: str) -> N
     component = build(config, group)
     fields = dataclasses.fields(component)
     assert set(config[group]) - {"_target_"} == {field.name for field in fields}
-    assert type(component).__module__.rsplit(".", 1)[-1] in (option, "medmnist", "local_training")
     for field in fields:
         unset = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         assert unset, f"{group}.{field.name} has a default outside its yaml"
@@ -176,7 +175,7 @@ def test_resume_takes_the_saved_configuration_and_refuses_another(tmp_path: Path
     assert resumed_config(tmp_path, composed("privacy.epsilon=4"), ["privacy.epsilon=4"]) == saved
     with pytest.raises(ConfigError, match=r"privacy\.epsilon: 4\.0 in the run, 5\.0 now"):
         resumed_config(tmp_path, composed("privacy.epsilon=5"), ["privacy.epsilon=5"])
-    with pytest.raises(ConfigError, match=r"privacy\._target_: .*local_dp.* in the run, .*none.* now"):
+    with pytest.raises(ConfigError, match=r"privacy\._target_: .*LocalDP.* in the run, .*NoPrivacy.* now"):
         resumed_config(tmp_path, composed("privacy=none"), ["privacy=none"])
 
 
