@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from annotated_types import Ge
 from flwr.serverapp import Grid
-from pydantic import BeforeValidator, SkipValidation
+from pydantic import BeforeValidator, InstanceOf, SkipValidation
 
 from medx.aggregation.base import Aggregation
 from medx.baselines import Baseline as Planned
@@ -70,7 +70,7 @@ class Experiment:
     partition: SkipValidation[Partition]
     model: SkipValidation[Model]
     trainer: SkipValidation[Trainer]
-    privacy: SkipValidation[PrivacyMechanism]
+    privacy: InstanceOf[PrivacyMechanism]
     federation: SkipValidation[Federation]
     aggregation: SkipValidation[Aggregation]
     runtime: SkipValidation[Runtime]
