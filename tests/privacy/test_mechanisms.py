@@ -1,14 +1,16 @@
 import math
+from dataclasses import fields
 
 import pytest
 from pydantic import ValidationError
 
-from medx.privacy import Exposure
+from medx.privacy import CalibratedMechanism, Exposure, GaussianMechanism, SampledGaussian
 from medx.privacy.accounting import epsilon_pld, epsilon_spent
+from medx.privacy.base import ClientRelease, QuantileClipping
 from medx.privacy.mechanisms import LocalDP, NoPrivacy
 from medx.privacy.spending import Spending
 from medx.privacy.statement import privacy_result, statement, summarise
-from medx.schema import ConfigError, PrivacyError
+from medx.schema import ConfigError, PrivacyError, component
 from tests.privacy.examples import configured, keys_of
 
 
@@ -149,3 +151,62 @@ def test_a_hospital_without_records_draws_nothing_and_refuses_no_sum():
     assert {client.sampling_probability for client in plan.clients} == {0.1}
     with pytest.raises(ConfigError, match="one sampling probability"):
         mechanism.plan(exposure(records=(100, 400, 900), q=(1.0, 0.1, 0.1), steps=1))
+
+
+def own(base, **attributes):
+    """A mechanism of somebody's own, as its option would build it."""
+    kind = component("privacy/own")(type("Own", (base,), {"__annotations__": {}} | attributes))
+    keys = keys_of("local_dp") | {"noise_source": "system", "epsilon": 2.0}
+    given = {field.name: keys[field.name] for field in fields(kind)}
+    return kind(**given)
+
+
+def test_a_mechanism_is_held_to_what_it_promises():
+    plan = own(CalibratedMechanism).plan(exposure())
+    assert plan.clients == configured("local_dp", epsilon=2.0).plan(exposure()).clients
+    assert "privacy/own" not in statement(plan)
+    assert privacy_result(plan, {}, False).mechanism == "own"
+    calibrated = CalibratedMechanism.noise_for
+    quiet = own(CalibratedMechanism, noise_for=lambda self, *asked: 0.9 * calibrated(self, *asked))
+    with pytest.raises(PrivacyError, match=r"privacy=own: its noise comes to epsilon 2\.\d+, above the 2 that"):
+        quiet.plan(exposure())
+    given = own(GaussianMechanism, noise_for=lambda self, *asked: 4.0)  # promises nothing: epsilon is what it comes to
+    plan = given.plan(exposure())
+    covered = 6 * 11  # steps of ten rounds and a spare one
+    assert plan.target_epsilon == epsilon_spent([(SampledGaussian(0.5, 4.0, 0.1), covered)], 1e-5).value
+    assert f"the noise was given, and covers no more than epsilon {plan.target_epsilon:.4g}" in statement(plan)
+    assert "more noise" not in statement(plan)
+
+
+def test_what_is_executed_and_what_is_accounted_may_not_differ():
+    def rarer(self, asked, delta):
+        return [SampledGaussian(q / 2, 9.0, 0.1) for q in asked.sampling_probability]
+
+    with pytest.raises(PrivacyError, match=r"privacy=own: client 0 samples with 0.5 but accounts 0.25"):
+        own(CalibratedMechanism, _steps=rarer).plan(exposure())
+    with pytest.raises(PrivacyError, match=r"privacy=own: client 0 would train without noise"):
+        own(CalibratedMechanism, _steps=lambda self, *asked: [None] * 3).plan(exposure())
+    event = SampledGaussian(1.0, 2.0, 0.1)
+    for update, quantile in ((1.9, None), (2.0, QuantileClipping(0.5, 0.2, 5.0))):
+        with pytest.raises(PrivacyError, match="less noise than the 2 that are accounted"):
+            ClientRelease(event, update, quantile)
+    release = ClientRelease(event, 2.0, None)
+    said = {"what": "sums", "sees": ("all", "the sum"), "client_release": lambda self, *asked: release}
+    with pytest.raises(PrivacyError, match="goes with the unit client"):
+        own(CalibratedMechanism, **said).plan(exposure())
+    with pytest.raises(TypeError, match="Own releases something else than its base"):
+        own(CalibratedMechanism, client_release=said["client_release"])
+
+
+def test_baselines_are_refused_where_no_epsilon_covers_them():
+    for mechanism, why in (
+        (configured("central_dp"), "central_dp hides a hospital among many"),
+        (configured("local_dp", num_runs=2), "num_runs: baselines train on the same records"),
+        (configured("local_dp", ledger="ledgers"), r"privacy\.ledger would not show"),
+        (own(GaussianMechanism, noise_for=lambda self, *asked: 4.0), "own has no epsilon that models .* could share"),
+    ):
+        mechanism.check_baselines([])
+        with pytest.raises(ConfigError, match=rf"baseline=.*local_only.*{why}.*accepted: baseline=null"):
+            mechanism.check_baselines(["local_only"])
+    configured("none").check_baselines(["local_only"])
+    assert configured("local_dp").shared_by(3).num_runs == 3
