@@ -24,21 +24,6 @@ from medx.privacy.accountants import Event, Release, full_batches_mu, gaussian_e
 from medx.privacy.base import SampledGaussian
 from medx.schema import PrivacyError
 
-__all__ = [
-    "EpsilonBound",
-    "Event",
-    "cache_folder",
-    "cached",
-    "calibrate_noise_multiplier",
-    "epsilon_curve",
-    "epsilon_group",
-    "epsilon_pld",
-    "epsilon_prv",
-    "epsilon_rdp",
-    "epsilon_replaced",
-    "epsilon_spent",
-]
-
 logger = logging.getLogger(__name__)
 LIBRARIES = ("opacus", "dp-accounting", "numpy", "scipy")
 SOURCES = ("accountants.py", "accounting.py")
@@ -116,7 +101,8 @@ def calibrate_noise_multiplier(target_epsilon: float, delta: float, sampling_pro
     return _calibrate(float(target_epsilon), float(delta), float(sampling_probability), int(steps))
 
 
-def epsilon_curve(step: SampledGaussian, steps_per_round: int, num_rounds: int, delta: float) -> list[float]:
+@lru_cache(maxsize=256)
+def epsilon_curve(step: SampledGaussian, steps_per_round: int, num_rounds: int, delta: float) -> tuple[float, ...]:
     """Epsilon after every round, each composed exactly and each an upper bound; the last is epsilon_spent's.
 
     A round's bound is PLD's (the Gaussian closed form at q = 1) plus what the final bound has above it, which is
@@ -124,12 +110,12 @@ def epsilon_curve(step: SampledGaussian, steps_per_round: int, num_rounds: int, 
     """
     merged = merge_events([(step, steps_per_round * num_rounds)])
     if not merged:
-        return [0.0] * num_rounds
+        return (0.0,) * num_rounds
     final = epsilon_spent([(step, merged[0].steps)], delta).value
     question = {"release": merged[0], "steps_per_round": steps_per_round, "delta": delta}
     raw = cached("curve", question, lambda: _raw_curve(merged[0], steps_per_round, num_rounds, delta))
     lift = max(0.0, final - raw[-1])
-    return [min(value + lift, final) for value in raw]
+    return tuple(min(value + lift, final) for value in raw)
 
 
 def epsilon_group(releases: tuple[Release, ...], size: int, delta: float) -> float:

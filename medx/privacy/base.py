@@ -1,5 +1,6 @@
 """The privacy plan, worked out before any of it happens, and what every mechanism can be asked."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,6 +123,13 @@ class SharedNoise:
     assumed_colluders: int
     trusted_aggregator: bool
 
+    def __post_init__(self) -> None:
+        if self.contributors < 1:
+            raise ConfigError(
+                f"privacy.assumed_colluders={self.assumed_colluders}: accepted are 0 to {self.minimum_survivors - 1}, "
+                f"fewer than the {self.minimum_survivors} minimum survivors"
+            )
+
     @property
     def contributors(self) -> int:
         """How many honest shares make the planned noise."""
@@ -145,23 +153,29 @@ class ClientRelease:
     """A round's noised sum of clipped updates, one release for all clients (McMahan et al. 2018, algorithm 1).
 
     Unit: a client, added or removed. ``event`` is what is accounted; its ``clip_norm`` is that of the first round.
-    Updates are summed in units of the round's clip norm, where one client moves the sum by 1 at most, and
-    ``update_noise_multiplier`` is the noise there: ``event``'s, or more where ``quantile`` takes a part of the budget.
-    Raises PrivacyError where both together release more than ``event`` accounts (Andrew et al. 2021, theorem 1).
+    Updates are summed in units of the round's clip norm, where one client moves the sum by 1 at most.
     """
 
     event: SampledGaussian
-    update_noise_multiplier: float
     quantile: QuantileClipping | None
 
     def __post_init__(self) -> None:
-        released = self.update_noise_multiplier**-2
-        released += 0 if self.quantile is None else (2 * self.quantile.noise_stddev) ** -2
-        if released > (1 + 1e-9) * self.event.noise_multiplier**-2:
-            raise PrivacyError(
-                f"update_noise_multiplier={self.update_noise_multiplier:g}: with the quantile's it is less noise than "
-                f"the {self.event.noise_multiplier:g} that are accounted"
+        noise, accounted = self.quantile.noise_stddev if self.quantile else math.inf, self.event.noise_multiplier
+        if 2 * noise <= accounted:
+            raise ConfigError(
+                f"privacy.quantile_noise={noise:g}: accepted is more than half the noise multiplier "
+                f"{accounted:g}, or null"
             )
+
+    @property
+    def update_noise_multiplier(self) -> float:
+        """The noise on the sum: with that of ``quantile``, which takes a part of the budget, it is ``event``'s.
+
+        ``z = (z_update^-2 + (2 quantile_noise)^-2)^(-1/2)`` (Andrew et al. 2021, theorem 1).
+        """
+        if self.quantile is None:
+            return self.event.noise_multiplier
+        return 1 / math.sqrt(self.event.noise_multiplier**-2 - (2 * self.quantile.noise_stddev) ** -2)
 
 
 @dataclass(frozen=True)

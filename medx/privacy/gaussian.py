@@ -225,18 +225,8 @@ class CalibratedMechanism(GaussianMechanism):
 
 
 def check_exposure(exposure: Exposure) -> None:
-    """Refuse counts and sampling probabilities out of range, by client; an empty client's probability is not used."""
-    if len(exposure.num_records) != len(exposure.sampling_probability):
-        raise ConfigError(
-            f"{len(exposure.num_records)} clients but {len(exposure.sampling_probability)} sampling probabilities"
-        )
-    if exposure.steps_per_round < 1 or exposure.num_rounds < 1:
-        raise ConfigError(
-            f"steps_per_round={exposure.steps_per_round}, num_rounds={exposure.num_rounds}: both must be 1 or more"
-        )
+    """Refuse sampling probabilities out of range, by client; an empty client's is not used."""
     for client, (records, q) in enumerate(zip(exposure.num_records, exposure.sampling_probability, strict=True)):
-        if records < 0:
-            raise ConfigError(f"client {client}: num_records={records}: must be 0 or more")
         if records and not 0 < q <= 1:
             raise PrivacyError(
                 f"client {client}: sampling_probability={q:g}: must be in (0, 1]; "

@@ -1,6 +1,5 @@
 """The mechanisms: no noise, noise at every hospital, noise once in a sum of gradients or of whole updates."""
 
-import math
 from dataclasses import replace
 from typing import Annotated, ClassVar, Self
 
@@ -86,7 +85,6 @@ class DistributedDP(CalibratedMechanism):
                 "aggregation=plain: privacy=distributed_dp hides a record behind the sum's noise, which a server that "
                 "sees single updates does not meet; accepted: aggregation=secure, or privacy.trusted_aggregator=true"
             )
-        check_colluders(self.assumed_colluders, exposure)
 
     def shared_noise(self, exposure: Exposure) -> SharedNoise:
         """The sum is one release, whoever contributes to it."""
@@ -138,48 +136,16 @@ class CentralDP(CalibratedMechanism):
     def client_release(self, exposure: Exposure, delta: float) -> ClientRelease:
         """One release a round for all clients."""
         q = exposure.fraction_clients
-        noise_multiplier = self.noise_for(delta, q, self.covered(exposure))
-        quantile = self._quantile(noise_multiplier, q * len(exposure.num_records))
-        return ClientRelease(
-            event=SampledGaussian(q, noise_multiplier, self.clip_norm),
-            update_noise_multiplier=update_noise_multiplier(noise_multiplier, quantile),
-            quantile=quantile,
-        )
+        noise = self.noise_for(delta, q, self.covered(exposure))
+        event = SampledGaussian(q, noise, self.clip_norm)
+        if self.target_quantile is None:
+            return ClientRelease(event, None)
+        # A twentieth of the expected clients, as Andrew et al. advise, but at most 3.3 % more noise on the update.
+        count_noise = self.quantile_noise or max(q * len(exposure.num_records) / 20, 2 * noise)
+        return ClientRelease(event, QuantileClipping(self.target_quantile, self.clip_learning_rate, count_noise))
 
     def shared_noise(self, exposure: Exposure) -> SharedNoise | None:
         """A server that is trusted adds the noise; one that sees the sum alone cannot."""
         if not exposure.secure_aggregation:
             return None
-        check_colluders(self.assumed_colluders, exposure)
         return SharedNoise(exposure.minimum_survivors, self.assumed_colluders, trusted_aggregator=False)
-
-    def _quantile(self, noise_multiplier: float, expected_clients: float) -> QuantileClipping | None:
-        if self.target_quantile is None:
-            return None
-        # A twentieth of the expected clients, as Andrew et al. advise, but at most 3.3 % more noise on the update.
-        noise = self.quantile_noise or max(expected_clients / 20, 2 * noise_multiplier)
-        if 2 * noise <= noise_multiplier:
-            raise ConfigError(
-                f"privacy.quantile_noise={noise:g}: accepted is more than half the noise multiplier "
-                f"{noise_multiplier:g}, or null"
-            )
-        return QuantileClipping(self.target_quantile, self.clip_learning_rate, noise)
-
-
-def update_noise_multiplier(noise_multiplier: float, quantile: QuantileClipping | None) -> float:
-    """The update's noise multiplier at which update and quantile together are one Gaussian of ``noise_multiplier``.
-
-    ``z = (z_update^-2 + (2 quantile_noise)^-2)^(-1/2)`` (Andrew et al. 2021, theorem 1).
-    """
-    if quantile is None:
-        return noise_multiplier
-    return 1 / math.sqrt(noise_multiplier**-2 - (2 * quantile.noise_stddev) ** -2)
-
-
-def check_colluders(assumed: int, exposure: Exposure) -> None:
-    """Refuse more colluders than leave one honest share of the noise in every sum."""
-    if assumed >= exposure.minimum_survivors:
-        raise ConfigError(
-            f"privacy.assumed_colluders={assumed}: accepted are 0 to {exposure.minimum_survivors - 1}, fewer than the "
-            f"{exposure.minimum_survivors} minimum survivors"
-        )

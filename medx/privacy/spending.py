@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Self
 
 from medx.privacy.accountants import Event, merge_events
@@ -139,9 +138,4 @@ def client_epsilon(plan: PrivacyPlan, client: ClientPlan, steps: int) -> float:
     rounds, rest = divmod(steps, per_round)
     if rest or rounds > client.num_rounds:
         return epsilon_spent([(event, steps)], plan.delta).value
-    return _curve(event, per_round, client.num_rounds, plan.delta)[rounds - 1]
-
-
-@lru_cache(maxsize=256)
-def _curve(step: SampledGaussian, steps_per_round: int, num_rounds: int, delta: float) -> tuple[float, ...]:
-    return tuple(epsilon_curve(step, steps_per_round, num_rounds, delta))
+    return epsilon_curve(event, per_round, client.num_rounds, plan.delta)[rounds - 1]

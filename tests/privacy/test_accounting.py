@@ -171,7 +171,7 @@ def test_where_prv_fails_pld_is_logged_with_the_reason(monkeypatch):
 def test_the_curve_bounds_every_round_and_ends_at_the_result(step):
     curve = epsilon_curve(step, 6, 50, DELTA)
     assert len(curve) == 50
-    assert curve == sorted(curve)
+    assert list(curve) == sorted(curve)
     assert curve[-1] == epsilon_spent([(step, 300)], DELTA).value
     for rounds in (1, 7, 30):
         pld = epsilon_pld([(step, 6 * rounds)], DELTA)
