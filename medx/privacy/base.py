@@ -205,6 +205,9 @@ class PrivacyPlan:
     def __post_init__(self) -> None:
         if self.private and (self.client_release is not None) != (self.unit is CLIENT):
             raise PrivacyError(f"privacy={self.mechanism.name}: a release of clients' sums goes with the unit client")
+        steps = {(client.step, client.steps_per_round) for client in self.clients}
+        if self.shared_noise and not self.client_release and steps != {(self.clients[0].step, 1)}:
+            raise PrivacyError(f"privacy={self.mechanism.name}: a sum is one release a round, the same at all clients")
         for client in self.clients:
             if self.private and client.num_records and self.event_of(client) is None:
                 raise PrivacyError(f"privacy={self.mechanism.name}: client {client.client} would train without noise")

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from medx.privacy import CalibratedMechanism, Exposure, GaussianMechanism, SampledGaussian
 from medx.privacy.accounting import epsilon_pld, epsilon_spent
-from medx.privacy.base import ClientRelease, QuantileClipping
+from medx.privacy.base import ClientRelease, QuantileClipping, SharedNoise
 from medx.privacy.mechanisms import LocalDP, NoPrivacy
 from medx.privacy.spending import Spending
 from medx.privacy.statement import privacy_result, statement, summarise
@@ -193,6 +193,11 @@ def test_what_is_executed_and_what_is_accounted_may_not_differ():
     said = {"what": "sums", "sees": ("all", "the sum"), "client_release": lambda self, *asked: release}
     with pytest.raises(PrivacyError, match="goes with the unit client"):
         own(CalibratedMechanism, **said).plan(exposure())
+    shared = {"what": "sums", "sees": ("all", "the sum"), "shared_noise": lambda self, asked: SharedNoise(2, 0, True)}
+    for seen in (exposure(steps=1), exposure(q=(0.5,) * 3)):  # drawn at several rates, or in several steps a round
+        with pytest.raises(PrivacyError, match="a sum is one release a round, the same at all clients"):
+            own(CalibratedMechanism, **shared).plan(seen)
+    assert own(CalibratedMechanism, **shared).plan(exposure(q=(0.5,) * 3, steps=1)).shared_noise
     with pytest.raises(TypeError, match="Own releases something else than its base"):
         own(CalibratedMechanism, client_release=said["client_release"])
 
