@@ -13,9 +13,9 @@ from medx.dataset.chest_phantom import draw_chest
 from medx.federation.checkpoint import load_checkpoint
 from medx.model.export import load_model
 from medx.model.storage import read_tensors
-from medx.privacy.audit import recompute
 from medx.randomness import numpy_generator
 from medx.results import STUDY_ONLY, ExperimentResult
+from tests.audit import recompute
 from tests.end_to_end import golden
 from tests.program import SCATTERNET, WORK, Ran, call
 
