@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from medx.report.claim_tables import Results
+from medx.report.cells import target
 from medx.report.figures import at_the_ends
-from medx.report.rows import with_role
+from medx.report.rows import Results, settings_of, with_role
 from medx.report.style import COLOURS, DASHES, FAINT, Picture, drawing, finish, legend
-from medx.report.tables import settings_of, target
 from medx.results import CurveData, ExperimentResult
 
 Chosen = list[tuple[str, int, ExperimentResult]]
