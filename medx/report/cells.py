@@ -40,7 +40,7 @@ class Summary:
     high: float
 
 
-def summarise(values: Sequence[float] | pd.Series) -> Summary:
+def summarise(values: Sequence[float] | np.ndarray | pd.Series) -> Summary:
     """Mean and spread of one metric over seeds; undefined (NaN) values are left out (Student 1908)."""
     known = np.asarray(values, dtype=float)
     known = known[~np.isnan(known)]

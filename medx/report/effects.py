@@ -166,16 +166,16 @@ def sum_overhead_table(frame: pd.DataFrame) -> Table:
 
 def appendix_table(runs: Sequence[Run], frame: pd.DataFrame) -> Table:
     """Every run behind the report."""
-    kept = frame[["roles", "config_hash", "seed", "mlflow_run", "git", "seconds"]].to_dict("records")
+    kept = ["roles", "config_hash", "seed", "mlflow_run", "git", "seconds"]
     rows = [
         Row(
-            {"run": run.number, "name": run.name} | record,
+            {"run": run.number, "name": run.name} | {name: record[name] for name in kept},
             {"run": str(run.number), "job": run.name,
              "used for": ", ".join(role.replace("_", " ") for role in run.roles), "hash": record["config_hash"],
              "MLflow run": record["mlflow_run"] or "not tracked", "code": record["git"] or DASH,
              "seconds": number(record["seconds"], digits=1)},
         )
-        for run, record in zip(runs, kept, strict=True)
+        for run, record in zip(runs, frame[kept].to_dict("records"), strict=True)
     ]  # fmt: skip
     note = "`HASH-SEED` is the run's folder in the study's store; the hash covers all that its numbers depend on."
     return Table.of("runs", "Runs", note, rows)

@@ -160,7 +160,7 @@ def _in_order(jobs: list[Job]) -> list[Job]:
         for job in jobs
     )
     keys[names] = keys[names].apply(lambda column: pd.factorize(column)[0])  # by first appearance
-    return [jobs[index] for index in keys.sort_values(list(keys), kind="stable").index]
+    return [jobs[index] for index in keys.sort_values(keys.columns.tolist(), kind="stable").index]
 
 
 def _jobs_of(study: Study, grid: Grid, seeds: Sequence[int], extra: Sequence[str]) -> Iterator[Job]:
