@@ -5,10 +5,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from medx.figures import Picture, calibration_figure, confusion_figure, roc_figure, shortened
-from medx.report.claim_tables import Results
+from medx.report.cells import target
 from medx.report.figures import at_the_ends
-from medx.report.rows import with_role
-from medx.report.tables import settings_of, target
+from medx.report.rows import Results, settings_of, with_role
 from medx.results import CurveData, ExperimentResult
 
 Chosen = list[tuple[str, int, ExperimentResult]]
