@@ -25,14 +25,13 @@ from medx import output, preparing
 from medx.configuration import GROUPS, explain
 from medx.folder import CONFIG_FILE
 from medx.imports import quickly
-from medx.schema import ConfigError, MedxError, one_line
+from medx.schema import CONF, ConfigError, MedxError, one_line
 from medx.sweep_checks import reason_to_queue
 from medx.sweep_folder import AGAIN, FAILURE_FILE, is_done
 from medx.sweeper import written
 from medx.tracking import courier
 
 log = logging.getLogger(__name__)
-CONF = Path(__file__).resolve().parent.parent / "conf"
 _RAISED: list[Exception] = []
 
 
