@@ -189,7 +189,8 @@ def _composed(
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    from medx.configuration import explain, refuse_lists
+    from medx.configuration import refuse_lists
+    from medx.hints import explain
 
     refuse_lists(overrides)
     more = [] if config_dir is None else [f"hydra.searchpath=[{_quoted(f'file://{_folder_of_options(config_dir)}')}]"]

@@ -22,10 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 import medx.outcomes
 import medx.sweep
 from medx import output, preparing
-from medx.configuration import GROUPS, explain
 from medx.folder import CONFIG_FILE
+from medx.hints import explain
 from medx.imports import quickly
-from medx.schema import CONF, ConfigError, MedxError, one_line
+from medx.schema import CONF, GROUPS, ConfigError, MedxError, one_line
 from medx.sweep_checks import reason_to_queue
 from medx.sweep_folder import AGAIN, FAILURE_FILE, is_done
 from medx.sweeper import written

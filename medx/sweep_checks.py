@@ -55,7 +55,7 @@ def refuse_unknown(config: DictConfig, jobs: list[list[str]]) -> DictConfig | No
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from medx.configuration import explain
+    from medx.hints import explain
 
     first = None
     for job in distinct([[part for part in job if part != AGAIN] for job in jobs]):

@@ -11,7 +11,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from medx.configuration import GROUPS, keys_of_option
+from medx.hints import keys_of_option
+from medx.schema import GROUPS
 
 # Sweepers that try every combination, and know them all before the first job.
 EXHAUSTIVE = ("hydra_plugins.medx.Combinations", f"{BasicSweeper.__module__}.{BasicSweeper.__name__}")

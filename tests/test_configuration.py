@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from medx.configuration import CONF, GROUPS, build, config_hash, options_of, plain, resumed_config, typed
+from medx.configuration import build, config_hash, plain, resumed_config, typed
 from medx.federation.job import draw_key
+from medx.hints import options_of
 from medx.job import cache_at
 from medx.privacy.cache import cache_folder
-from medx.schema import CheckpointError, ConfigError, class_of, identity_of, option_of
+from medx.schema import CONF, GROUPS, CheckpointError, ConfigError, class_of, identity_of, option_of
 
 OPTIONS = [(group, option) for group in GROUPS for option in options_of(group)]
 

@@ -15,11 +15,10 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from medx.configuration import CONF
 from medx.folder import refuse_running
 from medx.report.study import Job, option_name
 from medx.results import ExperimentResult
-from medx.schema import CheckpointError, DataError, MedxError
+from medx.schema import CONF, CheckpointError, DataError, MedxError
 from medx.sweep_folder import SWEEP_FILE
 
 RESULT = "result.json"

@@ -13,9 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
 from pydantic import Field, ValidationError
 
-from medx.configuration import CONF, config_hash, explain, plain
+from medx.configuration import config_hash, plain
+from medx.hints import explain
 from medx.released import Record
-from medx.schema import ConfigError, option_of
+from medx.schema import CONF, ConfigError, option_of
 
 STUDIES = CONF.parent / "experiments"
 Role = Literal["utility", "convergence", "skew", "selection", "step_overhead", "sum_overhead"]

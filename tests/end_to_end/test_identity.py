@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from medx.configuration import CONF
 from medx.federation.checkpoint import checkpoints
 from medx.folder import RunFolder, read_config
 from medx.model.export import load_model
-from medx.schema import ConfigError
+from medx.schema import CONF, ConfigError
 from tests.end_to_end.test_resume import ledger_steps, run_until
 from tests.program import TINY, Ran, call, call_plainly
 

@@ -11,13 +11,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from medx.configuration import CONF, plain, typed
+from medx.configuration import plain, typed
 from medx.dataset import InputSpec, Task
 from medx.model.export import describe, load_model, save_model
 from medx.model.objectives import objective_for
 from medx.report.readme import BEGIN, END, results_block, update, with_block
 from medx.report.study import STUDIES
-from medx.schema import CheckpointError, MedxError
+from medx.schema import CONF, CheckpointError, MedxError
 from tests.report.examples import GOLDEN
 
 RESULTS = STUDIES / "reference_report" / "results.csv"
