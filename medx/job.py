@@ -21,7 +21,7 @@ from medx.tracking.base import TrackedRun, Tracker
 
 
 def run_job(
-    cfg: DictConfig, folder: Path, overrides: list[str], measured: Callable[[], None] = lambda: None
+    cfg: DictConfig, folder: Path, overrides: list[str], measured: Callable[[], None] = lambda: None, show: bool = True
 ) -> float | None:
     """Run one job in its output folder; gives the validation AUC, which an optimising sweeper maximises.
 
@@ -35,7 +35,7 @@ def run_job(
     composed = typed(config)
     place = RunFolder.new(folder, composed.hash) if resume is None else RunFolder.of(folder, composed.hash)
     tracked = Tracked(composed.tracking.tracker(), sweep_folder(folder), measured)
-    observers: list[Observer] = [Screen(), tracked]
+    observers: list[Observer] = [Screen(), tracked] if show else [tracked]
     setup = make_setup(composed.experiment, composed.config, draw_key(composed.what))
     try:
         with cache_at(composed.experiment.cache):

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import medx.outcomes
 import medx.sweep
-from medx import output, preparing
+from medx import api, output, preparing
 from medx.folder import CONFIG_FILE
 from medx.hints import explain
 from medx.imports import quickly
@@ -197,6 +197,7 @@ def leave(ended: SystemExit) -> NoReturn:
     os._exit(ended.code or 0)
 
 
+api.callable_module(sys.modules[__name__])  # medx.run("seed=1") works whether or not this has been imported
 if __name__ == "__main__":
     output.take_all()
     try:
