@@ -4,7 +4,6 @@ They leave the process as they found it: its threads, signals, working directory
 act on is raised as a ``MedxError`` of one line.
 """
 
-import json
 import os
 import re
 import signal
@@ -57,14 +56,11 @@ def run(
     neither plan nor progress. A run that stops early gives a result too: see its ``status``. Raises ``MedxError`` where
     nothing can be run, and KeyboardInterrupt, with all files in order, where the user stops it.
     """
-    cfg, place = _composed(overrides, config_dir, folder)
-    from medx.folder import load_result as result_in
+    config, place = _composed(overrides, config_dir, folder)
     from medx.job import run_job
 
     with _progress(quiet):
-        run_job(cfg, place, list(overrides), show=not quiet)
-    result = result_in(place)
-    assert result is not None
+        result = run_job(config, place, list(overrides), quiet=quiet)
     if result.status == "killed":
         raise KeyboardInterrupt
     return result
@@ -94,10 +90,9 @@ def sweep(
 
 def compose(*overrides: str, config_dir: Path | str | None = None) -> "Experiment":
     """The typed experiment that ``run`` would run; raises ``MedxError`` where the overrides do not describe one."""
-    cfg, _ = _composed(overrides, config_dir, None)
-    from medx.configuration import plain, resumed_config, typed
+    config, _ = _composed(overrides, config_dir, None)
+    from medx.configuration import resumed_config, typed
 
-    config = plain(cfg)
     resume = config.pop("resume")
     return typed(config if resume is None else resumed_config(Path(resume), config, list(overrides))).experiment
 
@@ -180,16 +175,16 @@ def _rounds(number: int, result: "ExperimentResult") -> Iterator[dict[str, Any]]
 
 def _composed(
     overrides: Sequence[str], config_dir: Path | str | None, folder: Path | str | None
-) -> "tuple[DictConfig, Path]":
-    """The composed configuration without Hydra's own, every interpolation resolved, and the run's folder."""
+) -> tuple[dict[str, Any], Path]:
+    """The composed configuration without Hydra's own as plain containers, and the run's folder."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.singleton import Singleton
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    from medx.configuration import refuse_lists
+    from medx.configuration import plain, refuse_lists
     from medx.hints import explain
 
     refuse_lists(overrides)
@@ -204,7 +199,7 @@ def _composed(
             place = _place(cfg, folder)
             with open_dict(cfg):
                 del cfg["hydra"]
-            return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), place
+            return plain(cfg), place
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         line = explain(error, list(overrides))
         raise ConfigError(line.replace("add -m at the end", "call medx.sweep")) from None
@@ -220,8 +215,7 @@ def _place(cfg: "DictConfig", folder: Path | str | None) -> Path:
             f"folder={folder}: resume={cfg.resume} goes on in its own folder; accepted: either of the two"
         )
     place = Path(cfg.resume).resolve()
-    from medx.folder import CONFIG_FILE
-    from medx.sweep_folder import SWEEP_FILE
+    from medx.folder import CONFIG_FILE, SWEEP_FILE
 
     if (place / SWEEP_FILE).exists() and not (place / CONFIG_FILE).exists():
         raise ConfigError(
@@ -301,14 +295,12 @@ def _command(arguments: list[str], show: Callable[[str], None] | None) -> tuple[
 
 def _results_in(folder: Path) -> tuple[Results, list[str]]:
     """The results below a folder in the order of its jobs, and a line for each job without one."""
-    from medx.outcomes import FAILURE_FILE, jobs_in, result_or_why_not
+    from medx.launcher.outcomes import FAILURE_FILE, error_of, jobs_in, result_or_why_not
 
     results, missing = Results(), []
     for job in jobs_in(folder):
-        result = result_or_why_not(job)
-        if (job / FAILURE_FILE).exists():
-            missing.append(f"job {job.name}: {json.loads((job / FAILURE_FILE).read_text())['error']}")
-        elif isinstance(result, str):
+        result = error_of(job) if (job / FAILURE_FILE).exists() else result_or_why_not(job)
+        if isinstance(result, str):
             missing.append(f"job {job.name}: {result}")
         else:
             results.append(result)

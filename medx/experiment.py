@@ -26,8 +26,7 @@ from medx.federation.rounds import RoundAborted
 from medx.federation.server import Server
 from medx.federation.sums import aggregation_result, with_sums
 from medx.folder import RESULT_FILE, RunFolder
-from medx.imports import quickly
-from medx.machine import environment, keep_freed_memory, resolve_device
+from medx.machine import environment, resolve_device
 from medx.measurement import count_parameters, describe, measure, measure_clients
 from medx.metrics.evaluate import refuse_unknown_metric
 from medx.model.base import Model
@@ -87,7 +86,6 @@ def run_experiment(
     (aborted, out of budget, killed) ends in a result with that status and the last round's model.
     """
     began = time.perf_counter()
-    keep_freed_memory()
     setup = share_epsilon(setup, experiment.baseline)
     prepared = prepare(setup)
     check_combination(experiment, setup, config)
@@ -99,8 +97,7 @@ def run_experiment(
     if baselines:  # their models are what the epsilon is shared with, and not runs to choose among
         job = replace(job, plan=replace(job.plan, num_runs=1, baselines=tuple(experiment.baseline)))
     place.occupy(config)
-    with quickly():
-        import_module("medx.trainer.module")  # lightning takes seconds, which are the start's and not the first round's
+    import_module("medx.trainer.module")  # lightning takes seconds, which are the start's and not the first round's
     loaded = time.perf_counter()
     for observer in observers:
         observer.on_start(make_context(experiment, job, prepared, config, place.config_hash))

@@ -127,5 +127,3 @@ loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(loaded & {"torch", "numpy", "hydra", "pydantic", "flwr", "mlflow", "pandas", "rich"}, took < 0.05)
 """
     assert call(installed, tmp_path, "-c", program).stdout.splitlines()[-1] == "set() True"
-
-

@@ -15,7 +15,6 @@ from medx.federation.ledgers import journal_path, keeps_ledger, ledger_run, open
 from medx.federation.payload import from_record, hash_of, signature_of, to_record
 from medx.federation.request import Signature
 from medx.federation.sums import sent_state
-from medx.machine import keep_freed_memory
 from medx.privacy.base import ClientPlan
 from medx.privacy.ledger import PrivacyLedger
 from medx.randomness import keyed_generator
@@ -47,7 +46,6 @@ def local_client(job: Job, client: int) -> LocalClient:
     """The client's data, plan and ledger; built at its first message in this process."""
     key = (job.run_id, client)
     if key not in _CLIENTS:
-        keep_freed_memory()  # here too: on Ray this is a process of its own
         prepared = prepare(job.setup)
         inputs, labels = prepared.client(client)
         ledger = open_ledger(job, prepared, client) if keeps_ledger(job) else None

@@ -88,7 +88,7 @@ def one_study(named: tuple[str, Study], planned: tuple[list[Job], list[str]], ch
     errors: dict[str, str] = {}
     if missing and not chosen.render_only:
         chosen.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be is told now, and not after the last job
-        errors = run_jobs(missing, store, chosen.workers, tell)
+        errors = run_jobs(missing, store, chosen.workers)
         results = collect(jobs, store)
     if errors and not results:
         print(f"medx: study={name}: every job failed; each line above says why", file=sys.stderr)
@@ -136,15 +136,6 @@ def command_of(name: str, chosen: argparse.Namespace) -> str:
     words += [f"SEEDS={chosen.seeds}"] if chosen.seeds else []
     sets = " ".join(f"--set {shlex.quote(text)}" for text in chosen.set)
     return " ".join([*words, *([f"ARGS={shlex.quote(sets)}"] if sets else [])])
-
-
-def tell(done: int, total: int, name: str, error: str | None, left: float) -> None:
-    """One line a job."""
-    minutes, seconds = divmod(round(left), 60)
-    print(
-        f"[{done}/{total}, {minutes}:{seconds:02d} left] {name}{'' if error is None else f'  FAILED: {error}'}",
-        flush=True,
-    )
 
 
 def compare(given: list[str]) -> int:

@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from medx.imports import without_collector
 from medx.tracking.backlog import Backlog
 from medx.tracking.delivery import Delivery, one_line
 from medx.tracking.lines import heard, say
@@ -104,15 +103,14 @@ def warm() -> None:
     """Import and prepare all that a delivery needs, so that the end of a run does not wait for it."""
     quiet_environment()
     try:
-        with without_collector():
-            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-            from mlflow import MlflowClient  # noqa: F401
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+        from mlflow import MlflowClient  # noqa: F401
 
-            from medx.tracking.figures import draw_nothing
-            from medx.tracking.files import installed_packages
+        from medx.tracking.figures import draw_nothing
+        from medx.tracking.files import installed_packages
 
-            installed_packages()
-            draw_nothing()
+        installed_packages()
+        draw_nothing()
     except Exception as error:  # the first delivery will meet it too, and tell what it means
         log.debug("warming up: %s", one_line(error))
 

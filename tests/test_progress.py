@@ -1,13 +1,11 @@
-"""Lines of jobs that run at once: what stays on a terminal is never erased by what does not."""
+"""What is shown of jobs at once: what stays on a terminal is never erased by what does not."""
 
 import io
-import logging
 import sys
 
 import pytest
 
-from medx.board import Board, overall
-from medx.tracking import courier
+from medx.launcher.progress import Progress, overall
 
 UP = "\x1b[1A"
 
@@ -24,48 +22,36 @@ class Terminal(io.StringIO):
         return self.getvalue()[place:]
 
 
-@pytest.mark.parametrize("how", ["tell", "warn", "log"])
+@pytest.mark.parametrize("how", ["tell", "warn"])
 def test_what_stays_is_not_erased_by_the_next_lines(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, terminal)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(terminal)])
-    board = Board()
-    board.show(["job 0  round 1", "job 1  round 1"])
+    progress = Progress()
+    progress.show(["job 0  round 1", "job 1  round 1"])
     before = len(terminal.getvalue())
-    board.show(["job 0  round 2", "job 1  round 2"])
+    progress.show(["job 0  round 2", "job 1  round 2"])
     assert UP in terminal.since(before)  # running lines replace each other
     before = len(terminal.getvalue())
-    if how == "log":
-        courier.log.warning("records are kept")
-        assert terminal.since(before) == ""  # not in the middle of the lines
-        board.show(["job 1  round 3"])
-    else:
-        getattr(board, how)("records are kept")
-        board.show(["job 1  round 3"])
+    getattr(progress, how)("records are kept")
+    progress.show(["job 1  round 3"])
     erased, kept, after = terminal.since(before).partition("records are kept")
     assert kept
     assert UP in erased
     assert UP not in after
     assert "job 1  round 3" in after
-    board.close()
-    courier.log.warning("the last word")
-    assert terminal.getvalue().endswith("the last word\n")
 
 
 def test_without_a_terminal_only_what_stays_and_what_is_prepared_is_shown(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    board = Board()
-    board.show(["job 0  round 1", "job 1  preparing: features of 9 images: 3 of 9", "0 of 2 done"])
-    board.show(["job 0  round 2", "job 1  preparing: features of 9 images: 3 of 9", "0 of 2 done"])
-    board.tell("job 0  ε 0.998")
-    board.warn("")
-    board.warn("WARNING: said twice\n")
-    courier.log.warning("at once")
-    assert caplog.messages == ["at once"]
-    board.close()
+    progress = Progress()
+    progress.show(["job 0  round 1", "job 1  preparing: features of 9 images: 3 of 9", "0 of 2 done"])
+    progress.show(["job 0  round 2", "job 1  preparing: features of 9 images: 3 of 9", "0 of 2 done"])
+    progress.tell("job 0  ε 0.998")
+    progress.warn("")
+    progress.warn("WARNING: said twice\n")
     out = "job 1  preparing: features of 9 images: 3 of 9\njob 0  epsilon 0.998\n"
     assert capsys.readouterr() == (out, "WARNING: said twice\n")
 

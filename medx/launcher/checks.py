@@ -2,11 +2,12 @@
 
 import sys
 from collections import Counter
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from medx.launcher.sweeper import AGAIN
 from medx.schema import ConfigError
-from medx.sweep_folder import AGAIN
 
 # What a run's releases on a record depend on: who holds it, how often it is drawn, and how much noise it gets.
 RELEASES = (
@@ -25,6 +26,17 @@ def refuse_chdir(config: DictConfig) -> None:
             "hydra.job.chdir=true: ledgers, data and the tracking store are found from the directory in which the "
             "program is started; accepted: false"
         )
+
+
+def has_callback(settings: Any) -> bool:
+    """Whether Hydra's own ``settings`` still have MedX's callback."""
+    return "sweep" in (settings.callbacks or {})
+
+
+def refuse_without_callback(settings: Any) -> None:
+    """Without it there would be no table, and a run could write into another's folder."""
+    if not has_callback(settings):
+        raise ConfigError("hydra.callbacks: MedX's own, sweep, is missing; accepted: others beside it")
 
 
 def reason_to_queue(config: DictConfig) -> str | None:

@@ -7,18 +7,16 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 
-import medx.federation.client
-from medx.crew import Crew, jobs_at_once
-from medx.federation.payload import State
+from medx.launcher.checks import refuse_jobs
+from medx.launcher.outcomes import why_unfinished
+from medx.launcher.pool import Job, jobs_at_once, run_jobs
 from medx.results import ExperimentResult
 from medx.schema import ConfigError
-from medx.sweep_checks import refuse_jobs
+from tests import jobs
 from tests.program import TINY, Ran, call, call_plainly
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,13 +31,26 @@ def program(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def children_of(pid: int) -> dict[int, str]:
-    """Process ids of its children and their command lines."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in found}
+def process_of(job: Path) -> int:
+    """Process id of a running job: the one whose standard output is its screen."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "fd/1").readlink() == job / "screen.txt":
+                return int(process.name)
+        except OSError:  # it has ended, or is not ours
+            continue
+    raise LookupError(job)
 
 
-def wait_for_rounds(folder: Path, jobs: list[str], seconds: float = 60) -> None:
+def wait_for_end(pids: list[int], seconds: float = 20) -> None:
+    """Until none of these processes is there, or is more than an entry for its parent to read."""
+    end = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_text() for pid in pids):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def wait_for_rounds(folder: Path, jobs: list[str], seconds: float = 120) -> None:
     """Until each of these jobs has finished a round: then the second has been kept, and the first surely reached."""
     end = time.monotonic() + seconds
     while not all(max([0, *map(_round, (folder / job / "checkpoints").glob("round_*"))]) > 1 for job in jobs):
@@ -85,40 +96,21 @@ def test_jobs_side_by_side_end_as_one_after_another_would(tmp_path: Path, monkey
     assert ran.err == ""
 
 
-def fault_of_seed(monkeypatch: pytest.MonkeyPatch, seed: int, fault: Any) -> None:
-    """Call ``fault`` when client 1 of the run with this seed begins round 2."""
-    train = medx.federation.client.train_locally
-
-    def faulty(job: Any, client: int, arrays: Any, server_round: int, mu: float) -> Any:
-        if (job.setup.seed, client, server_round) == (seed, 1, 2):
-            fault()
-        return train(job, client, arrays, server_round, mu)
-
-    monkeypatch.setattr(medx.federation.client, "train_locally", faulty)
-
-
-def test_a_job_whose_process_is_killed_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fault_of_seed(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    ran = call(tmp_path, "seed=0,1,2", "jobs=2", "-m")
-    assert ran.code == 1
-    assert "!! job 1: FAILED: " in ran.out
-    assert "its process ended by SIGKILL" in ran.out
-    assert [result_of(tmp_path, job).status for job in ("0", "2")] == ["finished", "finished"]
-    assert not (tmp_path / "1" / "result.json").exists()
-
-
-def test_a_job_that_ends_without_a_word_fails_and_the_sweep_can_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("medx.crew.die_with", lambda parent: os._exit(3))
-        ran = call(tmp_path, "seed=0,1", "jobs=2", "-m")
-    assert ran.code == 1
-    assert ran.out.count("its process ended by code 3") == 4  # each when it ends, and in the table
-    assert "finished" not in ran.out
-    again = call_plainly(tmp_path, f"resume={tmp_path}", "jobs=2", "-m")
+def test_a_job_whose_process_is_killed_fails_alone_and_can_be_gone_on_with(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    with program(tmp_path, *TINY, "federation.num_rounds=60", "seed=0,1,2", "jobs=2") as sweep:
+        wait_for_rounds(folder, ["1"])
+        os.kill(process_of(folder / "1"), signal.SIGKILL)
+        out, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 1
+    assert "!! job 1: FAILED: seed=1: its process ended by SIGKILL" in out
+    assert out.count("its process ended by SIGKILL") == 2  # when it ends, and in the table
+    assert [result_of(folder, job).status for job in ("0", "2")] == ["finished", "finished"]
+    assert not (folder / "1" / "result.json").exists()
+    again = call_plainly(folder, f"resume={folder}", "jobs=2", "-m")
     assert again.code == 0, again.err
-    assert [result_of(tmp_path, job).status for job in ("0", "1")] == ["finished", "finished"]
+    assert [line.split()[1] for line in again.out.splitlines() if " of 1 done" in line] == ["1"]
+    assert [len(result_of(folder, job).rounds) for job in ("0", "1", "2")] == [60, 60, 60]
 
 
 def test_jobs_with_one_ledger_run_one_after_another(tmp_path: Path) -> None:
@@ -134,38 +126,38 @@ def test_what_the_parent_meets_itself_is_no_success(tmp_path: Path, monkeypatch:
     def broken(*arguments: object) -> str:
         raise ZeroDivisionError("a fault of the program")
 
-    monkeypatch.setattr("medx.sweep.outcome", broken)
+    monkeypatch.setattr("medx.launcher.pool.outcome", broken)
     with pytest.raises(ZeroDivisionError):
         call(tmp_path, "seed=0,1", "jobs=2", "-m")
 
 
 def test_an_unforeseen_error_is_kept_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: object) -> State:
-        raise ZeroDivisionError("a fault of the program")
-
-    monkeypatch.setattr("medx.federation.server.round_metrics", broken)
-    ran = call(tmp_path, "seed=0,1", "jobs=2", "-m")
+    monkeypatch.setattr("medx.federation.server.round_metrics", lambda *arguments: jobs.divide_by_zero())
+    ran = call(tmp_path, "seed=0,1", "jobs=1", "-m")
     assert ran.code == 1
     assert ran.out.count("!! job ") == 2
     assert all("ZeroDivisionError" in (tmp_path / job / "error.log").read_text() for job in ("0", "1"))
 
 
-def test_a_job_that_the_user_stops_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fault_of_seed(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
-    ran = call(tmp_path, "seed=1,0,2", "jobs=2", "federation.num_rounds=40", "-m")
-    assert ran.code == 130
-    assert result_of(tmp_path, "0").status == "killed"
-    assert result_of(tmp_path, "1").status == "killed"  # the parent told it
-    assert {path.name for path in (tmp_path / "2").glob("*")} <= {".hydra"}
-    assert [line[0] for line in ran.out.splitlines() if line.endswith("KILLED")] == ["0", "1"]
-    assert "job 2" not in ran.out
+def test_a_job_that_the_user_stops_ends_the_sweep(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    with program(tmp_path, *TINY, "federation.num_rounds=500", "seed=1,0,2", "jobs=2") as sweep:
+        wait_for_rounds(folder, ["0", "1"])
+        os.kill(process_of(folder / "0"), signal.SIGINT)
+        out, err = sweep.communicate(timeout=120)
+    assert (sweep.returncode, err) == (130, "")
+    assert result_of(folder, "0").status == "killed"
+    assert result_of(folder, "1").status == "killed"  # the parent told it
+    assert not (folder / "2").exists()
+    assert [line[0] for line in out.splitlines() if line.endswith("KILLED")] == ["0", "1"]
+    assert "job 2" not in out
 
 
 def test_an_interrupt_reaches_every_job_once_and_in_order(tmp_path: Path) -> None:
     with program(tmp_path, *TINY, "federation.num_rounds=500", "seed=0,1", "jobs=2") as sweep:
         wait_for_rounds(tmp_path / "sweep", ["0", "1"])
         sweep.send_signal(signal.SIGINT)
-        _, err = sweep.communicate(timeout=60)
+        _, err = sweep.communicate(timeout=120)
     assert sweep.returncode == 130, err
     assert "Traceback" not in err
     for job in ("0", "1"):
@@ -174,27 +166,31 @@ def test_an_interrupt_reaches_every_job_once_and_in_order(tmp_path: Path) -> Non
         assert 0 < len(result.rounds) < 500
 
 
+def test_an_impatient_user_gets_an_end_too(tmp_path: Path) -> None:
+    with program(tmp_path, *TINY, "federation.num_rounds=500", "seed=0,1", "jobs=2") as sweep:
+        wait_for_rounds(tmp_path / "sweep", ["0", "1"])
+        running = [process_of(tmp_path / "sweep" / job) for job in ("0", "1")]
+        for _ in range(2):
+            sweep.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        sweep.communicate(timeout=120)
+    assert sweep.returncode == 130
+    wait_for_end(running)
+
+
 def test_jobs_end_with_their_parent(tmp_path: Path) -> None:
     with program(tmp_path, *TINY, "federation.num_rounds=500", "seed=0,1", "jobs=2") as sweep:
         wait_for_rounds(tmp_path / "sweep", ["0", "1"])
-        forks = children_of(sweep.pid)
-        assert len(forks) == 2
+        running = [process_of(tmp_path / "sweep" / job) for job in ("0", "1")]
         sweep.kill()
-        sweep.communicate(timeout=60)
-    end = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_text() for pid in forks):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+        sweep.communicate(timeout=120)
+    wait_for_end(running)
 
 
-def test_jobs_share_one_courier_and_one_parent_run(tmp_path: Path) -> None:
+def test_jobs_share_one_parent_run(tmp_path: Path) -> None:
     overrides = [part for part in TINY if part != "tracking=none"]
     with program(tmp_path, *overrides, "federation.num_rounds=20", "seed=0,1", "jobs=2") as sweep:
-        wait_for_rounds(tmp_path / "sweep", ["0", "1"])
-        named = children_of(sweep.pid)
-        assert sum("deliverer" in line for line in named.values()) == 1
-        assert [children_of(pid) for pid, line in named.items() if "deliverer" not in line] == [{}, {}]
-        _, err = sweep.communicate(timeout=120)
+        _, err = sweep.communicate(timeout=240)
     assert (sweep.returncode, err) == (0, "")
     ids = [result_of(tmp_path / "sweep", job).tracking["run_id"] for job in ("0", "1")]
     from mlflow import MlflowClient
@@ -206,63 +202,54 @@ def test_jobs_share_one_courier_and_one_parent_run(tmp_path: Path) -> None:
     assert all(len(client.get_metric_history(run_id, "test/auc")) == 20 for run_id in ids)
 
 
-def test_a_job_that_must_be_alone_has_none_beside_it(tmp_path: Path) -> None:
-    crew = Crew(3, lambda folder, title, code: f"code {code}", 3)
-
-    def work(folder: Path, measured: Any) -> None:
-        began = time.monotonic()
-        time.sleep(0.4)
-        (folder / "times").write_text(f"{began} {time.monotonic()}")
-        measured()
-        time.sleep(0.2)
-
+def test_a_job_gives_up_its_place_when_it_is_measured_and_one_that_must_be_alone_has_none_beside_it(
+    tmp_path: Path,
+) -> None:
     names = ("first", "second", "alone", "third", "fourth")
-    for name in names:
-        (tmp_path / name).mkdir()
-        crew.start(name, tmp_path / name, partial(work, tmp_path / name), alone=name == "alone")
-    crew.finish()
+    work = jobs.measured_then_recorded
+    todo = [Job(name, tmp_path / name, partial(work, tmp_path / name), name == "alone") for name in names]
+    run_jobs(todo, len(todo), 2)
     times = {name: [float(part) for part in (tmp_path / name / "times").read_text().split()] for name in names}
+    ends = {name: float((tmp_path / name / "end").read_text()) for name in names}
     overlap = {
         (a, b) for a in names for b in names if a < b and times[a][0] < times[b][1] and times[b][0] < times[a][1]
     }
     assert overlap == {("first", "second"), ("fourth", "third")}
+    assert times["alone"][0] < max(ends["first"], ends["second"])
+    assert times["third"][0] < ends["alone"]
 
 
-@pytest.mark.parametrize(("cores", "levels"), [(2, [0, 1, 2]), (3, [0, 0, 0])])
-def test_where_jobs_outnumber_cores_the_earlier_ones_go_first(
-    cores: int, levels: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_jobs_that_end_without_a_word_or_by_a_fault_are_told_of(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
-    crew, before = Crew(3, lambda folder, title, code: f"code {code}", 3), os.nice(0)
+    monkeypatch.setattr("medx.launcher.pool.get_all_start_methods", lambda: [method])
+    monkeypatch.setenv("FROM_THE_PARENT", method)
+    work = (partial(jobs.leave_without_a_word, 3), jobs.divide_by_zero, partial(jobs.threads, tmp_path / "2"))
+    todo = [Job(f"seed={number}", tmp_path / str(number), each) for number, each in enumerate(work)]
+    run_jobs(todo, len(todo), 2)
+    told, err = capfd.readouterr()
+    reasons = [why_unfinished(job.folder) for job in todo]
+    assert reasons == ["its process ended by code 3", "its process ended by code 1", "ended without a result"]
+    assert all(f"FAILED: {reason}" in told for reason in reasons[:2])
+    assert "ZeroDivisionError: a fault of the program" in err
+    share, whole, environment = (tmp_path / "2" / "threads").read_text().split()
+    assert (int(share), environment) == (max(1, int(whole) // 2), method)
 
-    def work(folder: Path, measured: Any) -> None:
-        (folder / "level").write_text(str(os.nice(0) - before))
-        time.sleep(0.5)
 
-    for name in "012":
-        (tmp_path / name).mkdir()
-        crew.start(name, tmp_path / name, partial(work, tmp_path / name))
-    crew.finish()
-    assert [int((tmp_path / name / "level").read_text()) for name in "012"] == levels
-    assert os.nice(0) == before
+def test_how_many_at_once() -> None:
+    assert [jobs_at_once(None, count, cores=4, gpus=0) for count in (0, 1, 3, 7, 8, 9)] == [1, 1, 3, 4, 4, 4]
+    assert [jobs_at_once(asked, 9, cores=4, gpus=0) for asked in (1, 2, 20)] == [1, 2, 9]
+    assert [jobs_at_once(asked, 99, cores=64, gpus=0) for asked in (None, 20)] == [8, 20]
+    assert [jobs_at_once(asked, 9, cores=4, gpus=1) for asked in (None, 3)] == [1, 3]
 
 
-def test_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert [jobs_at_once(None, count) for count in (0, 1, 3, 7, 8, 9)] == [1, 1, 3, 7, 4, 5]
-    assert [jobs_at_once(asked, 9) for asked in (1, 2, 20)] == [1, 2, 9]
+def test_jobs_that_have_to_queue_are_not_run_at_once() -> None:
     for wrong in (0, -1, 1.5, True, "many"):
         with pytest.raises(ConfigError, match="accepted: null"):
             refuse_jobs(OmegaConf.create({"jobs": wrong}))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    assert (jobs_at_once(None, 99), jobs_at_once(20, 99)) == (8, 20)
-    assert (jobs_at_once(None, 9, "runtime=ray"), jobs_at_once(1, 9, "runtime=ray")) == (1, 1)
     with pytest.raises(ConfigError, match=r"jobs=2 with runtime=ray: .* accepted: null or 1"):
         refuse_jobs(OmegaConf.create({"jobs": 2, "runtime": {"_target_": "medx.runtime.ray.Ray"}}))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert (jobs_at_once(None, 9), jobs_at_once(3, 9)) == (1, 3)
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert jobs_at_once(3, 9) == 1
 
 
 def test_no_number_of_jobs_is_refused(tmp_path: Path) -> None:

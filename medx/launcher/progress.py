@@ -1,41 +1,70 @@
 """What a person sees of jobs that run at once: a line for each while it runs, and one that stays when it ends."""
 
-import logging
 import re
 import sys
-from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from medx import preparing
+from medx.folder import RESULT_FILE, load_result
 from medx.output import plain_text
-from medx.results import ExperimentResult
-from medx.screen import clock
-from medx.tracking import courier
+from medx.schema import MedxError
+from medx.screen import clock, progress_line
 
+SCREEN_FILE = "screen.txt"
 PREPARING = re.compile("  (preparing|accounting): ")
-
-
 TELLING = 0.1  # of a sweep must be done before its pace tells how long the rest will take
 
 
-class Board:
-    """Lines on standard output; those of running jobs only on a terminal, elsewhere just what they prepare.
+class JobFiles:
+    """How far a job is, by the files in its folder."""
 
-    No thread of its own: forks would miss it.
-    """
+    def __init__(self, title: str, folder: Path) -> None:
+        self.measured = False  # what it still waits for is that its record arrives
+        self._title = title
+        self._folder = folder
+        self._earlier = self._time_of_result()
+
+    def look(self) -> None:
+        """Note whether a result has come since; of one that was stopped it is not noted, as nothing more may begin."""
+        if not self.measured and self._time_of_result() != self._earlier:
+            try:
+                result = load_result(self._folder)
+            except MedxError:
+                return  # it will be told at the end
+            self.measured = result is not None and result.status != "killed"
+
+    def last_line(self) -> str:
+        """What is shown of it while it runs: the words that it showed last."""
+        said = "measured, being recorded" if self.measured else self._said()
+        return f"job {self._folder.name}  {self._title}  {said}"
+
+    def part(self) -> float:
+        """How much of it is done, from 0 to 1: of its rounds."""
+        rounds = re.match(r"round (\d+)/(\d+)  ", self._said())
+        return 1.0 if self.measured else int(rounds[1]) / int(rounds[2]) if rounds else 0.0
+
+    def _said(self) -> str:
+        screen = self._folder / SCREEN_FILE
+        return (progress_line(screen.read_text(errors="replace")) if screen.exists() else "") or "starts"
+
+    def _time_of_result(self) -> int:
+        path = self._folder / RESULT_FILE
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+
+class Progress:
+    """Lines on standard output; those of running jobs only on a terminal, elsewhere just what they prepare."""
 
     def __init__(self) -> None:
         self.live = sys.stdout.isatty()
         self._console = Console(file=sys.stdout, highlight=False)
         self._lines: Live | None = None
         self._told: set[str] = set()
-        self._later: deque[logging.LogRecord] = deque()
-        if self.live:
-            courier.log.addFilter(self._hold)  # its thread would write into the lines of running jobs
 
     def show(self, lines: Sequence[str]) -> None:
         """Replace the lines of running jobs by these; none of them takes more than the width."""
@@ -46,8 +75,6 @@ class Board:
                     self.tell(line)
             return
         preparing.say("")
-        if self._later:
-            self._pause()
         if self._lines is None:  # a new one each time: one that starts again would go up over what was printed since
             self._lines = Live(
                 console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
@@ -59,7 +86,7 @@ class Board:
     def tell(self, line: str) -> None:
         """Print a line that stays."""
         if self.live:
-            self._pause()
+            self.close()
             self._console.print(Text(line))
         else:
             print(plain_text(line), flush=True)
@@ -67,29 +94,14 @@ class Board:
     def warn(self, text: str) -> None:
         """Print what stays on standard error."""
         if text:
-            self._pause()
+            self.close()
             print(text, end="" if text.endswith("\n") else "\n", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Take the lines of running jobs away."""
-        self._pause()
-        self.disown()
-
-    def disown(self) -> None:
-        """In a fork: log as ever."""
-        courier.log.removeFilter(self._hold)
-
-    def _pause(self) -> None:
-        """Take them away for now, and log what waited for that."""
+        """Take the lines of running jobs away; they come back when they are shown again."""
         if self._lines is not None:
             self._lines.stop()
             self._lines = None
-        while self._later:
-            logging.getLogger().callHandlers(self._later.popleft())
-
-    def _hold(self, record: logging.LogRecord) -> bool:
-        self._later.append(record)
-        return False
 
 
 def overall(done: int, parts: Sequence[float], total: int, elapsed: float) -> str:
@@ -100,10 +112,3 @@ def overall(done: int, parts: Sequence[float], total: int, elapsed: float) -> st
     share = (done + sum(parts)) / total
     left = f", about {clock(elapsed / share * (1 - share))} left" if TELLING <= share < 1 else ""
     return f"{done} of {total} done{left}"
-
-
-def summary(result: ExperimentResult) -> str:
-    """A result in a few words."""
-    auc, epsilon = result.test["auc"].value, result.privacy.epsilon
-    words = [] if auc is None else [f"test AUC {auc:.3f}"]
-    return ", ".join([result.status, *words, *([] if epsilon is None else [f"ε {epsilon:.3f}"])])

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from medx.hints import keys_of_option
 from medx.schema import GROUPS
 
+AGAIN = "resume=its_own_folder"  # of every job of a sweep that is gone on with: to go on with what lies there
 # Sweepers that try every combination, and know them all before the first job.
 EXHAUSTIVE = ("hydra_plugins.medx.Combinations", f"{BasicSweeper.__module__}.{BasicSweeper.__name__}")
 
@@ -61,12 +62,17 @@ def jobs_of(config: DictConfig) -> list[list[str]]:
 
 def combinations(config: DictConfig) -> list[list[str]]:
     """Overrides of every combination of the values given, whether or not it makes sense."""
-    if str(config.hydra.sweeper._target_) not in EXHAUSTIVE:
+    if not knows_beforehand(config):
         return []
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     parsed = OverridesParser.create().parse_overrides([*params, *written(config.hydra.overrides.task)])
     (every,) = BasicSweeper.split_arguments(parsed, None)
     return [list(job) for job in every]
+
+
+def knows_beforehand(config: DictConfig) -> bool:
+    """Whether the sweeper knows all jobs before the first has run; others choose them as they go."""
+    return str(config.hydra.sweeper._target_) in EXHAUSTIVE
 
 
 def written(overrides: Any) -> list[str]:
