@@ -1,4 +1,4 @@
-"""Pages of the site that stand elsewhere in the repository, and one for each group of components, made of its options."""
+"""Pages of the site that stand elsewhere in the repository, and one for each group, made of its options."""
 
 from pathlib import Path
 

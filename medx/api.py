@@ -71,9 +71,10 @@ def sweep(
 ) -> Results:
     """Run a job for every combination of values, ``medx.sweep("privacy.epsilon=1,5,10")``, several at once.
 
-    It is the command, ``medx run ... -m``, in a process of its own, so a component is found where its module can be
+    It is the command, ``medx run ... -m``, in a process of its own, so a component's module must be one that can be
     imported. Files go into ``folder``, else into ``hydra.sweep.dir``, by default ``multirun/DATE/TIME``;
-    ``resume=SWEEP`` goes on with one. Raises ``MedxError`` where it is refused, and ``SweepError``, with the other results, where a job failed.
+    ``resume=SWEEP`` goes on with one. Raises ``MedxError`` where it is refused, and ``SweepError``, with the other
+    results, where a job failed.
     """
     arguments, place = _sweep_arguments(overrides, folder)
     if config_dir is not None:

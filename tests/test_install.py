@@ -54,6 +54,8 @@ def test_runs_from_any_folder(installed: Path, tmp_path: Path) -> None:
 import sys, medx, medx.cli, medx.schema
 try:
     medx.cli.main(sys.argv[1:])
+except SystemExit as ended:
+    assert not ended.code
 finally:
     print("from", medx.__file__, medx.schema.CONF)
     print("strange", [name for name, module in sys.modules.items()
