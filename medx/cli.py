@@ -31,7 +31,7 @@ usage: medx VERB ...     medx VERB --help tells more
 examples:
   medx run experiment=demo -m                 three budgets on drawn images
   medx run privacy.epsilon=1,5,10 -m          three budgets on PneumoniaMNIST
-  medx run --config-dir DIR model=mine        a component of your own: its yaml is
+  medx run --config-dir DIR model=mine        an option of your own,
                                               DIR/model/mine.yaml
   medx run resume=FOLDER                      go on with a run that was stopped
   medx compare RUN RUN                        two output folders side by side
