@@ -8,16 +8,26 @@ from medx.folder import CONFIG_FILE, RESULT_FILE
 from tests.report.examples import make_result
 
 
-def measured_then_recorded(folder: Path) -> None:
-    """Half a second of computing, by the clock in ``times``, and then as much of waiting for a store."""
+def measured_then_recorded(folder: Path, beside: Path, until: Path) -> None:
+    """Compute until the job ``beside`` has begun, by the clock in ``times``, and wait for a store until another has."""
     began = time.monotonic()
-    time.sleep(0.5)
+    (folder / "began").touch()
+    wait_for(beside / "began")
+    time.sleep(0.2)
     (folder / "times").write_text(f"{began} {time.monotonic()}")
     result = make_result("pneumoniamnist", None, 0, 0.9)
     (folder / CONFIG_FILE).write_text(f'{{"run": "{result.run}", "config_hash": "{result.config_hash}"}}')
     result.save(folder / RESULT_FILE)
-    time.sleep(0.5)
-    (folder / "end").write_text(str(time.monotonic()))
+    wait_for(until / "began")
+
+
+def wait_for(path: Path, seconds: float = 120) -> None:
+    """Until it is there; raises TimeoutError."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > end:
+            raise TimeoutError(path)
+        time.sleep(0.05)
 
 
 def leave_without_a_word(code: int) -> None:
