@@ -23,4 +23,4 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for cell in ("draw", "by-round"):
         assert any("image/png" in output.get("data", {}) for output in outputs[cell]), cell
     (folder,) = (tmp_path / "multirun").glob("*/*")
-    assert len(list(folder.glob("*/result.json"))) == 4
+    assert len(list(folder.glob("*/result.json"))) == 3
