@@ -1,5 +1,6 @@
 """Pages of the site that stand elsewhere in the repository, and one for each group, made of its options."""
 
+import re
 from pathlib import Path
 
 import yaml
@@ -7,10 +8,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "experiments/reference_report/README.md",
-         "experiments/frontier/README.md", "experiments/frontier/protocol.md")  # fmt: skip
-THEIR_FILES = ("experiments/reference_report/study.yaml", "experiments/reference_report/results.csv",
-               "experiments/frontier/search.csv")  # fmt: skip
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+LINK = re.compile(r"\]\(([\w./-]+)")
 GROUPS = {
     "dataset": "Where images and labels come from; each is verified before use.",
     "partition": "How the records are dealt to the hospitals.",
@@ -25,13 +24,25 @@ GROUPS = {
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add them."""
-    for name in (*PAGES, *THEIR_FILES):
-        text = (ROOT / name).read_text().replace("](docs/", "](")
+    """Add them, and with them what they link to."""
+    for path in with_links([ROOT / name for name in PAGES]):
+        name = str(path.relative_to(ROOT))
+        # The site's root is docs/, where these pages seem to lie.
+        text = path.read_text().replace("](docs/", "](") if path.parent == ROOT else path.read_text()
         files.append(File.generated(config, "index.md" if name == "README.md" else name, content=text))
     for group, purpose in GROUPS.items():
         files.append(File.generated(config, f"components/{group}.md", content=page(group, purpose)))
     return files
+
+
+def with_links(paths: list[Path]) -> list[Path]:
+    """These files and, as far as they lie outside ``docs``, those that they and theirs link to."""
+    for path in paths:  # which grows meanwhile
+        if path.suffix == ".md":
+            linked = [(path.parent / name).resolve() for name in LINK.findall(path.read_text())]
+            inside = [each for each in linked if each.is_file() and ROOT in each.parents]
+            paths += [each for each in dict.fromkeys(inside) if ROOT / "docs" not in each.parents and each not in paths]
+    return paths
 
 
 def page(group: str, purpose: str) -> str:
