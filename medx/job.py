@@ -15,8 +15,11 @@ from medx.results import ExperimentResult
 from medx.screen import Screen
 
 
-def run_job(config: dict[str, Any], folder: Path, overrides: list[str]) -> ExperimentResult:
-    """Run one job in its output folder; ``config`` is the composed configuration as plain containers."""
+def run_job(config: dict[str, Any], folder: Path, overrides: list[str], *, quiet: bool = False) -> ExperimentResult:
+    """Run one job in its output folder; ``config`` is the composed configuration as plain containers.
+
+    ``quiet`` leaves the screen alone.
+    """
     config = dict(config)
     resume = config.pop("resume")
     if resume is not None:
@@ -24,7 +27,8 @@ def run_job(config: dict[str, Any], folder: Path, overrides: list[str]) -> Exper
         config = resumed_config(folder, config, overrides)
     composed = typed(config)
     place = RunFolder.new(folder, composed.hash) if resume is None else RunFolder.of(folder, composed.hash)
-    observers: list[Observer] = [Screen(), *composed.tracking.observers(sweep_folder(folder))]
+    observers: list[Observer] = [] if quiet else [Screen()]
+    observers += composed.tracking.observers(sweep_folder(folder))
     setup = make_setup(composed.experiment, composed.config, draw_key(composed.what))
     try:
         with cache_at(composed.experiment.cache):

@@ -18,17 +18,17 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import medx
-from medx import output, preparing
-from medx.configuration import plain
+from medx import api, output, preparing
+from medx.arguments import as_called
+from medx.configuration import plain, refuse_lists
 from medx.folder import CONFIG_FILE
 from medx.hints import explain, options_of
 from medx.launcher.checks import has_callback, refuse_jobs, refuse_without_callback
 from medx.launcher.outcomes import FAILURE_FILE, failures_kept, is_done
 from medx.launcher.sweep import conclude
 from medx.launcher.sweeper import AGAIN, written
-from medx.schema import GROUPS, MedxError, one_line
+from medx.schema import CONF, MedxError, one_line
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 _RAISED: list[Exception] = []
 _UNFINISHED: list[Path] = []
 
@@ -99,7 +99,7 @@ def main() -> None:
         print(f"medx {medx.__version__}")
         return
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(), end="")
+        print(as_called(help_text()), end="")
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the lines below say what a person can do
     # Hydra takes no overrides on both sides of an option.
@@ -145,10 +145,7 @@ def refuse_misuse() -> None:
 
     parser = get_args_parser()
     parser.error = refused  # type: ignore[method-assign,assignment]
-    for part in parser.parse_args().overrides:
-        group, _, value = part.partition("=")
-        if group in GROUPS and value.startswith("["):  # Hydra would lay one option over the other
-            sys.exit(refuse(f"{part}: a group takes one option, or with -m several by commas, without brackets"))
+    refuse_lists(parser.parse_args().overrides)
 
 
 def dismiss_workers() -> None:
@@ -171,6 +168,7 @@ def refuse(message: str) -> int:
     return 2
 
 
+api.callable_module(sys.modules[__name__])  # medx.run("seed=1") works whether or not this has been imported
 if __name__ == "__main__":
     output.take_all()
     main()

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from medx import preparing
+from medx.arguments import as_called
 from medx.observer import RunContext
 from medx.output import plain_text
 from medx.results import ExperimentResult, Interval, RoundRecord
@@ -206,7 +207,7 @@ def where(folder: Path, *, finished: bool, sweep: bool = False) -> list[str]:
     plain = re.fullmatch(r"[a-zA-Z0-9_./-]+", shown) is not None
     quoted = shown.replace("'", r"\'")
     resume = f"resume={shown}" if plain else shlex.quote(f"resume='{quoted}'")
-    command = f"python -m medx.run {resume}{' -m' * sweep}"
+    command = as_called(f"python -m medx.run {resume}{' -m' * sweep}")
     return [f"Output: {shown}", *([] if finished else [f"Go on with it: {command}"])]
 
 
@@ -239,7 +240,7 @@ def _open_ui(finished: Sequence[tuple[str, ExperimentResult]]) -> list[str]:
         return [f"Compare runs: {tracked[-1]['view']}"]
     if meant and meant[-1].startswith("http"):
         return [f"Compare runs: {meant[-1]}"]
-    return [OPEN_UI] if tracked or meant else []
+    return [as_called(OPEN_UI)] if tracked or meant else []
 
 
 def clock(seconds: float) -> str:

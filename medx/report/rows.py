@@ -50,7 +50,7 @@ def make_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """
     spent = _selections(runs)
     unchosen = {"candidates": None, "selection_epsilon": None}
-    frame = pd.DataFrame([_row(run) | spent.get(run.number, unchosen) for run in runs])
+    frame = pd.DataFrame([make_row(run) | spent.get(run.number, unchosen) for run in runs])
     frame["model"] += _variants(frame, [run.result.config for run in runs])
     return frame
 
@@ -79,7 +79,7 @@ def skew_rows(frame: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(order=order).sort_values(["dataset", "mode", "order", "partition", "run"], kind="stable")
 
 
-def _row(run: Run) -> dict[str, Any]:
+def make_row(run: Run) -> dict[str, Any]:
     result, config, privacy = run.result, run.result.config, run.result.privacy
     row: dict[str, Any] = {
         "run": run.number,
