@@ -80,6 +80,7 @@ def skew_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def make_row(run: Run) -> dict[str, Any]:
+    """One run as a row: its settings, epsilon, test metrics and costs."""
     result, config, privacy = run.result, run.result.config, run.result.privacy
     row: dict[str, Any] = {
         "run": run.number,
