@@ -9,7 +9,7 @@ SEEDS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check ui golden bench report lock clean
+.PHONY: help setup demo run test check ui golden bench report docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -33,8 +33,8 @@ test: $(READY) ## the test suite (real data where MEDX_DATA points at it)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests $(ARGS)
 
 check: $(READY) ## ruff, mypy, import-linter
-	$(BIN)/ruff check medx hydra_plugins tests benchmarks
-	$(BIN)/ruff format --check medx hydra_plugins tests benchmarks
+	$(BIN)/ruff check medx hydra_plugins tests benchmarks docs setup.py
+	$(BIN)/ruff format --check medx hydra_plugins tests benchmarks docs setup.py
 	$(BIN)/mypy medx
 	$(BIN)/lint-imports
 
@@ -50,9 +50,12 @@ bench: $(READY) ## the speed ratios behind docs/benchmarks.md (DEVICE=cuda on a 
 report: $(READY) ## run what the study still lacks, then render report/index.html
 	$(BIN)/python -m medx.report --study $(STUDY) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
-lock: $(READY) ## pin the requirements anew (needs uv)
-	uv pip compile pyproject.toml --extra ray --extra sweeps --extra dev --python-version 3.11 \
+docs: $(READY) ## the documentation site, site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+lock: $(READY) ## pin the requirements anew
+	$(BIN)/uv pip compile pyproject.toml --extra ray --extra sweeps --extra docs --extra dev --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header -q -o requirements.lock
 
 clean: ## remove build output and caches of this folder
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

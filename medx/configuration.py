@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc import locate
@@ -19,7 +19,7 @@ from medx.schema import GROUPS, ConfigError, identity_of, option_of
 
 if TYPE_CHECKING:
     from medx.experiment import Experiment
-    from medx.tracking.base import Tracking
+    from medx.tracking.tracker import Tracking
 
 # What a run's numbers do not depend on, so that it is known by the same hash wherever and whenever it runs.
 WHERE = ("cache", "tracking", "runtime")
@@ -141,6 +141,14 @@ def construct(target: Any, fields: dict[str, Any], prefix: str) -> Any:
         option = option_of(prefix.rstrip("."), f"{target.__module__}.{target.__name__}")
         problems = [describe(problem, prefix, fields, names, option) for problem in error.errors()]
         raise ConfigError("; ".join(problems)) from None
+
+
+def refuse_lists(overrides: Sequence[str]) -> None:
+    """Raise ConfigError where a group is given a list of options: Hydra would lay one over the other."""
+    for part in overrides:
+        group, _, value = part.partition("=")
+        if group in GROUPS and value.startswith("["):
+            raise ConfigError(f"{part}: a group takes one option, or with -m several by commas, without brackets")
 
 
 def resumed_config(folder: Path, current: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import torch
 from annotated_types import Ge
 from flwr.serverapp import Grid
-from pydantic import BeforeValidator, SkipValidation
+from pydantic import BeforeValidator, InstanceOf, SkipValidation
 
-from medx.aggregation.base import Aggregation
+from medx.aggregation import Aggregation
 from medx.baselines import Baseline as Planned
 from medx.baselines import plan_baselines, run_baselines, share_epsilon
 from medx.dataset import Dataset
@@ -26,26 +26,22 @@ from medx.federation.setup import Job, Prepared, Setup, build_module, data_key, 
 from medx.federation.strategies import Federation
 from medx.federation.sums import aggregation_result, with_sums
 from medx.folder import RESULT_FILE, RunFolder
-from medx.imports import quickly
-from medx.machine import environment, keep_freed_memory, resolve_device
+from medx.machine import environment, resolve_device
 from medx.measurement import count_parameters, describe, measure, measure_clients
 from medx.metrics.evaluate import refuse_unknown_metric
-from medx.model.base import Model
-from medx.model.check import check_export, check_outputs
+from medx.model import Model
+from medx.model.export import check_export, check_outputs, save_model
 from medx.model.export import describe as describe_model
-from medx.model.export import save_model
 from medx.observer import Observer, RunContext
-from medx.partition.base import Partition, partition_table
+from medx.partition import Partition, partition_table
 from medx.preparing import say
 from medx.privacy.base import PrivacyMechanism
-from medx.privacy.central_dp import CentralDP
 from medx.privacy.preflight import check_independence, check_module, perturbed
-from medx.privacy.spending import planned_observers, privacy_result
-from medx.privacy.statement import statement, summarise
+from medx.privacy.statement import privacy_result, statement, summarise
 from medx.results import ExperimentResult, PrivacyResult, RoundRecord, Status
 from medx.runtime import Runtime
-from medx.schema import CheckpointError, ConfigError, LedgerError, Place, component, option_of
-from medx.trainer.gradients.trial import try_mode
+from medx.schema import CheckpointError, LedgerError, Place, component, option_of
+from medx.trainer.gradients import try_mode
 from medx.trainer.local_training import Trainer
 
 Baseline = Literal["local_only", "centralized"]
@@ -72,7 +68,7 @@ class Experiment:
     partition: SkipValidation[Partition]
     model: SkipValidation[Model]
     trainer: SkipValidation[Trainer]
-    privacy: SkipValidation[PrivacyMechanism]
+    privacy: InstanceOf[PrivacyMechanism]
     federation: SkipValidation[Federation]
     aggregation: SkipValidation[Aggregation]
     runtime: SkipValidation[Runtime]
@@ -87,7 +83,6 @@ def run_experiment(
     (aborted, out of budget, killed) ends in a result with that status and the last round's model.
     """
     began = time.perf_counter()
-    keep_freed_memory()
     setup = share_epsilon(setup, experiment.baseline)
     prepared = prepare(setup)
     check_combination(experiment, setup, prepared, config)
@@ -99,8 +94,7 @@ def run_experiment(
     if baselines:  # their models are what the epsilon is shared with, and not runs to choose among
         job = replace(job, plan=replace(job.plan, num_runs=1, baselines=tuple(experiment.baseline)))
     place.occupy(config)
-    with quickly():
-        import_module("medx.trainer.module")  # lightning takes seconds, which are the start's and not the first round's
+    import_module("medx.trainer.module")  # lightning takes seconds, which are the start's and not the first round's
     loaded = time.perf_counter()
     for observer in observers:
         observer.on_start(make_context(experiment, job, prepared, config, place.config_hash))
@@ -163,21 +157,7 @@ def check_combination(experiment: Experiment, setup: Setup, prepared: Prepared, 
     if experiment.select is not None:
         refuse_unknown_metric(experiment.select, prepared.spec.num_classes, prepared.spec.task)
     setup.aggregation.check_strategy(config_name(config, "federation"))
-    if experiment.baseline and isinstance(setup.privacy, CentralDP):
-        raise ConfigError(
-            f"baseline={','.join(experiment.baseline)}: privacy=central_dp hides a hospital among many, which one "
-            "alone cannot be; accepted: baseline=null"
-        )
-    if experiment.baseline and getattr(experiment.privacy, "num_runs", 1) > 1:
-        raise ConfigError(
-            f"baseline={list(experiment.baseline)} with privacy.num_runs: baselines train on the same records, beside "
-            "the runs that share epsilon; accepted: baseline=null"
-        )
-    if experiment.baseline and getattr(setup.privacy, "ledger", None):
-        raise ConfigError(
-            f"baseline={','.join(experiment.baseline)}: a baseline spends a budget of its own on every hospital's "
-            "records, which privacy.ledger would not show; accepted: baseline=null, or privacy.ledger=null"
-        )
+    experiment.privacy.check_baselines(experiment.baseline)
 
 
 def preflight(job: Job, prepared: Prepared) -> None:
@@ -209,7 +189,7 @@ def make_context(
     """What the screen and the tracking store show before the first round."""
     splits = prepared.splits
     return RunContext(
-        title=f"{splits.title}: {config_name(config, 'model')}, {job.plan.mechanism}, seed {experiment.seed}",
+        title=f"{splits.title}: {config_name(config, 'model')}, {job.plan.mechanism.name}, seed {experiment.seed}",
         dataset=splits.name,
         run=job.run_id,
         config_hash=config_hash,
@@ -223,7 +203,6 @@ def make_context(
         statement=statement(
             job.plan,
             splits.synthetic,
-            observers=planned_observers(job.plan),
             aggregation=aggregation_result(job),
         ),
         plan_rows=summarise(job.plan),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 LOCK_FILE = ".lock"
+SWEEP_FILE = "sweep.json"  # in the folder of a sweep, above those of its runs
 LEFT_BY_A_RUN = (CONFIG_FILE, RESULT_FILE, "checkpoints", "ledger", "tracking", "baselines", "model.safetensors")
 
 

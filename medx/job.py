@@ -1,50 +1,40 @@
 """One Hydra job: configuration to experiment, with the screen and the tracking store listening."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
-
-from medx.configuration import plain, resumed_config, typed
-from medx.experiment import config_name, make_setup, run_experiment
+from medx.configuration import resumed_config, typed
+from medx.experiment import make_setup, run_experiment
 from medx.federation.setup import draw_key
-from medx.folder import RunFolder
-from medx.machine import environment
-from medx.observer import Observer, RunContext
-from medx.outcomes import mark_failed
-from medx.results import ExperimentResult, RoundRecord, Status
+from medx.folder import SWEEP_FILE, RunFolder
+from medx.observer import Observer
+from medx.results import ExperimentResult
 from medx.screen import Screen
-from medx.sweep_folder import SWEEP_FILE
-from medx.tracking.base import TrackedRun, Tracker
 
 
-def run_job(
-    cfg: DictConfig, folder: Path, overrides: list[str], measured: Callable[[], None] = lambda: None
-) -> float | None:
-    """Run one job in its output folder; gives the validation AUC, which an optimising sweeper maximises.
+def run_job(config: dict[str, Any], folder: Path, overrides: list[str], *, quiet: bool = False) -> ExperimentResult:
+    """Run one job in its output folder; ``config`` is the composed configuration as plain containers.
 
-    ``measured`` is called when all is computed and written, before the wait for the tracking store.
+    ``quiet`` leaves the screen alone.
     """
-    config = plain(cfg)
+    config = dict(config)
     resume = config.pop("resume")
     if resume is not None:
         folder = Path(resume).resolve()  # by whatever relative path or link: one folder, one record
         config = resumed_config(folder, config, overrides)
     composed = typed(config)
     place = RunFolder.new(folder, composed.hash) if resume is None else RunFolder.of(folder, composed.hash)
-    tracked = Tracked(composed.tracking.tracker(), sweep_folder(folder), measured)
-    observers: list[Observer] = [Screen(), tracked]
+    observers: list[Observer] = [] if quiet else [Screen()]
+    observers += composed.tracking.observers(sweep_folder(folder))
     setup = make_setup(composed.experiment, composed.config, draw_key(composed.what))
     try:
         with cache_at(composed.experiment.cache):
-            result = run_experiment(composed.experiment, composed.config, setup, place, observers)
+            return run_experiment(composed.experiment, composed.config, setup, place, observers)
     finally:
         place.release()
-    if result.status != "finished":
-        mark_failed(folder.name, killed=result.status == "killed")
-    return result.validation["auc"].value
 
 
 @contextmanager
@@ -67,52 +57,3 @@ def sweep_folder(folder: Path) -> Path | None:
         if (parent / SWEEP_FILE).exists():
             return parent
     return None
-
-
-class Tracked:
-    """A tracker as an observer of the run; ``before_wait`` is called before it waits for the store."""
-
-    def __init__(self, tracker: Tracker, sweep: Path | None, before_wait: Callable[[], None]) -> None:
-        self._tracker = tracker
-        self._sweep = sweep
-        self._before_wait = before_wait
-
-    def on_start(self, context: RunContext) -> None:
-        """Tell the tracker which run this is."""
-        config = context.config
-        self._tracker.start(
-            TrackedRun(
-                run=context.run,
-                output_dir=context.folder,
-                sweep_dir=self._sweep,
-                study=config["study"] or "",
-                seed=config["seed"],
-                dataset=context.dataset,
-                model=config_name(config, "model"),
-                privacy=config_name(config, "privacy"),
-                target_epsilon=config["privacy"].get("epsilon"),
-                synthetic=context.synthetic,
-                public=context.public,
-                warning=context.warning,
-                config_hash=context.config_hash,
-                config=config,
-                environment=environment("cpu"),
-                description=context.statement,
-            )
-        )
-
-    def on_round(self, record: RoundRecord) -> None:
-        """Pass it on."""
-        self._tracker.log_round(record)
-
-    def on_end(self, result: ExperimentResult) -> None:
-        """Pass it on with the checkpoint, and note in the result where the run is recorded."""
-        files = [Path(result.checkpoint)] if result.checkpoint else []
-        if result.status != "killed":  # after Ctrl-C nothing more may begin
-            self._before_wait()
-        result.tracking = self._tracker.finish(result, files)
-
-    def on_error(self, error: BaseException) -> None:
-        """The record is closed as failed."""
-        status: Status = "killed" if isinstance(error, KeyboardInterrupt) else "failed"
-        self._tracker.abort(status, str(error).splitlines()[0] if str(error) else type(error).__name__)

@@ -1,6 +1,7 @@
 """The machine that a run is on: its device, and the versions that a reader needs to make the run again."""
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
@@ -56,8 +57,10 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what tensors free for the next ones; False where the C library has no such setting.
 
     Else every large tensor is given back and fetched again, with a page fault for each 4 kB: up to a third of a step
-    on a CPU. The peak stays what it was, but memory comes back only when the process ends.
+    on a CPU. The peak stays what it was, but memory comes back only when the process ends. It is for commands to call,
+    whose process it is; processes that are started later, such as Ray's, keep theirs too.
     """
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(MALLOC[-3]), "MALLOC_TRIM_THRESHOLD_": str(MALLOC[-1])}
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no glibc: musl, macOS, Windows

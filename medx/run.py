@@ -1,78 +1,85 @@
 """``python -m medx.run``: compose the configuration, run the experiment, or a sweep of them with ``-m``."""
 
-import atexit
-import logging
 import os
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
+from string import Template
 from typing import NoReturn
 
 import hydra
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-import medx.outcomes
-import medx.sweep
-from medx import output, preparing
+import medx
+from medx import api, output, preparing
+from medx.arguments import as_called
+from medx.configuration import plain, refuse_lists
 from medx.folder import CONFIG_FILE
-from medx.hints import explain
-from medx.imports import quickly
-from medx.schema import GROUPS, ConfigError, MedxError, one_line
-from medx.sweep_checks import reason_to_queue
-from medx.sweep_folder import AGAIN, FAILURE_FILE, is_done
-from medx.sweeper import written
-from medx.tracking import courier
+from medx.hints import explain, options_of
+from medx.launcher.checks import has_callback, refuse_jobs, refuse_without_callback
+from medx.launcher.outcomes import FAILURE_FILE, failures_kept, is_done
+from medx.launcher.sweep import conclude
+from medx.launcher.sweeper import AGAIN, written
+from medx.schema import CONF, MedxError, one_line
 
-log = logging.getLogger(__name__)
-CONF = Path(__file__).resolve().parent.parent / "conf"
 _RAISED: list[Exception] = []
+_UNFINISHED: list[Path] = []
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def run(cfg: DictConfig) -> float | None:
-    """One job. In a sweep a job that fails is written down and the others go on."""
+def task(cfg: DictConfig) -> float | None:
+    """One job; gives the validation AUC, which an optimising sweeper maximises.
+
+    In a sweep a job that fails is written down and the others go on. Raises KeyboardInterrupt where the user stopped
+    it: it has ended in order, and those after it must not start.
+    """
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
-    if "sweep" not in (settings.callbacks or {}):  # then no table, and a run could write into another's folder
-        _RAISED.append(ConfigError("hydra.callbacks: MedX's own, sweep, is missing; accepted: others beside it"))
-        remove_empty(folder)
-        return None
     given = written(settings.overrides.task)
     overrides = [part for part in given if part != AGAIN]
-    crew = None
-    if AGAIN in given:  # a job of a sweep that is gone on with
-        if is_done(folder):
-            return None
-        cfg.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
-    with told(folder, overrides, in_sweep=settings.mode == RunMode.MULTIRUN):
-        if OmegaConf.is_dict(tracking := cfg.get("tracking")):
-            courier.warm_up(OmegaConf.to_container(tracking))  # MLflow on another core, while this one imports torch
+    in_sweep = settings.mode == RunMode.MULTIRUN and has_callback(settings)
+    result = None
+    with failures_kept(folder, overrides) if in_sweep else raised_later(folder):
+        refuse_without_callback(settings)
+        if AGAIN in given:  # a job of a sweep that is gone on with
+            if is_done(folder):
+                return None
+            cfg.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
         if "medx.job" not in sys.modules:
             preparing.say("preparing: libraries")
-        with quickly():
-            import medx.job
+        import medx.job
+        from medx.machine import keep_freed_memory
 
         (folder / FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt in this folder
-        crew = medx.sweep.crew(cfg)
-        if crew is None:
-            return job(cfg, folder, overrides)
-        with quickly():
-            import medx.trainer.module  # here, once, and not in every fork
-    if crew is not None:
-        work = partial(forked_job, cfg, folder, overrides)
-        title = medx.outcomes.title(overrides, medx.sweep.known_jobs())
-        crew.start(title, folder, work, alone=reason_to_queue(cfg) is not None)
-    elif settings.mode != RunMode.MULTIRUN:
+        refuse_jobs(cfg)
+        keep_freed_memory()
+        result = medx.job.run_job(plain(cfg), folder, overrides)
+    if result is None:
+        return None
+    if result.status == "killed":
+        raise KeyboardInterrupt
+    if result.status != "finished":
+        _UNFINISHED.append(folder)
+    return result.validation["auc"].value
+
+
+run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
+
+
+@contextmanager
+def raised_later(folder: Path) -> Iterator[None]:
+    """Keep an error for ``main``, to be told in one line: Hydra would print two of its own first."""
+    try:
+        yield
+    except Exception as error:
+        _RAISED.append(error)
         remove_empty(folder)
-    return None
 
 
 def remove_empty(folder: Path) -> None:
@@ -85,44 +92,14 @@ def remove_empty(folder: Path) -> None:
             parent.rmdir()
 
 
-def job(
-    cfg: DictConfig, folder: Path, overrides: list[str], measured: Callable[[], None] = lambda: None
-) -> float | None:
-    """Run it here; ``measured`` is called when all is computed, and only the records are still on their way."""
-    from medx.job import run_job
-
-    value = run_job(OmegaConf.create(cfg), folder, overrides, measured)
-    if medx.outcomes.interrupted():
-        raise KeyboardInterrupt  # the run has ended in order; the jobs after it must not start
-    return value
-
-
-def forked_job(cfg: DictConfig, folder: Path, overrides: list[str], measured: Callable[[], None]) -> None:
-    """Run it as one of a sweep's jobs at once: its files tell the parent how it ended."""
-    with told(folder, overrides, in_sweep=True):
-        job(cfg, folder, overrides, measured)
-
-
-@contextmanager
-def told(folder: Path, overrides: list[str], *, in_sweep: bool) -> Iterator[None]:
-    """Keep an error for ``main``, or in a sweep write it down in the job's folder; nothing is raised."""
-    try:
-        yield
-    except Exception as error:
-        if not in_sweep:
-            _RAISED.append(error)  # main() tells of it in one line; Hydra would print two of its own first
-            return
-        if not isinstance(error, MedxError):
-            log.error("job %s failed", overrides, exc_info=True)
-            (folder / "error.log").write_text(traceback.format_exc())
-        medx.outcomes.record_failure(folder, overrides, error)
-
-
 def main() -> None:
     """Run Hydra with errors of one line; exit code 2 for a refusal, 1 where a job of a sweep failed."""
     preparing.shown_by(preparing.Line())
     if "--version" in sys.argv[1:]:
         print(f"medx {medx.__version__}")
+        return
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(as_called(help_text()), end="")
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the lines below say what a person can do
     # Hydra takes no overrides on both sides of an option.
@@ -130,20 +107,27 @@ def main() -> None:
     try:
         refuse_misuse()
         run()
-        medx.sweep.conclude()
+        finished = conclude()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # composing: a job's own are in _RAISED
         sys.exit(refuse(explain(error, sys.argv[1:])))
     except KeyboardInterrupt:
-        medx.sweep.show_interrupted()
+        conclude(stopped=True)
         sys.exit(130)
     except (OSError, MedxError) as error:
         tell(error)
     finally:
-        medx.sweep.stop()  # there is none left, but where this process itself met an error
         dismiss_workers()
     for raised in _RAISED:
         tell(raised)
-    sys.exit(medx.outcomes.exit_code())
+    sys.exit(0 if finished and not _UNFINISHED else 1)
+
+
+def help_text() -> str:
+    """Of ``--help``: Hydra's own answer to it is the same text, but takes seconds to list the options of the groups."""
+    folders = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")}
+    groups = sorted(group for group in folders if group != "." and not group.startswith("hydra"))
+    words = yaml.safe_load((CONF / "hydra" / "help" / "medx.yaml").read_text())
+    return Template(words["template"]).substitute(GROUPS="\n".join(f"{g}: {', '.join(options_of(g))}" for g in groups))
 
 
 def refuse_misuse() -> None:
@@ -161,10 +145,7 @@ def refuse_misuse() -> None:
 
     parser = get_args_parser()
     parser.error = refused  # type: ignore[method-assign,assignment]
-    for part in parser.parse_args().overrides:
-        group, _, value = part.partition("=")
-        if group in GROUPS and value.startswith("["):  # Hydra would lay one option over the other
-            sys.exit(refuse(f"{part}: a group takes one option, or with -m several by commas, without brackets"))
+    refuse_lists(parser.parse_args().overrides)
 
 
 def dismiss_workers() -> None:
@@ -187,20 +168,7 @@ def refuse(message: str) -> int:
     return 2
 
 
-def leave(ended: SystemExit) -> NoReturn:
-    """End the process as Python would, but for taking apart what torch has loaded, which takes .3 s."""
-    if ended.code is not None and not isinstance(ended.code, int):
-        raise ended
-    atexit._run_exitfuncs()
-    with suppress(OSError):  # nobody reads it any more
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(ended.code or 0)
-
-
+api.callable_module(sys.modules[__name__])  # medx.run("seed=1") works whether or not this has been imported
 if __name__ == "__main__":
     output.take_all()
-    try:
-        main()
-    except SystemExit as ended:
-        leave(ended)
+    main()

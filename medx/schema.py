@@ -12,7 +12,9 @@ import yaml
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 T = TypeVar("T")
-CONF = Path(__file__).resolve().parent.parent / "conf"
+_PACKAGE = Path(__file__).resolve().parent
+# In the package where it was installed from a wheel, beside it in the repository.
+CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 GROUPS = ("dataset", "partition", "model", "trainer", "privacy", "federation", "aggregation", "runtime", "tracking")
 IDENTITY = "__component__"
 

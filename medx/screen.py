@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any, Protocol, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.panel import Panel
@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from medx import preparing
+from medx.arguments import as_called
+from medx.observer import RunContext
 from medx.output import plain_text
 from medx.results import ExperimentResult, Interval, RoundRecord
 from medx.tables import Table
@@ -38,57 +40,7 @@ BASELINES = {
     "centralized": "centralized: all records in one place",
 }
 OPEN_UI = "Compare runs: make ui"
-Rows = Sequence[dict[str, Any]]
 Outcome = tuple[str, ExperimentResult | str]
-
-
-class Plan(Protocol):
-    """What the screen shows before the first round."""
-
-    @property
-    def folder(self) -> Path:
-        """Where its files are."""
-        ...
-
-    @property
-    def title(self) -> str:
-        """Data, model, privacy, seed."""
-        ...
-
-    @property
-    def num_rounds(self) -> int:
-        """Rounds of the whole run."""
-        ...
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether the images are drawn."""
-        ...
-
-    @property
-    def public(self) -> bool:
-        """Whether everybody has the records."""
-        ...
-
-    @property
-    def warning(self) -> str | None:
-        """What a reader must know of the noise."""
-        ...
-
-    @property
-    def statement(self) -> str:
-        """The privacy statement as text."""
-        ...
-
-    @property
-    def plan_rows(self) -> Rows:
-        """What the clients will do."""
-        ...
-
-    @property
-    def partition_rows(self) -> Rows:
-        """What the clients hold."""
-        ...
 
 
 class Screen:
@@ -107,7 +59,7 @@ class Screen:
         self._said = time.monotonic()
         self._before: tuple[preparing.Show, ...] = ()
 
-    def on_start(self, context: Plan) -> None:
+    def on_start(self, context: RunContext) -> None:
         """Show the plan and begin the progress display."""
         preparing.say("")
         self._num_rounds, self._folder = context.num_rounds, context.folder
@@ -255,7 +207,7 @@ def where(folder: Path, *, finished: bool, sweep: bool = False) -> list[str]:
     plain = re.fullmatch(r"[a-zA-Z0-9_./-]+", shown) is not None
     quoted = shown.replace("'", r"\'")
     resume = f"resume={shown}" if plain else shlex.quote(f"resume='{quoted}'")
-    command = f"python -m medx.run {resume}{' -m' * sweep}"
+    command = as_called(f"python -m medx.run {resume}{' -m' * sweep}")
     return [f"Output: {shown}", *([] if finished else [f"Go on with it: {command}"])]
 
 
@@ -288,7 +240,7 @@ def _open_ui(finished: Sequence[tuple[str, ExperimentResult]]) -> list[str]:
         return [f"Compare runs: {tracked[-1]['view']}"]
     if meant and meant[-1].startswith("http"):
         return [f"Compare runs: {meant[-1]}"]
-    return [OPEN_UI] if tracked or meant else []
+    return [as_called(OPEN_UI)] if tracked or meant else []
 
 
 def clock(seconds: float) -> str:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import absl.logging
 
-import medx.outcomes
+import medx.launcher.sweep
 import medx.run
-import medx.sweep
 from medx.results import ExperimentResult
 
 DATA = ("dataset=phantom", "dataset.num_train=150", "dataset.num_validation=40", "dataset.num_test=60")
@@ -53,7 +52,7 @@ class Ran:
 def call(folder: Path, *overrides: str, base: tuple[str, ...] = TINY) -> Ran:
     """``python -m medx.run`` with these overrides, output in ``folder``; an override replaces one of ``base``."""
     if "-m" in overrides and not any(part.startswith("jobs=") for part in overrides):
-        overrides = ("jobs=1", *overrides)  # this process may have computed, and must then not fork
+        overrides = ("jobs=1", *overrides)  # here: what a test replaces in this process is not so in another
     own = {part.lstrip("+~").split("=", 1)[0] for part in overrides}
     kept = {part.split("=", 1)[0]: part for part in base if part.split("=", 1)[0] not in own}.values()
     where = f"hydra.sweep.dir={folder}" if "-m" in overrides else f"hydra.run.dir={folder}"
@@ -78,10 +77,9 @@ def call_plainly(folder: Path, *arguments: str) -> Ran:
 def fresh_program(arguments: tuple[str, ...]) -> Iterator[None]:
     """The command line of a new process, and nothing remembered from an earlier call."""
     before = sys.argv
-    sweep, outcomes = medx.sweep, medx.outcomes
-    memories = (medx.run._RAISED, outcomes._FAILED, outcomes._KILLED)
-    for memory in (*memories, sweep._FOLDERS, sweep._JOBS, sweep._LISTED, sweep._CREW):
-        memory.clear()
+    medx.run._RAISED.clear()
+    medx.run._UNFINISHED.clear()
+    medx.launcher.sweep._SWEEPS.clear()
     sys.argv = ["medx", *arguments]
     try:
         yield

@@ -15,14 +15,13 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import nn
 
-from medx.aggregation.errors import ProtocolError, Reason
 from medx.aggregation.integer_noise import NoiseStream
 from medx.aggregation.journal import Journal
+from medx.aggregation.wire import ProtocolError, Reason
 from medx.federation.flower import PayloadError, from_record
 from medx.federation.ledgers import journal_path, keeps_ledger, open_ledger
 from medx.federation.setup import Job, Prepared, build_module, prepare, secret_key
 from medx.federation.sums import Position, attempts_of
-from medx.machine import keep_freed_memory
 from medx.privacy.base import ClientPlan
 from medx.privacy.ledger import PrivacyLedger
 from medx.randomness import keyed_generator
@@ -102,7 +101,6 @@ _HERE: dict[str, Hospitals] = {}
 def _of_this_process(job: Job) -> Hospitals:
     """The hospitals of a run in a process that gets them with every message: made at the first one."""
     if job.run_id not in _HERE:
-        keep_freed_memory()
         _HERE.clear()
         _HERE[job.run_id] = Hospitals(job)
     return _HERE[job.run_id]

@@ -9,10 +9,11 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Context, RecordDict
 
-from medx.aggregation.client import SecureClient
-from medx.aggregation.client_state import ClientState, Stage
-from medx.aggregation.errors import ProtocolError, Reason
 from medx.aggregation.integer_noise import add_discrete_gaussian
+from medx.aggregation.journal import ParticipantState
+from medx.aggregation.messages import Stage
+from medx.aggregation.participant import Participant
+from medx.aggregation.wire import ProtocolError, Reason
 from medx.federation.flower import PayloadError, from_record, to_record
 from medx.federation.hospital import SERVER, Hospital, config_of, data_of, model_of
 from medx.federation.ledgers import keeps_ledger
@@ -182,7 +183,7 @@ def answer_stage(hospital: Hospital, stage: str, content: RecordDict, context: C
     return _answer(reply, Position(secure.state.round + 1, secure.state.attempt))
 
 
-def _begin(job: Job, secure: SecureClient, content: RecordDict, context: Context) -> bytes:
+def _begin(job: Job, secure: Participant, content: RecordDict, context: Context) -> bytes:
     """Stage 1, over all that the server may choose in this round: the model, and the clip norm where there is one."""
     state = model_of(job, content)
     clip_norm = _clip_norm_of(job, content)
@@ -193,7 +194,7 @@ def _begin(job: Job, secure: SecureClient, content: RecordDict, context: Context
     return reply
 
 
-def _started_from(job: Job, secure: SecureClient, context: Context) -> tuple[ModelState, float | None]:
+def _started_from(job: Job, secure: Participant, context: Context) -> tuple[ModelState, float | None]:
     """Model and clip norm as they came with stage 1; raises ProtocolError where the node has others now, or none."""
     settings = cast(ConfigRecord, context.state.get("settings", {}))
     clip_norm = cast("float | None", settings.get(CLIP))
@@ -227,7 +228,7 @@ def _answer(data: bytes, position: Position) -> RecordDict:
     return RecordDict({"reply": ConfigRecord({"data": data, "position": list(position)})})
 
 
-def _restored(hospital: Hospital, context: Context) -> SecureClient:
+def _restored(hospital: Hospital, context: Context) -> Participant:
     """The client as it was after its last message."""
     job, client, plan = hospital.job, hospital.client, sum_plan(hospital.job)
     assert plan.roster is not None
@@ -241,9 +242,9 @@ def _restored(hospital: Hospital, context: Context) -> SecureClient:
 
     record = context.state.get("secure")
     known = cast(bytes, record["state"]) if isinstance(record, ConfigRecord) else None
-    state = None if known is None else ClientState.from_bytes(known, client)
+    state = None if known is None else ParticipantState.from_bytes(known, client)
     identity, journal = _identity(plan.identities[client]), hospital.site.journal()
-    return SecureClient(plan.roster, client, identity, on_first_unmask=commit, journal=journal, state=state)
+    return Participant(plan.roster, client, identity, on_first_unmask=commit, journal=journal, state=state)
 
 
 @lru_cache(maxsize=1024)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from flwr.serverapp import Grid
 
-from medx.aggregation.encoding import decode, encode
-from medx.aggregation.errors import ProtocolError
+from medx.aggregation.ring import decode, encode
+from medx.aggregation.wire import ProtocolError
 from medx.federation.checkpoint import ServerState
 from medx.federation.clipped_updates import ClippedUpdates
 from medx.federation.exchange import Attempt, Summed, plain_sum, secure_sum

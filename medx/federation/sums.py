@@ -4,15 +4,13 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-from medx.aggregation.encoding import Layout, ScalarField, largest_scale
+from medx.aggregation import PlainAggregation, SecureAggregation
 from medx.aggregation.integer_noise import NoiseStream, accounting_gap, client_noise_stddev
-from medx.aggregation.plain import PlainAggregation
+from medx.aggregation.ring import Layout, ScalarField, largest_scale
 from medx.aggregation.roster import Parameters
-from medx.aggregation.secure import SecureAggregation
 from medx.federation.setup import Job, Prepared, Setup, SumPlan, secret_key
 from medx.federation.strategies import Federation
 from medx.privacy.base import ClientRelease, SampledGaussian, SharedNoise
-from medx.privacy.distributed_dp import DistributedDP
 from medx.randomness import Key, derive_key
 from medx.results import AggregationResult
 from medx.schema import ConfigError, PrivacyError
@@ -84,18 +82,21 @@ def _check_federation(job: Job, federation: Federation) -> None:
     name = type(federation).__name__.lower()
     if federation.robust:
         raise ConfigError(
-            f"federation={name}: it compares single updates, of which privacy={job.plan.mechanism} releases the sum "
-            "alone; accepted: a strategy that uses their mean, e.g. fedavg"
+            f"federation={name}: it compares single updates, of which privacy={job.plan.mechanism.name} releases the "
+            "sum alone; accepted: a strategy that uses their mean, e.g. fedavg"
         )
 
 
 def _check_trainer(job: Job, trainer: Trainer) -> None:
     mechanism = job.plan.mechanism
-    if mechanism == "distributed_dp" and trainer.optimizer != "sgd":
-        raise ConfigError(f"trainer.optimizer={trainer.optimizer}: accepted with privacy={mechanism} is sgd")
-    if mechanism == "central_dp" and trainer.share_momentum:
+    if mechanism.optimizers is not None and trainer.optimizer not in mechanism.optimizers:
+        accepted = " or ".join(mechanism.optimizers)
         raise ConfigError(
-            f"trainer.share_momentum=true: accepted with privacy={mechanism} is false, updates alone are summed"
+            f"trainer.optimizer={trainer.optimizer}: accepted with privacy={mechanism.name} is {accepted}"
+        )
+    if trainer.share_momentum and not mechanism.shares_momentum:
+        raise ConfigError(
+            f"trainer.share_momentum=true: accepted with privacy={mechanism.name} is false, updates alone are summed"
         )
 
 
@@ -199,10 +200,7 @@ def aggregation_result(job: Job) -> AggregationResult:
 
 def alone(setup: Setup) -> Setup:
     """The set-up of a baseline, whose one client has nobody to hide from: no masks, all of the noise."""
-    privacy = setup.privacy
-    if isinstance(privacy, DistributedDP):
-        privacy = replace(privacy, trusted_aggregator=True, assumed_colluders=0)
-    return replace(setup, aggregation=PlainAggregation(minimum_survivors=None), privacy=privacy)
+    return replace(setup, aggregation=PlainAggregation(minimum_survivors=None), privacy=setup.privacy.alone())
 
 
 def sum_plan(job: Job) -> SumPlan:

@@ -1,42 +1,26 @@
-"""Which of a study's jobs are finished, and running the others: one after another, or in worker processes."""
+"""Which of a study's jobs are finished, and running the others."""
 
-import contextlib
-import json
-import os
 import shutil
-import time
-import traceback
 import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
-from medx.folder import refuse_running
-from medx.report.study import Job, option_name
+from medx.files import write_json
+from medx.folder import CONFIG_FILE, RESULT_FILE, SWEEP_FILE, refuse_running
+from medx.launcher import pool
+from medx.launcher.outcomes import FAILURE_FILE, failures_kept, why_unfinished
+from medx.report.study import Job
 from medx.results import ExperimentResult
-from medx.schema import CONF, CheckpointError, DataError, MedxError
-from medx.sweep_folder import SWEEP_FILE
-
-RESULT = "result.json"
-LOG = "log.txt"
-KILLED = "killed: "
-
-
-class Progress(Protocol):
-    """Who is told how the study goes."""
-
-    def __call__(self, done: int, total: int, name: str, error: str | None, left: float) -> None:
-        """After every job; ``left`` in seconds."""
-        ...
+from medx.schema import CheckpointError, DataError
 
 
 def finished(job: Job, store: Path) -> ExperimentResult | None:
     """The job's result, if it has one that is finished and is its own."""
-    path = store / job.folder / RESULT
+    path = store / job.folder / RESULT_FILE
     if not path.exists():
         return None
     result = read_result(path)
@@ -69,7 +53,7 @@ def deleted_runs(results: Sequence[ExperimentResult]) -> set[str]:
         if destination.database is None or not destination.database.exists():
             continue  # of a server, or moved away: the output folder alone decides
         connected = connect(destination)
-        gone |= {run_id for run_id in run_ids if not connected.exists(run_id)}
+        gone |= {run_id for run_id in run_ids if connected.status(run_id) is None}
     return gone
 
 
@@ -83,144 +67,55 @@ def collect(jobs: Sequence[Job], store: Path) -> dict[str, ExperimentResult]:
     return found
 
 
-def run_jobs(jobs: Sequence[Job], store: Path, workers: int, progress: Progress) -> dict[str, str]:
+def run_jobs(jobs: Sequence[Job], store: Path, at_once: int) -> dict[str, str]:
     """Run these jobs and give the failed ones' errors by folder; jobs to be timed alone come last, one by one."""
-    name_sweep(store)
-    together = [job for job in jobs if not job.alone]
-    alone = [job for job in jobs if job.alone]
-    errors: dict[str, str] = {}
-    clock = Clock(jobs, workers)
-    outcomes = [*_schedule(together, workers), *_schedule(alone, 1)]
-    for batch, count in outcomes:
-        for job, error, seconds in run_batch(batch, store, count):
-            if error is not None:
-                errors[job.folder] = error
-            clock.done(job, seconds)
-            progress(clock.count, len(jobs), job.name, error, clock.left())
-    return errors
+    store.mkdir(parents=True, exist_ok=True)
+    if not (store / SWEEP_FILE).exists():  # by which tracking knows that these runs belong together
+        write_json(store / SWEEP_FILE, {"id": uuid.uuid4().hex, "overrides": []})
+    pool.run_jobs((_in_pool(job, store) for job in sorted(jobs, key=lambda job: job.alone)), len(jobs), at_once)
+    ended = {job.folder: why_unfinished(store / job.folder) for job in jobs}
+    return {folder: error for folder, error in ended.items() if error is not None}
 
 
-def _schedule(jobs: list[Job], workers: int) -> list[tuple[list[Job], int]]:
-    return [(jobs, min(workers, len(jobs)))] if jobs else []
+def _in_pool(job: Job, store: Path) -> pool.Job:
+    folder = (store / job.folder).absolute()
+    return pool.Job(job.name, folder, partial(_run, job.config, list(job.overrides), folder), job.alone)
 
 
-def run_batch(jobs: Sequence[Job], store: Path, workers: int) -> Iterator[tuple[Job, str | None, float]]:
-    """(job, error, seconds) as they end. One worker is this process; a crashed worker is its jobs' error."""
-    if workers <= 1:
-        for job in jobs:
-            error, seconds = run_one(job.overrides, store / job.folder)
-            if error is not None and error.startswith(KILLED):
-                raise KeyboardInterrupt
-            yield job, error, seconds
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=single_thread)
-    try:
-        waiting: dict[Future[tuple[str | None, float]], Job] = {
-            pool.submit(run_one, job.overrides, store / job.folder): job for job in jobs
-        }
-        for future in as_completed(waiting):
-            problem = future.exception()
-            error, seconds = future.result() if problem is None else (f"{type(problem).__name__}: {problem}", 0.0)
-            yield waiting[future], error, seconds
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+def _run(config: dict[str, Any], overrides: list[str], folder: Path) -> None:
+    """Run one job, as ``python -m medx.run`` would; one that cannot be gone on with starts anew."""
+    from medx.job import run_job
 
-
-def single_thread() -> None:
-    """Workers share the cores between them, so each computes on one; before torch is loaded, for all its threads."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def run_one(overrides: Sequence[str], folder: Path) -> tuple[str | None, float]:
-    """Run one job into ``folder``, its screen into ``log.txt``; gives a one-line error or None, and the seconds."""
-    began = time.monotonic()
-    folder = folder.absolute()
-    try:
+    with failures_kept(folder, overrides):
         resume = prepare_folder(folder)
         try:
-            compose_and_run(overrides, folder, resume)
+            result = run_job(config | {"resume": str(folder) if resume else None}, folder, overrides)
         except CheckpointError:
             if not resume:
                 raise
-            shutil.rmtree(folder)  # cut off in its first round, or by another version: start it anew
-            folder.mkdir()
-            compose_and_run(overrides, folder, resume=False)
-        result = ExperimentResult.load(folder / RESULT)
-        error = None if result.status == "finished" else f"{result.status}: {result.error}"
-    except MedxError as problem:
-        error = str(problem)
-    except Exception as problem:
-        (folder / "error.log").write_text(traceback.format_exc())
-        error = f"{type(problem).__name__}: {problem}; see {folder / 'error.log'}"
-    return error, time.monotonic() - began
-
-
-def compose_and_run(overrides: Sequence[str], folder: Path, resume: bool) -> None:
-    """Compose the job's configuration and run it, as ``python -m medx.run`` would."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from medx.job import run_job
-
-    GlobalHydra.instance().clear()
-    with (
-        (folder / LOG).open("a") as log,
-        contextlib.redirect_stdout(log),
-        initialize_config_dir(version_base="1.3", config_dir=str(CONF)),
-    ):
-        config = compose("config", [*overrides, *([f"resume='{folder}'"] if resume else [])])
-        run_job(config, folder, list(overrides))
+            clear(folder)  # cut off in its first round, or by another version
+            result = run_job(config | {"resume": None}, folder, overrides)
+        if result.status == "killed":
+            raise KeyboardInterrupt
 
 
 def prepare_folder(folder: Path) -> bool:
     """Whether to go on with what is there; anything else that an earlier attempt left is removed."""
     refuse_running(folder)
-    interrupted = (folder / "config.json").exists() and any((folder / "checkpoints").glob("round_*"))
-    if interrupted and (folder / RESULT).exists():
-        interrupted = ExperimentResult.load(folder / RESULT).status == "killed"
-    if folder.exists() and not interrupted:
-        shutil.rmtree(folder)
+    interrupted = (folder / CONFIG_FILE).exists() and any((folder / "checkpoints").glob("round_*"))
+    if interrupted and (folder / RESULT_FILE).exists():
+        interrupted = ExperimentResult.load(folder / RESULT_FILE).status == "killed"
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILURE_FILE).unlink(missing_ok=True)
+    if not interrupted:
+        clear(folder)
     return interrupted
 
 
-def name_sweep(store: Path) -> None:
-    """The file by which tracking knows that these runs belong together."""
-    store.mkdir(parents=True, exist_ok=True)
-    path = store / SWEEP_FILE
-    if not path.exists():
-        path.write_text(json.dumps({"id": uuid.uuid4().hex, "overrides": []}))
-
-
-class Clock:
-    """Time left: every kind of job takes as long as its kind did so far, or as long as the mean."""
-
-    def __init__(self, jobs: Sequence[Job], workers: int) -> None:
-        self._left = {job.folder: self._kind(job) for job in jobs}
-        self._alone = {job.folder for job in jobs if job.alone}
-        self._seconds: dict[str, list[float]] = {}
-        self._workers = max(workers, 1)
-        self.count = 0
-
-    def done(self, job: Job, seconds: float) -> None:
-        """One job ended."""
-        self.count += 1
-        self._seconds.setdefault(self._left.pop(job.folder), []).append(seconds)
-
-    def left(self) -> float:
-        """Seconds until the last job ends, by what is known."""
-        every = [seconds for kind in self._seconds.values() for seconds in kind]
-        mean = sum(every) / len(every) if every else 0.0
-        total = 0.0
-        for folder, kind in self._left.items():
-            known = self._seconds.get(kind)
-            seconds = sum(known) / len(known) if known else mean
-            total += seconds / (1 if folder in self._alone else self._workers)
-        return total
-
-    @staticmethod
-    def _kind(job: Job) -> str:
-        return f"{option_name(job.config, 'model')} {option_name(job.config, 'privacy')} {'alone' if job.alone else ''}"
+def clear(folder: Path) -> None:
+    """Remove all that an attempt left, but for the screen, into which this process may be writing."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (pool.SCREEN_FILE, pool.WARNINGS_FILE):
+            path.unlink()

@@ -11,11 +11,11 @@ from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
 
 from medx.federation.hospital import Hospital
-from medx.outcomes import exit_code, record_failure, show
+from medx.launcher.outcomes import record_failure, show
+from medx.launcher.sweeper import meaningful
 from medx.results import ExperimentResult
 from medx.run import dismiss_workers
-from medx.sweeper import meaningful
-from tests.program import TINY, call, call_plainly, fresh_program
+from tests.program import TINY, call, call_plainly
 
 
 def test_one_bad_job_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -36,16 +36,12 @@ def test_one_bad_job_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_jobs_that_left_nothing_are_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record_failure(tmp_path / "0", ["seed=0"], ValueError("no"))
-    with fresh_program(()):
-        show(tmp_path, [["seed=0"], ["seed=1"], ["seed=2"]], stopped=True)
-        assert "left nothing" not in capsys.readouterr().out
-        show(tmp_path, [["seed=0"], ["seed=1"], ["seed=2"]])
-        assert f"FAILED: 2 of 3 jobs left nothing in {tmp_path}" in capsys.readouterr().out
-        assert exit_code() == 1
-    with fresh_program(()):
-        show(tmp_path / "empty", [["seed=0"]])
-        assert "1 of 1 jobs left nothing" in capsys.readouterr().out
-        assert exit_code() == 1
+    assert not show(tmp_path, [["seed=0"], ["seed=1"], ["seed=2"]], stopped=True)
+    assert "left nothing" not in capsys.readouterr().out
+    assert not show(tmp_path, [["seed=0"], ["seed=1"], ["seed=2"]])
+    assert f"FAILED: 2 of 3 jobs left nothing in {tmp_path}" in capsys.readouterr().out
+    assert not show(tmp_path / "empty", [["seed=0"]])
+    assert "1 of 1 jobs left nothing" in capsys.readouterr().out
 
 
 def test_a_sweep_without_its_callback_is_refused(tmp_path: Path) -> None:

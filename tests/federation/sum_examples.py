@@ -15,10 +15,8 @@ from flwr.app import Message
 from hydra.utils import instantiate
 from torch import nn
 
-from medx.aggregation.plain import PlainAggregation
-from medx.aggregation.secure import SecureAggregation
-from medx.dataset import DataSplits, InputSpec, Split
-from medx.dataset.base import content_hash
+from medx.aggregation import PlainAggregation, SecureAggregation
+from medx.dataset import DataSplits, InputSpec, Split, content_hash
 from medx.federation.hospital import Hospitals
 from medx.federation.hospital_app import client_app
 from medx.federation.hospital_sums import words_of
@@ -26,7 +24,7 @@ from medx.federation.server import Server
 from medx.federation.setup import Job, Prepared, Setup, make_job, prepare
 from medx.federation.sums import CLIP, Position, with_sums
 from medx.model.network import WholeNetwork
-from medx.partition.iid import Iid
+from medx.partition import Iid
 from medx.runtime.in_process import InProcessGrid, Turns
 from medx.trainer.state import ModelState
 

@@ -6,13 +6,12 @@ import math
 import pytest
 import torch
 
-from medx.model.weight_standardisation import standardise_convolutions
+from medx.model.layers import standardise_convolutions
 from medx.randomness import torch_generator
 from medx.schema import ConfigError
 from medx.trainer.augmentation import RandomViews, shifted
 from medx.trainer.batches import MicroBatches
-from medx.trainer.gradients import MODES, Auto, BookKeeping, Hooks
-from medx.trainer.gradients.plain import Plain
+from medx.trainer.gradients import MODES, Auto, BookKeeping, Hooks, Plain
 from medx.trainer.gradients.record_loss import RecordLoss, UnsupportedModuleError
 from tests.trainer.examples import build_batch, build_network, norm, objective, relative_error
 from tests.trainer.test_local_training import make_plan, make_trainer, run

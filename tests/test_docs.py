@@ -1,0 +1,45 @@
+"""The documentation site: strict, from this machine alone, with every option and every public name."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import medx
+from medx.hints import options_of
+from medx.schema import GROUPS
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``make docs``, into a folder of its own: a link that leads nowhere would end it."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def test_every_option_has_a_section_and_its_class(site: Path) -> None:
+    for group in GROUPS:
+        text = (site / "components" / f"{group}.html").read_text()
+        assert set(re.findall(r'<h2 id="([\w-]+)"', text)) >= set(options_of(group)), group
+        assert "doc-class" in text, group
+
+
+def test_every_public_name_is_documented(site: Path) -> None:
+    text = (site / "python.html").read_text()
+    found = {name.rpartition(".")[2] for name in re.findall(r'<h[23] id="(medx\.[\w.]+)"', text)}
+    assert found >= set(medx.__all__)
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    loaded = re.compile(r'<(?:script|img|link|iframe)\b[^>]*\b(?:src|href)="(?:https?:)?//')
+    assert not [page for page in site.rglob("*.html") if loaded.search(page.read_text())]
+    assert not [sheet for sheet in site.rglob("*.css") if re.search(r"url\((?:https?:)?//", sheet.read_text())]
