@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -78,7 +78,9 @@ class Processes(BasicLauncher):
             folder = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute()
             if AGAIN in overrides and is_done(folder):
                 continue
-            work = partial(_run, self.hydra_context, self.task_function, config)
+            # The loader stays here: it is not needed there, and what it holds of Hydra's sources may not travel.
+            context = HydraContext(config_loader=cast(Any, None), callbacks=self.hydra_context.callbacks)
+            work = partial(_run, context, self.task_function, config)
             named = title([part for part in overrides if part != AGAIN], jobs)
             yield Job(named, folder, work, alone=reason_to_queue(config) is not None)
 
