@@ -112,8 +112,11 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # composing: a job's own are in _RAISED
         sys.exit(refuse(explain(error, sys.argv[1:])))
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all has ended in order, and the table is quickly shown
-        conclude(stopped=True)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # all has ended in order, the table is quickly shown
+        try:
+            conclude(stopped=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
         sys.exit(130)
     except (OSError, MedxError) as error:
         tell(error)
