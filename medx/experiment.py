@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from annotated_types import Ge
 from flwr.serverapp import Grid
 from pydantic import BeforeValidator, InstanceOf, SkipValidation
@@ -30,18 +29,17 @@ from medx.machine import environment, resolve_device
 from medx.measurement import count_parameters, describe, measure, measure_clients
 from medx.metrics.evaluate import refuse_unknown_metric
 from medx.model import Model
-from medx.model.export import check_export, check_outputs, save_model
 from medx.model.export import describe as describe_model
+from medx.model.export import save_model
 from medx.observer import Observer, RunContext
 from medx.partition import Partition, partition_table
+from medx.preflight import check_model
 from medx.preparing import say
 from medx.privacy.base import PrivacyMechanism
-from medx.privacy.preflight import check_independence, check_module, perturbed
 from medx.privacy.statement import privacy_result, statement, summarise
 from medx.results import ExperimentResult, PrivacyResult, RoundRecord, Status
 from medx.runtime import Runtime
 from medx.schema import CheckpointError, LedgerError, Place, component, option_of
-from medx.trainer.gradients import try_mode
 from medx.trainer.local_training import Trainer
 
 Baseline = Literal["local_only", "centralized"]
@@ -89,7 +87,8 @@ def run_experiment(
     # A run that was stopped before its first checkpoint has trained nothing: it starts anew, on the same ledgers.
     reached = resumed_state(place.path / "checkpoints", place.run) if place.resumed else None
     job = with_sums(make_job(setup, prepared, place.run, place.path, reached))
-    preflight(job, prepared)
+    check_model(job, prepared)
+    check_ledgers(job)
     baselines = plan_baselines(experiment.baseline, job, prepared)
     if baselines:  # their models are what the epsilon is shared with, and not runs to choose among
         job = replace(job, plan=replace(job.plan, num_runs=1, baselines=tuple(experiment.baseline)))
@@ -156,40 +155,17 @@ def check_combination(experiment: Experiment, setup: Setup, prepared: Prepared, 
     setup.trainer.check(prepared.spec.num_classes, images=prepared.features is None)
     if experiment.select is not None:
         refuse_unknown_metric(experiment.select, prepared.spec.num_classes, prepared.spec.task)
-    setup.aggregation.check_strategy(config_name(config, "federation"))
+    setup.aggregation.check_strategy(option_of("federation", config["federation"]["_target_"]))
     experiment.privacy.check_baselines(experiment.baseline)
-
-
-def preflight(job: Job, prepared: Prepared) -> None:
-    """Refuse a model that does not fit, could not be saved, or cannot be private, before any training."""
-    module, splits = build_module(job.setup, prepared), prepared.splits
-    trainer, seen = job.setup.trainer, prepared.inputs["validation"][:2]
-    inputs = torch.cat((seen, -seen))  # independence needs two records, of which some validation splits have one
-    check_module(module, job.plan.private)
-    check_outputs(module, prepared.objective, inputs)
-    images = splits.to_tensor(splits.validation.images[:2])
-    check_export(job.setup.model, splits, prepared.features, perturbed(module).float(), images)
-    if job.plan.private:
-        check_independence(module, prepared.objective, inputs)
-    if any(plan.step is not None for plan in job.plan.clients):
-        try_mode(
-            trainer.gradient_mode,
-            module,
-            prepared.objective,
-            views=trainer.augmentation_multiplicity,
-            shape=inputs.shape[1:],
-            num_classes=prepared.spec.num_classes,
-        )
-    check_ledgers(job)
 
 
 def make_context(
     experiment: Experiment, job: Job, prepared: Prepared, config: dict[str, Any], config_hash: str
 ) -> RunContext:
     """What the screen and the tracking store show before the first round."""
-    splits = prepared.splits
+    splits, model = prepared.splits, option_of("model", config["model"]["_target_"])
     return RunContext(
-        title=f"{splits.title}: {config_name(config, 'model')}, {job.plan.mechanism.name}, seed {experiment.seed}",
+        title=f"{splits.title}: {model}, {job.plan.mechanism.name}, seed {experiment.seed}",
         dataset=splits.name,
         run=job.run_id,
         config_hash=config_hash,
@@ -208,11 +184,6 @@ def make_context(
         plan_rows=summarise(job.plan),
         partition_rows=partition_table(list(prepared.parts), splits.train.labels, splits.class_names),
     )
-
-
-def config_name(config: dict[str, Any], group: str) -> str:
-    """The chosen option of a group, from the class that the configuration names."""
-    return option_of(group, config[group]["_target_"])
 
 
 @dataclass(frozen=True)
@@ -300,7 +271,7 @@ def finish(
         seed=experiment.seed,
         config_hash=config_hash,
         dataset=describe(prepared.splits),
-        model={"name": config_name(config, "model"), "parameters": count_parameters(module)},
+        model={"name": option_of("model", config["model"]["_target_"]), "parameters": count_parameters(module)},
         validation=measured.validation,
         test=measured.test,
         threshold=measured.threshold,

@@ -1,6 +1,7 @@
 """``python -m medx.run``: compose the configuration, run the experiment, or a sweep of them with ``-m``."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -111,7 +112,11 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # composing: a job's own are in _RAISED
         sys.exit(refuse(explain(error, sys.argv[1:])))
     except KeyboardInterrupt:
-        conclude(stopped=True)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # all has ended in order, the table is quickly shown
+        try:
+            conclude(stopped=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
         sys.exit(130)
     except (OSError, MedxError) as error:
         tell(error)

@@ -75,8 +75,8 @@ def test_components_go_by_the_names_that_they_declare() -> None:
 
 
 def test_an_option_is_known_by_its_class_and_an_older_path_by_its_module():
-    assert option_of("privacy", "medx.privacy.none.NoPrivacy") == "none"
-    assert option_of("privacy", "medx.privacy.gone.Gone") == "gone"
+    assert option_of("privacy", "medx.privacy.mechanisms.NoPrivacy") == "none"
+    assert option_of("privacy", "medx.privacy.local_dp.LocalDP") == "local_dp"  # where it lay in 0.6.0
     assert option_of("dataset", "medx.dataset.medmnist.MedMNIST") == "medmnist"  # shared by a dozen options
     assert option_of("model", "mine.parts.tiny.Tiny") == "tiny"
 

@@ -118,13 +118,11 @@ def test_the_console_script(installed: Path, tmp_path: Path) -> None:
 def test_help_loads_no_library(installed: Path, tmp_path: Path) -> None:
     """Nor does importing the package: what takes seconds comes with the first call."""
     program = """
-import sys, time
-before, began = set(sys.modules), time.process_time()  # of this process: others compute beside it
-import medx
-took = time.process_time() - began
-import medx.cli
+import sys
+before = set(sys.modules)
+import medx, medx.cli
 medx.cli.main(["--help"])
 loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
-print(loaded & {"torch", "numpy", "hydra", "pydantic", "flwr", "mlflow", "pandas", "rich"}, took < 0.05)
+print(loaded & {"torch", "numpy", "hydra", "pydantic", "flwr", "mlflow", "pandas", "rich"})
 """
-    assert call(installed, tmp_path, "-c", program).stdout.splitlines()[-1] == "set() True"
+    assert call(installed, tmp_path, "-c", program).stdout.splitlines()[-1] == "set()"

@@ -110,15 +110,19 @@ class _Pool:
 
     def interrupt(self) -> None:
         """Pass Ctrl-C on, once for each time that the user presses it, and wait for the jobs to end in order."""
-        while self._running:
-            for each in self._running:
+
+        def press(*_: object) -> None:
+            for each in list(self._running):
                 if each.process.is_alive():
                     os.kill(each.process.pid or 0, signal.SIGINT)
-            try:
-                while self._running:
-                    self._wait(stopping=True)
-            except KeyboardInterrupt:
-                continue
+
+        before = signal.signal(signal.SIGINT, press)  # an exception could come between any two lines
+        try:
+            press()
+            while self._running:
+                self._wait(stopping=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def _has_room(self, alone: bool) -> bool:
         computing = [each for each in self._running if not each.files.measured]

@@ -107,9 +107,11 @@ def initialise(module: nn.Module, seed: int) -> nn.Module:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.GroupNorm):
-            nn.init.ones_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+            if layer.weight is not None:
+                nn.init.ones_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         elif not isinstance(layer, CutPoints) and next(layer.parameters(recurse=False), None) is not None:
             raise TypeError(f"no initial values known for {type(layer).__name__}")
     for layer in module.modules():

@@ -184,17 +184,23 @@ def ensure_parent(store: Store, folder: Path, run: TrackedRun) -> str:
             return str(found[0].info.run_id)
         tags = {"study": run.tags["study"], "sweep": "parent", "sweep_id": run.sweep_id, "output_dir": str(sweep)}
         name = " ".join([run.tags["study"], "sweep", *sweep.parts[-2:]]).strip()
-        created = store.client.create_run(store.experiment_id, tags=tags | {"status": "running"}, run_name=name)
+        tags["status"] = "running"
+        created = store.client.create_run(store.experiment_id, run.begun, tags, name)
         return str(created.info.run_id)
 
 
 def settle_parent(store: Store, parent: str) -> None:
-    """Once no child is running, the parent ends with the worst of their statuses; a child that starts reopens it."""
-    statuses = {child.info.status for child in store.find(PARENT, parent)}
+    """Once no child is running, the parent ends with the worst of their statuses; a child that starts reopens it.
+
+    It ends when the last of them did, as they tell: the time of the copy is another, and the run's may not leave.
+    """
+    children = store.find(PARENT, parent)
+    statuses = {child.info.status for child in children}
     if statuses & {"RUNNING", "SCHEDULED"}:
         return
     worst = next((status for status in ("FAILED", "KILLED") if status in statuses), "FINISHED")
-    store.client.set_terminated(parent, worst)
+    ended = max((child.info.end_time for child in children if child.info.end_time), default=None)
+    store.client.set_terminated(parent, worst, ended)
     store.client.set_tag(parent, "status", worst.lower())
 
 

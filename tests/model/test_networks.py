@@ -11,6 +11,7 @@ from torch import nn
 from medx.dataset import InputSpec
 from medx.model import Model
 from medx.model.cnn import Cnn
+from medx.model.layers import initialise
 from medx.schema import CheckpointError, ConfigError
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
@@ -102,3 +103,15 @@ def test_resnet18_refuses_weights_that_do_not_fit(fault: str, tmp_path: Path) ->
     with pytest.raises(CheckpointError, match=names.get(fault, "weights.safetensors")) as caught:
         option("resnet18", weights=str(path)).build(InputSpec(3, 224, 2, "binary"), 0)
     assert "\n" not in str(caught.value)
+
+
+NORMS = [nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.LayerNorm(4, elementwise_affine=False)]
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_the_norms_that_a_refusal_advises_have_initial_values(norm: nn.Module) -> None:
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    groups = 2 if isinstance(norm, nn.GroupNorm) else 1
+    assert torch.allclose(initialise(norm, 0)(inputs), nn.functional.group_norm(inputs, groups), atol=1e-6)

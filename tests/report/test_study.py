@@ -98,7 +98,8 @@ def test_runs_what_is_missing_and_nothing_else(
     store = tmp_path / "outputs" / "s"
     errors = run_jobs(jobs, store, 1)
     told = [line for line in capsys.readouterr().out.splitlines() if " of 3 done" in line]
-    assert ["FAILED" in line for line in told] == [False, False, True], "one that fails does not stop the others"
+    # In whatever order: one that is computed lets the next begin while its record is still on its way.
+    assert sorted("FAILED" in line for line in told) == [False, False, True], "one that fails does not stop the others"
     assert [f"({count} of 3 done" in line for count, line in enumerate(told, 1)] == [True] * 3
     assert list(errors) == [jobs[2].folder]
     assert "expected_batch_size" in errors[jobs[2].folder]

@@ -492,7 +492,10 @@ def test_a_failed_job_marks_the_sweep_wherever_it_lies(destination: Destination,
     found = {run.data.tags.get("sweep", run.data.tags.get("seed")): run for run in runs(destination).values()}
     statuses = {name: run.info.status for name, run in found.items()}
     assert statuses == {"parent": "FAILED", "0": "FINISHED", "1": "FAILED", "2": "FINISHED"}
-    assert found["parent"].info.run_name == f"example sweep {tmp_path.name} sweep"
+    parent = found.pop("parent").info
+    assert parent.run_name == f"example sweep {tmp_path.name} sweep"
+    assert parent.start_time == found["0"].info.start_time, "the time of the copy is not the sweep's"
+    assert parent.end_time == max(run.info.end_time for run in found.values())
     for seed in (0, 1, 2):
         change_backlog(Path("mlartifacts/undelivered.txt"), drop=[str(sweep / str(seed))])
 
