@@ -95,7 +95,7 @@ def prepare_images(folder: Path) -> Path:
     path = Path(os.environ.get("MEDX_DATA", ".")) / IMAGES
     if path.is_file():
         return path
-    from medx.dataset.phantom import draw_chest
+    from medx.dataset.chest_phantom import draw_chest
 
     print("images: SYNTHETIC chest phantoms, since $MEDX_DATA has no pneumoniamnist.npz")
     generator, arrays = np.random.default_rng(0), {}

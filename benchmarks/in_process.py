@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from benchmarks.common import ROOT
 from medx.configuration import plain, typed
-from medx.dataset.base import DataSplits, Split
+from medx.dataset import DataSplits, Split
 from medx.experiment import make_setup
 from medx.federation.client import client_app
 from medx.federation.job import Setup, draw_key, make_job, prepare

@@ -24,7 +24,7 @@ from torch import nn
 from benchmarks.common import BATCH, RATE, Row, data_overrides, interleaved, prepare_images, ratio
 from benchmarks.in_process import configure, time_rounds
 from medx.federation.job import Prepared, Setup, build_module, prepare
-from medx.model.base import Objective
+from medx.model import Objective
 from medx.runtime.base import Runtime
 
 CLIENTS = (5, 100)

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from medx.aggregation import masks
-from medx.aggregation.client import SecureClient
-from medx.aggregation.encoding import encode
+from medx.aggregation import ring
+from medx.aggregation.coordinator import Coordinator
 from medx.aggregation.integer_noise import NoiseStream, discrete_gaussian
+from medx.aggregation.keys import _authentic_keys, verified
 from medx.aggregation.messages import Masked
+from medx.aggregation.participant import Participant
+from medx.aggregation.ring import encode
 from medx.aggregation.roster import Parameters, Roster, simulated_roster
-from medx.aggregation.server import SecureServer
-from medx.aggregation.verification import _authentic_keys, verified
 
 MODEL = bytes(32)
 SIZES = (1_001, 60_000, 300_000, 11_000_000)
@@ -43,17 +43,17 @@ def best(function: Callable[[], object], repeats: int) -> float:
 def floor(dimension: int, n: int) -> float:
     """Seconds for n keystreams of 4 * dimension bytes."""
     keys = [os.urandom(32) for _ in range(n)]
-    zeros, block = bytes(4 * dimension), bytes(min(4 * masks.BLOCK_WORDS, 4 * dimension))
+    zeros, block = bytes(4 * dimension), bytes(min(4 * ring.BLOCK, 4 * dimension))
     buffer = bytearray(len(block))
 
     def whole() -> None:
         for key in keys:
-            masks.keystream(key).update(zeros)
+            ring.keystream(key).update(zeros)
 
     def blocks() -> None:
         view, target = memoryview(block), memoryview(buffer)
         for key in keys:
-            stream = masks.keystream(key)
+            stream = ring.keystream(key)
             for start in range(0, 4 * dimension, len(block)):
                 length = min(len(block), 4 * dimension - start)
                 stream.update_into(view[:length], target[:length])
@@ -67,7 +67,7 @@ def masking(dimension: int, n: int) -> float:
     words, keys = np.zeros(dimension, np.uint32), [os.urandom(32) for _ in range(n)]
 
     def mask() -> None:
-        masks.apply_masks(words, keys[::2], keys[1::2])
+        ring.apply_masks(words, keys[::2], keys[1::2])
         Masked(0, MODEL, words).to_bytes()
 
     return best(mask, 1 if dimension * n > 3e8 else 5)
@@ -100,9 +100,9 @@ class Stopwatch:
         return result
 
 
-def one_round(n: int, dimension: int, clients: list[SecureClient], roster: Roster, round: int) -> Stopwatch:
+def one_round(n: int, dimension: int, clients: list[Participant], roster: Roster, round: int) -> Stopwatch:
     """One round in which only client 0 and the server are timed; other clients' words are zeros under masks."""
-    watch, server, words = Stopwatch(), SecureServer(roster, round, 0, MODEL), np.zeros(dimension, np.uint32)
+    watch, server, words = Stopwatch(), Coordinator(roster, round, 0, MODEL), np.zeros(dimension, np.uint32)
     light = dimension * n > 3e8
 
     def collect(answers: Iterator[tuple[int, bytes]], receive: Callable[[int, bytes], None]) -> None:
@@ -150,7 +150,7 @@ def ours(n: int, dimension: int) -> tuple[float, float]:
         sampling_probability=None,
     )
     roster, identities = simulated_roster(parameters, n)
-    clients = [SecureClient(roster, i, identities[i]) for i in range(n)]
+    clients = [Participant(roster, i, identities[i]) for i in range(n)]
     repeats = 1 if dimension * n > 2e7 else 5
     watches = [one_round(n, dimension, clients, roster, r) for r in range(repeats)]
     server = min(w.server for w in watches)

@@ -22,7 +22,6 @@ from medx.measurement import Measurement, mean_intervals, measure
 from medx.preparing import counted
 from medx.privacy.accounting import Event, epsilon_spent
 from medx.privacy.base import ClientPlan, PrivacyPlan
-from medx.privacy.gaussian import GaussianMechanism
 from medx.results import Interval
 from medx.runtime.in_process import InProcess
 from medx.schema import LedgerError, PrivacyError
@@ -50,9 +49,7 @@ class Baselines:
 
 def share_epsilon(setup: Setup, names: Sequence[str]) -> Setup:
     """The set-up with a mechanism whose epsilon is for the run and its baselines together: one model more for each."""
-    if not names or not isinstance(setup.privacy, GaussianMechanism):
-        return setup
-    return replace(setup, privacy=replace(setup.privacy, num_runs=1 + len(names)))
+    return replace(setup, privacy=setup.privacy.shared_by(1 + len(names))) if names else setup
 
 
 def plan_baselines(names: Sequence[str], job: Job, prepared: Prepared) -> list[Baseline]:

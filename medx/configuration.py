@@ -19,7 +19,7 @@ from medx.schema import GROUPS, ConfigError, identity_of, option_of
 
 if TYPE_CHECKING:
     from medx.experiment import Experiment
-    from medx.tracking.base import Tracking
+    from medx.tracking.tracker import Tracking
 
 # What a run's numbers do not depend on, so that it is known by the same hash wherever and whenever it runs.
 WHERE = ("cache", "tracking", "runtime")

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import torch
 from annotated_types import Ge
 from flwr.serverapp import Grid
-from pydantic import BeforeValidator, SkipValidation
+from pydantic import BeforeValidator, InstanceOf, SkipValidation
 
-from medx.aggregation.base import Aggregation
+from medx.aggregation import Aggregation
 from medx.baselines import Baseline as Planned
 from medx.baselines import plan_baselines, run_baselines, share_epsilon
 from medx.dataset import Dataset
@@ -29,22 +29,19 @@ from medx.folder import RESULT_FILE, RunFolder
 from medx.machine import environment, resolve_device
 from medx.measurement import count_parameters, describe, measure, measure_clients
 from medx.metrics.evaluate import refuse_unknown_metric
-from medx.model.base import Model
-from medx.model.check import check_export, check_outputs
+from medx.model import Model
+from medx.model.export import check_export, check_outputs, save_model
 from medx.model.export import describe as describe_model
-from medx.model.export import save_model
 from medx.observer import Observer, RunContext
-from medx.partition.base import Partition, partition_table
+from medx.partition import Partition, partition_table
 from medx.preparing import say
 from medx.privacy.base import PrivacyMechanism
-from medx.privacy.central_dp import CentralDP
 from medx.privacy.preflight import check_independence, check_module, perturbed
-from medx.privacy.spending import planned_observers, privacy_result
-from medx.privacy.statement import statement, summarise
+from medx.privacy.statement import privacy_result, statement, summarise
 from medx.results import ExperimentResult, PrivacyResult, RoundRecord, Status
 from medx.runtime.base import Runtime
-from medx.schema import CheckpointError, ConfigError, LedgerError, Place, component, option_of
-from medx.trainer.gradients.trial import try_mode
+from medx.schema import CheckpointError, LedgerError, Place, component, option_of
+from medx.trainer.gradients import try_mode
 from medx.trainer.local_training import Trainer
 
 Baseline = Literal["local_only", "centralized"]
@@ -71,7 +68,7 @@ class Experiment:
     partition: SkipValidation[Partition]
     model: SkipValidation[Model]
     trainer: SkipValidation[Trainer]
-    privacy: SkipValidation[PrivacyMechanism]
+    privacy: InstanceOf[PrivacyMechanism]
     federation: SkipValidation[Federation]
     aggregation: SkipValidation[Aggregation]
     runtime: SkipValidation[Runtime]
@@ -161,21 +158,7 @@ def check_combination(experiment: Experiment, setup: Setup, config: dict[str, An
     if experiment.select is not None:
         refuse_unknown_metric(experiment.select, prepared.spec.num_classes, prepared.spec.task)
     setup.aggregation.check_strategy(config_name(config, "federation"))
-    if experiment.baseline and isinstance(setup.privacy, CentralDP):
-        raise ConfigError(
-            f"baseline={','.join(experiment.baseline)}: privacy=central_dp hides a hospital among many, which one "
-            "alone cannot be; accepted: baseline=null"
-        )
-    if experiment.baseline and getattr(experiment.privacy, "num_runs", 1) > 1:
-        raise ConfigError(
-            f"baseline={list(experiment.baseline)} with privacy.num_runs: baselines train on the same records, beside "
-            "the runs that share epsilon; accepted: baseline=null"
-        )
-    if experiment.baseline and getattr(setup.privacy, "ledger", None):
-        raise ConfigError(
-            f"baseline={','.join(experiment.baseline)}: a baseline spends a budget of its own on every hospital's "
-            "records, which privacy.ledger would not show; accepted: baseline=null, or privacy.ledger=null"
-        )
+    experiment.privacy.check_baselines(experiment.baseline)
 
 
 def preflight(job: Job, prepared: Prepared) -> None:
@@ -207,7 +190,7 @@ def make_context(
     """What the screen and the tracking store show before the first round."""
     splits = prepared.splits
     return RunContext(
-        title=f"{splits.title}: {config_name(config, 'model')}, {job.plan.mechanism}, seed {experiment.seed}",
+        title=f"{splits.title}: {config_name(config, 'model')}, {job.plan.mechanism.name}, seed {experiment.seed}",
         dataset=splits.name,
         run=job.run_id,
         config_hash=config_hash,
@@ -221,7 +204,6 @@ def make_context(
         statement=statement(
             job.plan,
             splits.synthetic,
-            observers=planned_observers(job.plan),
             aggregation=aggregation_result(job),
         ),
         plan_rows=summarise(job.plan),

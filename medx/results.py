@@ -4,6 +4,7 @@ Every field says by its type who may see it (``medx.released``): the owner's vie
 the house is ``released.json``.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import Field
 from medx.files import write_text
 from medx.released import Covered, Named, Owner, Public, Record, released
 
+log = logging.getLogger(__name__)
 STUDY_ONLY = "epsilon holds only while the seed is secret; study only"
 Status = Literal["finished", "failed", "killed", "budget_exhausted", "aborted"]
 
@@ -177,6 +179,19 @@ class ExperimentResult(Record):
     def load(cls, path: Path) -> "ExperimentResult":
         """Read ``result.json``; raises pydantic's ValidationError on another layout."""
         return cls.model_validate_json(path.read_text())
+
+
+def read_rounds(path: Path) -> list[RoundRecord]:
+    """The rounds on record, the later one where a round was done again; a line cut off by a crash is dropped."""
+    records: dict[int, RoundRecord] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = RoundRecord.model_validate_json(line)
+        except ValueError:
+            log.warning("a line of %s is incomplete and was dropped", path)
+            continue
+        records[record.round] = record
+    return [records[number] for number in sorted(records)]
 
 
 def released_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import medx
@@ -28,7 +28,6 @@ from medx.launcher.outcomes import FAILURE_FILE, failures_kept, is_done
 from medx.launcher.sweep import conclude
 from medx.launcher.sweeper import AGAIN, written
 from medx.schema import CONF, MedxError, one_line
-from medx.tracking import courier
 
 _RAISED: list[Exception] = []
 _UNFINISHED: list[Path] = []
@@ -52,8 +51,6 @@ def task(cfg: DictConfig) -> float | None:
             if is_done(folder):
                 return None
             cfg.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
-        if OmegaConf.is_dict(tracking := cfg.get("tracking")):
-            courier.warm_up(OmegaConf.to_container(tracking))  # MLflow on another core, while this one imports torch
         if "medx.job" not in sys.modules:
             preparing.say("preparing: libraries")
         import medx.job

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any, Protocol, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.panel import Panel
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from medx import preparing
 from medx.arguments import as_called
+from medx.observer import RunContext
 from medx.output import plain_text
 from medx.results import ExperimentResult, Interval, RoundRecord
 from medx.tables import Table
@@ -39,57 +40,7 @@ BASELINES = {
     "centralized": "centralized: all records in one place",
 }
 OPEN_UI = "Compare runs: make ui"
-Rows = Sequence[dict[str, Any]]
 Outcome = tuple[str, ExperimentResult | str]
-
-
-class Plan(Protocol):
-    """What the screen shows before the first round."""
-
-    @property
-    def folder(self) -> Path:
-        """Where its files are."""
-        ...
-
-    @property
-    def title(self) -> str:
-        """Data, model, privacy, seed."""
-        ...
-
-    @property
-    def num_rounds(self) -> int:
-        """Rounds of the whole run."""
-        ...
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether the images are drawn."""
-        ...
-
-    @property
-    def public(self) -> bool:
-        """Whether everybody has the records."""
-        ...
-
-    @property
-    def warning(self) -> str | None:
-        """What a reader must know of the noise."""
-        ...
-
-    @property
-    def statement(self) -> str:
-        """The privacy statement as text."""
-        ...
-
-    @property
-    def plan_rows(self) -> Rows:
-        """What the clients will do."""
-        ...
-
-    @property
-    def partition_rows(self) -> Rows:
-        """What the clients hold."""
-        ...
 
 
 class Screen:
@@ -108,7 +59,7 @@ class Screen:
         self._said = time.monotonic()
         self._before: tuple[preparing.Show, ...] = ()
 
-    def on_start(self, context: Plan) -> None:
+    def on_start(self, context: RunContext) -> None:
         """Show the plan and begin the progress display."""
         preparing.say("")
         self._num_rounds, self._folder = context.num_rounds, context.folder

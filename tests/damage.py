@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from medx.aggregation.codec import ByClient
+from medx.aggregation.wire import ByClient
 from medx.federation.replies import Code
 
 WHOLE = (0, 1, -1, 2, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, -(2**63), 10**9)

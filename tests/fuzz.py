@@ -24,11 +24,11 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from medx.aggregation import messages as wire
-from medx.aggregation.client import SecureClient
-from medx.aggregation.client_state import ClientState
-from medx.aggregation.driver import STAGES
+from medx.aggregation.coordinator import Coordinator
+from medx.aggregation.journal import ParticipantState
+from medx.aggregation.messages import STAGES
+from medx.aggregation.participant import Participant
 from medx.aggregation.roster import Roster, simulated_roster
-from medx.aggregation.server import SecureServer
 from medx.federation.client import client_app
 from medx.federation.local_client import forget
 from medx.federation.payload import from_record, to_record, well_formed
@@ -91,8 +91,8 @@ class Fuzz:
 
     def honest_flow(self, damage: Damage | None = None, *, of_server: bool = False) -> None:
         """One attempt; with damage, of one client's messages or of what the server sends to one client."""
-        clients = [SecureClient(self.roster, i, self.identities[i]) for i in range(4)]
-        server, liar = SecureServer(self.roster, 1, 0, MODEL), damage.random.randrange(4) if damage else -1
+        clients = [Participant(self.roster, i, self.identities[i]) for i in range(4)]
+        server, liar = Coordinator(self.roster, 1, 0, MODEL), damage.random.randrange(4) if damage else -1
         hit = damage.one(STAGES) if damage else ""
         request: bytes | dict[int, bytes] = server.begin()
         refused: MedxError | None = None
@@ -120,7 +120,7 @@ class Fuzz:
         if refused is not None:
             raise refused
 
-    def answer(self, client: SecureClient, stage: str, message: bytes) -> bytes:
+    def answer(self, client: Participant, stage: str, message: bytes) -> bytes:
         if stage == "keys":
             return client.begin(message, MODEL)
         if stage == "masked":
@@ -140,7 +140,11 @@ class Fuzz:
 
     def codec(self, damage: Damage) -> None:
         data = damage.one(self.seen.values())
-        kind = damage.one((*KNOWN, ClientState)) if damage.often(0.2) else next(k for k in KNOWN if data[:4] == k.KIND)
+        kind = (
+            damage.one((*KNOWN, ParticipantState))
+            if damage.often(0.2)
+            else next(k for k in KNOWN if data[:4] == k.KIND)
+        )
         kind.from_bytes(damage.data(data), 3, damage.one((None, kind.largest(4, 17, 300))))
 
     def roster_file(self, damage: Damage) -> None:

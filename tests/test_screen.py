@@ -120,7 +120,7 @@ def test_undefined_figures_and_a_server_link() -> None:
     [
         ({"uri": "sqlite:////runs/mlflow.db"}, "Compare runs: make ui\n"),
         ({"uri": "http://tracker:5000"}, "Compare runs: http://tracker:5000\n"),
-        ({"_target_": "medx.tracking.none.NoTracking"}, "Output: outputs/one\n"),
+        ({"_target_": "medx.tracking.tracker.NoTracking"}, "Output: outputs/one\n"),
     ],
 )
 def test_where_to_compare_is_told_before_the_record_has_arrived(tracking: dict[str, Any], shown: str) -> None:

@@ -12,8 +12,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from medx import output
-from medx.aggregation.identity import write_identity
-from medx.aggregation.roster import Parameters, Roster, make_roster, public_key_of, simulated_roster
+from medx.aggregation.roster import (
+    Parameters,
+    Roster,
+    flag,
+    make_roster,
+    public_key_of,
+    simulated_roster,
+    write_identity,
+)
 from medx.arguments import Parser
 from medx.schema import ConfigError, MedxError, one_line
 
@@ -25,6 +32,16 @@ EPILOG = """examples:
   a rehearsal:        add --clients 5 --folder keys in place of --public-key (all identities in one trust domain)
   everybody:          python -m medx.aggregation show roster.json
 """
+
+
+# Of what a roster need not say; everything else must be given.
+DEFAULTS = {
+    "max_attempts": 3,
+    "noise_stddev": 0,
+    "noise_multiplier": None,
+    "clip_norm": None,
+    "sampling_probability": None,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,18 +64,11 @@ def _add_roster(roster: argparse.ArgumentParser) -> None:
     who.add_argument("--public-key", type=Path, action="append", help="a .pub file, once per client, in client order")
     who.add_argument("--clients", type=int, help="make this many identities here: a rehearsal, one trust domain")
     add("--folder", type=Path, help="with --clients: where the identities go")
-    add("--run-id", required=True, help="name of the run; never use one twice")
-    add("--dimension", type=int, required=True, help="words in the masked vector: parameters plus metrics")
-    add("--scale", type=float, required=True, help="grid units to one unit of the update")
-    add("--bound", type=float, required=True, help="largest coordinate of one client's update")
-    add("--rounds", type=int, required=True, help="rounds in the run")
-    add("--max-attempts", type=int, default=3, help="how often a round may be tried (default: 3)")
+    for name, field in Parameters.model_fields.items():
+        needed = name not in DEFAULTS
+        add(flag(name), dest=name, required=needed, default=DEFAULTS.get(name), help=field.description)
     add("--threshold", type=int, help="shares that open a secret (default: floor(2n/3) + 1, the least)")
     add("--minimum-survivors", type=int, help="clients below which a round aborts (default: max(threshold, 3))")
-    add("--noise-stddev", type=int, default=0, help="one client's noise in grid units (default: 0)")
-    add("--noise-multiplier", type=float, help="sigma of the sum's noise, for the record")
-    add("--clip-norm", type=float, help="clip norm of a record, for the record")
-    add("--sampling-probability", type=float, help="Poisson sampling probability q, for the record")
 
 
 def _public_keys(options: argparse.Namespace) -> list[bytes]:
@@ -70,21 +80,10 @@ def _public_keys(options: argparse.Namespace) -> list[bytes]:
 
 def _parameters(options: argparse.Namespace) -> Parameters:
     try:
-        return Parameters(
-            run_id=options.run_id,
-            dimension=options.dimension,
-            scale=options.scale,
-            bound=options.bound,
-            num_rounds=options.rounds,
-            max_attempts=options.max_attempts,
-            noise_stddev=options.noise_stddev,
-            noise_multiplier=options.noise_multiplier,
-            clip_norm=options.clip_norm,
-            sampling_probability=options.sampling_probability,
-        )
+        return Parameters(**{name: getattr(options, name) for name in Parameters.model_fields})
     except ValidationError as error:
         fault = error.errors()[0]
-        raise ConfigError(f"--{fault['loc'][0]} = {fault['input']!r}: {fault['msg']}".replace("_", "-")) from None
+        raise ConfigError(f"{flag(str(fault['loc'][0]))} = {fault['input']!r}: {fault['msg']}") from None
 
 
 def _roster(options: argparse.Namespace) -> Roster:

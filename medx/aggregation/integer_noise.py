@@ -21,7 +21,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from medx.aggregation.masks import keystream
+from medx.aggregation.ring import keystream
 from medx.schema import ConfigError
 
 MAX_STDDEV = 2**28

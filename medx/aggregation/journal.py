@@ -12,11 +12,13 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from medx.aggregation.client_state import ClientState, Stage
-from medx.aggregation.errors import JournalError, ProtocolError, Reason
+from medx.aggregation.messages import Stage
+from medx.aggregation.wire import ByClient, Ids, Message, ProtocolError, Reason
+from medx.schema import MedxError
 
 APPLICATION_ID = 0x4D65644A
 SCHEMA = f"""
@@ -27,6 +29,39 @@ CREATE TABLE last (
 ) STRICT, WITHOUT ROWID;
 """
 SERVER = "server"
+
+
+class JournalError(MedxError):
+    """A journal of a client's answers that cannot be used; without it the client answers nothing."""
+
+
+@dataclass
+class ParticipantState(Message):
+    """All that a client remembers between messages, secrets included; ``to_bytes`` for a node that restarts.
+
+    Never restore a state older than the last message sent: it would allow a second unmask. Wiping drops the only
+    references to the secrets; Python cannot overwrite the memory itself. Its ``repr`` shows none of them.
+    """
+
+    KIND: ClassVar[bytes] = b"CLST"
+    stage: int
+    round: int
+    attempt: int
+    model_hash: bytes
+    keys_message: bytes
+    cipher_private: bytes = field(repr=False)
+    mask_private: bytes = field(repr=False)
+    seed: bytes = field(repr=False)
+    mask_keys: ByClient = field(repr=False)
+    receive_keys: ByClient = field(repr=False)
+    shares: ByClient = field(repr=False)
+    survivors: Ids
+    dropped: Ids
+
+    @classmethod
+    def fresh(cls, stage: Stage, round: int, attempt: int) -> "ParticipantState":
+        """A state without secrets at this position."""
+        return cls(stage, round, attempt, b"", b"", b"", b"", b"", {}, {}, {}, (), ())
 
 
 class Party(NamedTuple):
@@ -78,7 +113,9 @@ class Journal:
                 for statement in SCHEMA.split(";"):
                     self._db.execute(statement)
 
-    def enter(self, party: Party, position: tuple[int, int], stage: Stage, state: ClientState, *, once: bool) -> None:
+    def enter(
+        self, party: Party, position: tuple[int, int], stage: Stage, state: ParticipantState, *, once: bool
+    ) -> None:
         """Record that ``stage`` is being answered; raises ProtocolError unless it is the next one.
 
         ``state`` is what the client remembers. With ``once`` a round is opened at most once: what its words hold
@@ -93,11 +130,11 @@ class Journal:
             if fault is None:
                 self._write(party, Entry(*position, stage, None))
             elif stage != Stage.KEYS and last.stage != Stage.UNMASKED:
-                self._write(party, last._replace(stage=Stage.REFUSED, state=None))
+                self._write(party, last._replace(stage=Stage.ENDED, state=None))
         if fault is not None:
             raise fault
 
-    def leave(self, party: Party, position: tuple[int, int], stage: Stage, state: ClientState) -> None:
+    def leave(self, party: Party, position: tuple[int, int], stage: Stage, state: ParticipantState) -> None:
         """Record what the client remembers after ``stage``; raises ProtocolError where another message came between."""
         with self._transaction(durable=False):
             if self._last(party) != Entry(*position, stage, None):
@@ -108,7 +145,7 @@ class Journal:
         """End the attempt in which answering ``stage`` failed, so that no reply has left."""
         with self._transaction(durable=False):
             if self._last(party) == Entry(*position, stage, None):
-                self._write(party, Entry(*position, Stage.REFUSED, None))
+                self._write(party, Entry(*position, Stage.ENDED, None))
 
     def close(self) -> None:
         """Close the file; what is recorded stays."""
@@ -144,7 +181,7 @@ class Journal:
             raise JournalError(f"journal {self.path} cannot be used: {error}") from error
 
 
-def hash_of(state: ClientState) -> bytes:
+def hash_of(state: ParticipantState) -> bytes:
     """SHA-256 of all that a client remembers."""
     return hashlib.sha256(state.to_bytes()).digest()
 

@@ -1,18 +1,19 @@
 """The messages of the five stages, and the context that every one of them is bound to.
 
-To bytes and back with ``to_bytes`` and ``from_bytes`` (codec.py). Lists from the server repeat what clients signed, so
+To bytes and back with ``to_bytes`` and ``from_bytes`` (wire.py). Lists from the server repeat what clients signed, so
 that a lying server can only leave messages out.
 """
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 
-from medx.aggregation.codec import (
+from medx.aggregation.wire import (
     ByClient,
     Hash,
     Ids,
@@ -24,6 +25,20 @@ from medx.aggregation.codec import (
     Signature,
     Signatures,
 )
+
+STAGES = ("keys", "shares", "masked", "confirm", "unmask")
+
+
+class Stage(IntEnum):
+    """The five stages of an attempt: the last that a participant answered, or the one that the coordinator collects."""
+
+    IDLE = 0
+    KEYS = 1
+    SHARES = 2
+    MASKED = 3
+    CONFIRMED = 4
+    UNMASKED = 5
+    ENDED = 6
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,23 @@
-"""The roster: who takes part in a run and under which public parameters; pinned before it and hashed."""
+"""The roster: who takes part in a run and under which public parameters; pinned before it and hashed.
+
+Each participant has a long-lived Ed25519 identity, in a file that only its owner can read.
+"""
 
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from medx.aggregation.curve import is_identity
-from medx.aggregation.encoding import HALF_RING, check_ring_bound
+from medx.aggregation.keys import is_identity
+from medx.aggregation.ring import HALF_RING, check_ring_bound
 from medx.schema import ConfigError
 
 TrustDomain = Literal["one", "separate"]
@@ -31,27 +36,32 @@ def default_survivors(num_clients: int, threshold: int | None = None) -> int:
     return max(threshold or default_threshold(num_clients), 3)
 
 
-class Parameters(BaseModel):
-    """The public parameters of a run.
+def flag(name: str) -> str:
+    """A parameter on the command line: ``--rounds`` for ``num_rounds``."""
+    return "--" + name.removeprefix("num_").replace("_", "-")
 
-    ``dimension`` counts masked words, metrics included. ``bound`` is A, a client's largest coordinate in units of
-    the update; ``noise_stddev`` is one client's noise in grid units, new in every attempt, 0 without noise. A round
-    may be tried ``max_attempts`` times. Multiplier, clip norm and probability describe the release for the record:
-    None where training is not private.
+
+class Parameters(BaseModel):
+    """The public parameters of a run; their descriptions are the command line's help too.
+
+    ``noise_stddev`` is new in every attempt. Multiplier, clip norm and probability are None where training is not
+    private.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    run_id: Annotated[str, Field(min_length=1, max_length=1024)]
-    dimension: Annotated[int, Field(ge=1, lt=2**31)]
-    scale: Positive
-    bound: Positive
-    num_rounds: Annotated[int, Field(ge=1, lt=2**31)]
-    max_attempts: Annotated[int, Field(ge=1, lt=2**31)] = 3
-    noise_stddev: Annotated[int, Field(ge=0, lt=HALF_RING)]
-    noise_multiplier: Positive | None
-    clip_norm: Positive | None
-    sampling_probability: Annotated[float, Field(gt=0, le=1)] | None
+    run_id: Annotated[str, Field(min_length=1, max_length=1024, description="name of the run; never use one twice")]
+    dimension: Annotated[int, Field(ge=1, lt=2**31, description="words in the masked vector: parameters plus metrics")]
+    scale: Annotated[Positive, Field(description="grid units to one unit of the update")]
+    bound: Annotated[Positive, Field(description="largest coordinate of one client's update, in units of the update")]
+    num_rounds: Annotated[int, Field(ge=1, lt=2**31, description="rounds in the run")]
+    max_attempts: Annotated[int, Field(ge=1, lt=2**31, description="how often a round may be tried (default: 3)")] = 3
+    noise_stddev: Annotated[int, Field(ge=0, lt=HALF_RING, description="one client's noise in grid units (default: 0)")]
+    noise_multiplier: Annotated[Positive | None, Field(description="sigma of the sum's noise, for the record")]
+    clip_norm: Annotated[Positive | None, Field(description="clip norm of a record, for the record")]
+    sampling_probability: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None, Field(description="Poisson sampling probability q, for the record")
+    ]
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some fields changed, checked like any other: pydantic's own would check nothing."""
@@ -196,6 +206,49 @@ def public_key_of(text: str) -> bytes:
     if not is_identity(key):
         raise ConfigError(f"public key {text.strip()[:70]!r}; accepted: 64 hex digits of an Ed25519 key")
     return key
+
+
+def write_identity(folder: Path, name: str, identity: Ed25519PrivateKey | None = None) -> Ed25519PrivateKey:
+    """Make an identity: ``NAME.pem`` (PKCS 8, mode 0600) and ``NAME.pub`` (hex). ConfigError if it exists."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    identity = identity or Ed25519PrivateKey.generate()
+    path = folder / f"{name}.pem"
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ConfigError(f"{path} exists; accepted: a new name, an identity is never overwritten") from None
+    with os.fdopen(handle, "wb") as file:
+        file.write(identity.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    path.with_suffix(".pub").write_text(identity.public_key().public_bytes_raw().hex() + "\n")
+    return identity
+
+
+def read_identity(path: Path) -> Ed25519PrivateKey:
+    """The private key of ``write_identity``; ConfigError if it is none or others may read it."""
+    try:
+        mode = path.stat().st_mode & 0o777
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError):
+        raise ConfigError(f"identity {path}; accepted: a .pem of `medx.aggregation identity`") from None
+    if mode & 0o077:
+        raise ConfigError(f"identity {path} has mode {mode:o}; accepted: 600, readable by its owner alone")
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"identity {path} is a {type(key).__name__}; accepted: an Ed25519 private key")
+    return key
+
+
+def find_identities(folder: Path, public_keys: tuple[bytes, ...]) -> tuple[Ed25519PrivateKey, ...]:
+    """The private keys of these public ones among the ``.pem`` files of a folder; ConfigError if one is missing."""
+    found = {}
+    for path in sorted(folder.glob("*.pem")):
+        identity = read_identity(path)
+        found[identity.public_key().public_bytes_raw()] = identity
+    missing = [number for number, key in enumerate(public_keys) if key not in found]
+    if missing:
+        raise ConfigError(
+            f"aggregation.roster: no identity of client {missing[0]} in {folder}; accepted: its .pem file"
+        )
+    return tuple(found[key] for key in public_keys)
 
 
 def _first(error: ValidationError) -> str:

@@ -1,5 +1,114 @@
-"""Data sets: medical images with labels, verified before use."""
+"""Data sets: medical images with labels, verified before use, in three splits, and the facts a run needs of them."""
 
-from medx.dataset.base import Dataset, DataSplits, InputSpec, Split, Task, content_hash
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
 
-__all__ = ["DataSplits", "Dataset", "InputSpec", "Split", "Task", "content_hash"]
+import numpy as np
+import torch
+
+from medx.machine import available_memory
+from medx.schema import DataError
+
+# Bytes of memory for one value of an image: as read (1), as a model's input (4), and once more at the hospitals.
+IMAGE_VALUE = 9
+# And for one value of a feature: of all images, and once more at the hospitals.
+FEATURE_VALUE = 8
+
+Task = Literal["binary", "multiclass", "ordinal"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images ``uint8 [n, height, width, channels]`` and labels ``int64 [n]``."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """BLAKE2b-256 over shape, images and labels in their order."""
+        digest = hashlib.blake2b(repr(self.images.shape).encode(), digest_size=32)
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.digest()
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model must accept and answer: square images, ``num_classes`` classes."""
+
+    num_channels: int
+    image_size: int
+    num_classes: int
+    task: Task
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A loaded data set.
+
+    ``content_hash`` is over the multiset of (image, label) rows of each split, so it ignores row order.
+    ``mean`` and ``std`` (one a channel, on the 0..1 scale) are public constants, never computed from the data.
+    ``public`` is true where everybody has these records: drawn images, a published benchmark's very file.
+    """
+
+    name: str
+    title: str
+    task: Task
+    class_names: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    md5: str | None
+    content_hash: str
+    synthetic: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    public: bool = False
+
+    @property
+    def spec(self) -> InputSpec:
+        """The shape and task that a model is built for."""
+        _, height, _, channels = self.train.images.shape
+        return InputSpec(channels, height, len(self.class_names), self.task)
+
+    def to_tensor(self, images: np.ndarray) -> torch.Tensor:
+        """Normalised ``float32 [n, channels, height, width]`` from ``uint8 [n, height, width, channels]``."""
+        tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return tensor.sub_(mean).div_(std).contiguous()
+
+
+class Dataset(Protocol):
+    """A configured data set: one class, one yaml."""
+
+    def load(self) -> DataSplits:
+        """Find, verify and read the data; raises DataError with one line that says what to do."""
+        ...
+
+
+def content_hash(*splits: Split) -> str:
+    """SHA-256 over each split's sorted row digests: equal for the same rows in another order."""
+    total = hashlib.sha256()
+    for split in splits:
+        rows = sorted(
+            hashlib.sha256(image.tobytes() + int(label).to_bytes(8, "little")).digest()
+            for image, label in zip(split.images, split.labels, strict=True)
+        )
+        total.update(len(rows).to_bytes(8, "little") + b"".join(rows))
+    return total.hexdigest()
+
+
+def refuse_beyond_memory(what: str, needed: float, accepted: str) -> None:
+    """Raise DataError where ``needed`` bytes for ``what`` are not there, before the system kills the process."""
+    available = available_memory()
+    if needed > available:
+        raise DataError(
+            f"{what}: needs about {needed / 1e9:.3g} GB of memory, {available / 1e9:.3g} GB are available; "
+            f"accepted: {accepted}, or more memory"
+        )

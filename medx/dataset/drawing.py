@@ -8,43 +8,57 @@ import numpy as np
 OVERSAMPLING = 2  # images are drawn so much larger and averaged down, which antialiases their edges
 CHUNK = 32  # images drawn together: their maps stay in the processor's cache
 
-Draw = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+
+@dataclass(frozen=True)
+class Sheet:
+    """``count`` images drawn together, ``side`` pixels large, and the generator of all that differs among them."""
+
+    count: int
+    side: int
+    generator: np.random.Generator
+
+    def plane(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pixel centres ``x, y`` in -1..1, both ``[1, side, side]``; y points down."""
+        axis = ((np.arange(self.side, dtype=np.float32) + 0.5) / self.side * 2 - 1).astype(np.float32)
+        y, x = np.meshgrid(axis, axis, indexing="ij")
+        return x[None], y[None]
+
+    def uniform(self, low: float, high: float) -> np.ndarray:
+        """One uniform number an image."""
+        return self.generator.uniform(low, high, (self.count, 1, 1)).astype(np.float32)
+
+    def normal(self, mean: float, deviation: float) -> np.ndarray:
+        """One normal number an image, cut at two standard deviations."""
+        drawn = self.generator.standard_normal((self.count, 1, 1)).clip(-2, 2)
+        return (mean + deviation * drawn).astype(np.float32)
+
+    def side_of_body(self) -> np.ndarray:
+        """-1 or 1 an image, with equal chance."""
+        return self.generator.choice(np.array([-1, 1], np.float32), (self.count, 1, 1))
+
+    def smooth_field(self, cells: int) -> np.ndarray:
+        """Random texture of about unit variance that varies over ``side / cells`` pixels."""
+        knots = self.generator.standard_normal((self.count, cells + 1, cells + 1), dtype=np.float32)
+        place = np.linspace(0, cells, self.side, dtype=np.float32)
+        weights = (1 - np.abs(place[:, None] - np.arange(cells + 1, dtype=np.float32))).clip(0, None)
+        return 1.5 * (weights @ knots @ weights.T)
+
+
+Draw = Callable[[np.ndarray, Sheet], np.ndarray]
 
 
 def draw_in_chunks(draw: Draw, labels: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
-    """``uint8 [n, size, size, channels]`` from ``draw(labels, side, generator)``, float 0..1 at the larger side."""
+    """``uint8 [n, size, size, channels]`` from ``draw(labels, sheet)``, float 0..1 at the larger side."""
     side = size * OVERSAMPLING
     pieces = [labels[start : start + CHUNK] for start in range(0, len(labels), CHUNK)]
-    return np.concatenate([_average_down(draw(piece, side, generator), size) for piece in pieces])
+    drawn = (draw(piece, Sheet(len(piece), side, generator)) for piece in pieces)
+    return np.concatenate([_average_down(each, size) for each in drawn])
 
 
 def _average_down(drawn: np.ndarray, size: int) -> np.ndarray:
     count, channels = len(drawn), drawn.shape[-1]
     blocks = drawn.reshape(count, size, OVERSAMPLING, size, OVERSAMPLING, channels)
     return (blocks.mean(axis=(2, 4)).clip(0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def plane(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel centres ``x, y`` in -1..1, both ``[1, side, side]``; y points down."""
-    axis = ((np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1).astype(np.float32)
-    y, x = np.meshgrid(axis, axis, indexing="ij")
-    return x[None], y[None]
-
-
-def uniform(generator: np.random.Generator, count: int, low: float, high: float) -> np.ndarray:
-    """One uniform number an image."""
-    return generator.uniform(low, high, (count, 1, 1)).astype(np.float32)
-
-
-def normal(generator: np.random.Generator, count: int, mean: float, deviation: float) -> np.ndarray:
-    """One normal number an image, cut at two standard deviations."""
-    drawn = generator.standard_normal((count, 1, 1)).clip(-2, 2)
-    return (mean + deviation * drawn).astype(np.float32)
-
-
-def side_of_body(generator: np.random.Generator, count: int) -> np.ndarray:
-    """-1 or 1 an image, with equal chance."""
-    return generator.choice(np.array([-1, 1], np.float32), (count, 1, 1))
 
 
 def rotate(x: np.ndarray, y: np.ndarray, angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,14 +78,6 @@ def inside(distance: np.ndarray, softness: float | np.ndarray) -> np.ndarray:
 def bell(squared_radius: np.ndarray) -> np.ndarray:
     """A bump of height 1 that is .37 at radius 1."""
     return np.exp(-squared_radius)
-
-
-def smooth_field(generator: np.random.Generator, count: int, cells: int, side: int) -> np.ndarray:
-    """Random texture of about unit variance that varies over ``side / cells`` pixels."""
-    knots = generator.standard_normal((count, cells + 1, cells + 1), dtype=np.float32)
-    place = np.linspace(0, cells, side, dtype=np.float32)
-    weights = (1 - np.abs(place[:, None] - np.arange(cells + 1, dtype=np.float32))).clip(0, None)
-    return 1.5 * (weights @ knots @ weights.T)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import runpy
 import urllib.request
 import zipfile
 import zlib
-from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import StringConstraints
 
-from medx.dataset.base import DataSplits, Split, Task, content_hash
-from medx.dataset.memory import IMAGE_VALUE, refuse_beyond_memory
+from medx.dataset import IMAGE_VALUE, DataSplits, Split, Task, content_hash, refuse_beyond_memory
+from medx.files import replaced
 from medx.schema import DataError, Place, component
 
 Name = Literal[
@@ -137,29 +136,25 @@ def is_there(path: Path) -> bool:
 
 def fetch(url: str, target: Path, md5: str) -> Path:
     """Download ``url`` to ``target``, which appears only with this MD5; raises DataError where it cannot be had."""
-    partial = target.with_suffix(f".{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer, partial.open("wb") as file:
-            while block := answer.read(1 << 20):
-                file.write(block)
-            missing = answer.length  # of what the server announced: a closed connection is no error in itself
-        actual, size = md5_of(partial), partial.stat().st_size
-        if missing or actual != md5:
-            raise DataError(
-                f"{target}: the download from {url} is not the file ({size} bytes"
-                + (f", {missing} are missing" if missing else f" of md5 {actual}, expected {md5}")
-                + f"); nothing of it is kept; try again, or put the file there; {HINT}"
-            )
-        partial.replace(target)
+        with replaced(target) as partial:
+            with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer, partial.open("wb") as file:
+                while block := answer.read(1 << 20):
+                    file.write(block)
+                missing = answer.length  # of what the server announced: a closed connection is no error in itself
+            actual, size = md5_of(partial), partial.stat().st_size
+            if missing or actual != md5:
+                raise DataError(
+                    f"{target}: the download from {url} is not the file ({size} bytes"
+                    + (f", {missing} are missing" if missing else f" of md5 {actual}, expected {md5}")
+                    + f"); nothing of it is kept; try again, or put the file there; {HINT}"
+                )
     except (OSError, http.client.HTTPException) as problem:
         raise DataError(
             f"{target}: missing, and {url} cannot be fetched ({problem}); "
             f"put the file there or into the folder ${DATA_FOLDER}; {HINT}"
         ) from problem
-    finally:
-        with suppress(OSError):  # what was never made: a name too long, a folder that is none
-            partial.unlink()
     return target
 
 

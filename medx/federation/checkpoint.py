@@ -12,7 +12,7 @@ import torch
 
 from medx.federation.payload import State
 from medx.model.storage import read_tensors, write_tensors
-from medx.results import RoundRecord
+from medx.results import RoundRecord, read_rounds
 from medx.schema import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -87,19 +87,6 @@ def _last_byte(file: BinaryIO) -> bytes:
     return file.read(1)
 
 
-def read_records(path: Path) -> list[RoundRecord]:
-    """The rounds on record, the later one where a round was done again; a line cut off by a crash is dropped."""
-    records: dict[int, RoundRecord] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = RoundRecord.model_validate_json(line)
-        except ValueError:
-            log.warning("a line of %s is incomplete and was dropped", path)
-            continue
-        records[record.round] = record
-    return [records[number] for number in sorted(records)]
-
-
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints that are there, the newest first."""
     return sorted(folder.glob("round_*"), reverse=True)
@@ -145,7 +132,7 @@ def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
         strategy=groups["strategy"],
         steps=by_client(text["steps"]),
         abstentions=text["abstentions"],
-        records=[record for record in read_records(path.parent / RECORDS) if record.round <= text["round"]],
+        records=[record for record in read_rounds(path.parent / RECORDS) if record.round <= text["round"]],
         run=text["run"],
         charged=by_client(text["charged"]),
     )

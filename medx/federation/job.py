@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from medx.aggregation.base import Aggregation
-from medx.dataset import Dataset, DataSplits, InputSpec
-from medx.dataset.memory import FEATURE_VALUE, refuse_beyond_memory
+from medx.aggregation import Aggregation
+from medx.dataset import FEATURE_VALUE, Dataset, DataSplits, InputSpec, refuse_beyond_memory
 from medx.federation.base import Federation
 from medx.federation.checkpoint import ServerState
-from medx.model.base import FixedFeatures, Model, Objective
-from medx.model.cache import cached_features
-from medx.partition.base import Partition
+from medx.model import FixedFeatures, Model, Objective
+from medx.model.storage import cached_features
+from medx.partition import Partition
 from medx.preparing import say
 from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan
 from medx.randomness import NUMERICS, Key, derive_key, derive_seed, numpy_generator, system_key

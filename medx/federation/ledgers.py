@@ -8,15 +8,13 @@ import numpy as np
 
 from medx.federation.job import Job, Prepared
 from medx.privacy.ledger import PrivacyLedger, Reservation
-from medx.privacy.ledger_file import check_header, make_folder
-from medx.privacy.records import RecordSet, record_set
+from medx.privacy.ledger_folder import RecordSet, check_header, make_folder, record_set
 from medx.schema import LedgerError
 
 
 def ledger_path(job: Job, client: int) -> Path:
     """``privacy.ledger`` where it is set, so that runs add up; else the run's own folder."""
-    folder = getattr(job.setup.privacy, "ledger", None)
-    return (Path(folder) if folder else job.folder / "ledger") / f"client_{client:04d}.sqlite"
+    return (job.plan.ledger or job.folder / "ledger") / f"client_{client:04d}.sqlite"
 
 
 def records_of(job: Job, prepared: Prepared, clients: Iterable[int]) -> RecordSet | None:
@@ -24,11 +22,10 @@ def records_of(job: Job, prepared: Prepared, clients: Iterable[int]) -> RecordSe
 
     There nothing can be added up, and a folder of results is no place for what recognises an image.
     """
-    folder = getattr(job.setup.privacy, "ledger", None)
-    if folder is None:
+    if job.plan.ledger is None:
         return None
     rows = np.concatenate([prepared.parts[client] for client in clients])
-    return record_set(prepared.splits.train.images[rows.astype(np.int64)], Path(folder))
+    return record_set(prepared.splits.train.images[rows.astype(np.int64)], job.plan.ledger)
 
 
 def journal_path(job: Job) -> Path:
@@ -53,7 +50,7 @@ def ledger_run(job: Job) -> str:
 
 def check_ledgers(job: Job) -> None:
     """Refuse a folder of ledgers that cannot be written, and ledgers in it that cannot be read, before a run begins."""
-    folder = getattr(job.setup.privacy, "ledger", None)
+    folder = job.plan.ledger
     if folder is not None:
         make_folder(folder)
         for path in sorted(folder.glob("*.sqlite")):
@@ -77,7 +74,7 @@ def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:
         unit="client" if job.plan.client_release else "record",
         records=records_of(job, prepared, [client]),
     )
-    ledger.reserve(reservation, delta=job.plan.delta, budget=getattr(job.setup.privacy, "budget", None))
+    ledger.reserve(reservation, delta=job.plan.delta, budget=job.plan.budget)
     return ledger
 
 
@@ -101,7 +98,7 @@ def open_server_ledger(job: Job, prepared: Prepared) -> PrivacyLedger:
         unit="client",
         records=records_of(job, prepared, range(job.setup.num_clients)),
     )
-    ledger.reserve(reservation, delta=job.plan.delta, budget=getattr(job.setup.privacy, "budget", None))
+    ledger.reserve(reservation, delta=job.plan.delta, budget=job.plan.budget)
     return ledger
 
 

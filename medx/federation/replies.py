@@ -14,7 +14,7 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from medx.aggregation.errors import ProtocolError
+from medx.aggregation.wire import ProtocolError
 from medx.schema import LedgerError, MedxError
 
 log = logging.getLogger(__name__)

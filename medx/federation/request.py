@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from medx.aggregation.errors import ProtocolError, Reason
+from medx.aggregation.wire import ProtocolError, Reason
 from medx.federation.job import Job
 from medx.federation.payload import signature_of, well_formed
 

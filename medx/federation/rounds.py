@@ -218,7 +218,7 @@ def check_enough(
     ``abstained`` did so in this round, ``before`` in earlier ones.
     A budget that is spent is told as such, with a LedgerError, where it is what the round lacks.
     """
-    limit = getattr(job.setup.privacy, "max_abstentions", None)  # None without privacy: then nothing leaks by it
+    limit = job.plan.max_abstentions
     if limit is not None and before + abstained > limit:
         raise RoundAborted(
             f"round {number}: {before + abstained} updates were not finite or beyond the grid, more than "

@@ -9,10 +9,11 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 
-from medx.aggregation.client import SecureClient
-from medx.aggregation.client_state import ClientState, Stage
-from medx.aggregation.errors import ProtocolError, Reason
 from medx.aggregation.integer_noise import NoiseStream, add_discrete_gaussian
+from medx.aggregation.journal import ParticipantState
+from medx.aggregation.messages import Stage
+from medx.aggregation.participant import Participant
+from medx.aggregation.wire import ProtocolError, Reason
 from medx.federation.job import Job, prepare, secret_key
 from medx.federation.ledgers import keeps_ledger, ledger_run
 from medx.federation.local_client import index_of, journal_of, local_client, train_locally, workspace
@@ -214,7 +215,7 @@ def answer_stage(job: Job, stage: str, content: RecordDict, context: Context) ->
     return answer(reply, Position(secure.state.round + 1, secure.state.attempt))
 
 
-def _begin(job: Job, client: int, secure: SecureClient, content: RecordDict, context: Context) -> bytes:
+def _begin(job: Job, client: int, secure: Participant, content: RecordDict, context: Context) -> bytes:
     """Stage 1, over all that the server may choose in this round: the model, and the clip norm where there is one."""
     arrays = model_of(content, local_client(job, client).model)
     clip_norm = _clip_norm_of(job, content)
@@ -225,7 +226,7 @@ def _begin(job: Job, client: int, secure: SecureClient, content: RecordDict, con
     return reply
 
 
-def _started_from(secure: SecureClient, context: Context) -> tuple[ArrayRecord, float | None]:
+def _started_from(secure: Participant, context: Context) -> tuple[ArrayRecord, float | None]:
     """Model and clip norm as they came with stage 1; raises ProtocolError where the node has others now, or none."""
     arrays, settings = context.state.get("model"), cast(ConfigRecord, context.state.get("settings", {}))
     clip_norm = cast("float | None", settings.get(CLIP))
@@ -263,7 +264,7 @@ def answer(data: bytes, position: Position) -> RecordDict:
     return RecordDict({"reply": ConfigRecord({"data": data, "position": list(position)})})
 
 
-def _restored(job: Job, client: int, context: Context) -> SecureClient:
+def _restored(job: Job, client: int, context: Context) -> Participant:
     """The client as it was after its last message."""
     plan = sum_plan(job)
     assert plan.roster is not None
@@ -278,14 +279,14 @@ def _restored(job: Job, client: int, context: Context) -> SecureClient:
 
     identity, journal = _identity(plan.identities[client]), journal_of(job)
     state = _remembered(client, context)
-    return SecureClient(plan.roster, client, identity, on_first_unmask=commit, journal=journal, state=state)
+    return Participant(plan.roster, client, identity, on_first_unmask=commit, journal=journal, state=state)
 
 
-def _remembered(client: int, context: Context) -> ClientState | None:
+def _remembered(client: int, context: Context) -> ParticipantState | None:
     record = context.state.get("secure")
     if not isinstance(record, ConfigRecord):
         return None
-    return ClientState.from_bytes(cast(bytes, record["state"]), client)
+    return ParticipantState.from_bytes(cast(bytes, record["state"]), client)
 
 
 @lru_cache(maxsize=1024)

@@ -10,9 +10,8 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from medx.aggregation.errors import ProtocolError
-from medx.aggregation.errors import RoundAborted as SumAborted
-from medx.aggregation.server import SecureServer
+from medx.aggregation.coordinator import Coordinator
+from medx.aggregation.wire import ProtocolError, SumAborted
 from medx.federation.payload import hash_of
 from medx.federation.replies import Code, Failure, ReplyError, ask, config_of, line_of
 from medx.federation.sum_client import CLIP, STAGES, Position
@@ -81,7 +80,7 @@ def secure_sum(plan: SumPlan, attempt: Attempt, summed: Summed) -> None:
     """The five stages; the server learns the sum of the survivors. Raises SumAborted or another ProtocolError."""
     assert plan.roster is not None
     start = hash_of(attempt.arrays, attempt.settings.get(CLIP))
-    server = SecureServer(plan.roster, attempt.position.round - 1, attempt.position.attempt, start)
+    server = Coordinator(plan.roster, attempt.position.round - 1, attempt.position.attempt, start)
     receive: dict[str, Callable[[int, bytes], None]] = {
         "keys": server.receive_keys,
         "shares": server.receive_shares,

@@ -10,8 +10,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from torch import nn
 
-from medx.aggregation.encoding import decode, encode
-from medx.aggregation.errors import ProtocolError
+from medx.aggregation.ring import decode, encode
+from medx.aggregation.wire import ProtocolError
 from medx.federation.checkpoint import ServerState
 from medx.federation.clipped_updates import ClippedUpdates
 from medx.federation.job import Job

@@ -9,16 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from medx.aggregation.encoding import Layout, ScalarField, largest_scale
+from medx.aggregation import PlainAggregation, SecureAggregation
 from medx.aggregation.integer_noise import accounting_gap, client_noise_stddev
-from medx.aggregation.plain import PlainAggregation
+from medx.aggregation.ring import Layout, ScalarField, largest_scale
 from medx.aggregation.roster import Parameters, Roster
-from medx.aggregation.secure import SecureAggregation
 from medx.federation.base import Federation
 from medx.federation.job import Job, Prepared, Setup, build_module
 from medx.federation.payload import MOMENTUM, State, parameters_of
 from medx.privacy.base import ClientRelease, SampledGaussian, SharedNoise
-from medx.privacy.distributed_dp import DistributedDP
 from medx.randomness import derive_key
 from medx.results import AggregationResult
 from medx.schema import ConfigError
@@ -94,18 +92,21 @@ def _check_federation(job: Job, federation: Federation) -> None:
     name = type(federation).__name__.lower()
     if federation.robust:
         raise ConfigError(
-            f"federation={name}: it compares single updates, of which privacy={job.plan.mechanism} releases the sum "
-            "alone; accepted: a strategy that uses their mean, e.g. fedavg"
+            f"federation={name}: it compares single updates, of which privacy={job.plan.mechanism.name} releases the "
+            "sum alone; accepted: a strategy that uses their mean, e.g. fedavg"
         )
 
 
 def _check_trainer(job: Job, trainer: Trainer) -> None:
     mechanism = job.plan.mechanism
-    if mechanism == "distributed_dp" and trainer.optimizer != "sgd":
-        raise ConfigError(f"trainer.optimizer={trainer.optimizer}: accepted with privacy={mechanism} is sgd")
-    if mechanism == "central_dp" and trainer.share_momentum:
+    if mechanism.optimizers is not None and trainer.optimizer not in mechanism.optimizers:
+        accepted = " or ".join(mechanism.optimizers)
         raise ConfigError(
-            f"trainer.share_momentum=true: accepted with privacy={mechanism} is false, updates alone are summed"
+            f"trainer.optimizer={trainer.optimizer}: accepted with privacy={mechanism.name} is {accepted}"
+        )
+    if trainer.share_momentum and not mechanism.shares_momentum:
+        raise ConfigError(
+            f"trainer.share_momentum=true: accepted with privacy={mechanism.name} is false, updates alone are summed"
         )
 
 
@@ -211,10 +212,7 @@ def aggregation_result(job: Job) -> AggregationResult:
 
 def alone(setup: Setup) -> Setup:
     """The set-up of a baseline, whose one client has nobody to hide from: no masks, all of the noise."""
-    privacy = setup.privacy
-    if isinstance(privacy, DistributedDP):
-        privacy = replace(privacy, trusted_aggregator=True, assumed_colluders=0)
-    return replace(setup, aggregation=PlainAggregation(minimum_survivors=None), privacy=privacy)
+    return replace(setup, aggregation=PlainAggregation(minimum_survivors=None), privacy=setup.privacy.alone())
 
 
 def shared_state(job: Job, module: nn.Module) -> State:

@@ -162,12 +162,10 @@ def why_unfinished(folder: Path) -> str | None:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a job has finished and its record is spooled to the end, so that nothing of it is to be done again."""
+    """Whether a job has finished and its record says so too, so that nothing of it is to be done again."""
     if not (folder / RESULT_FILE).exists() or (folder / FAILURE_FILE).exists():
         return False
-    from medx.tracking.spool import Spool
+    from medx.tracking.record import read_run
 
-    result = load_result(folder)
-    entries = Spool(folder).read()
-    spooled = not entries or (entries[-1] is not None and entries[-1].kind == "finish")
-    return result is not None and result.status == "finished" and spooled
+    result, tracked = load_result(folder), read_run(folder)
+    return result is not None and result.status == "finished" and (tracked is None or tracked.status != "running")

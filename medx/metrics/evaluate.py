@@ -1,13 +1,12 @@
-"""All metrics of a split, once or over bootstrap resamples: one weighted computation serves both."""
+"""What a split's probabilities are worth: metrics, once or over bootstrap resamples, a threshold, and curves."""
 
 import re
 
 import numpy as np
 
 from medx.dataset import Task
-from medx.metrics.confusion import Values, class_metrics, confusion_matrices, quadratic_kappa
-from medx.metrics.ranking import auc
-from medx.results import Interval
+from medx.metrics.measures import Values, auc, class_metrics, confusion_matrices, quadratic_kappa, roc_points
+from medx.results import CurveData, Interval
 from medx.schema import ConfigError
 
 CALIBRATION_BINS = 15
@@ -80,6 +79,75 @@ def bootstrap(
 def calibration_bins(confidence: np.ndarray) -> np.ndarray:
     """``[n]`` index of the equal-width bin that holds each confidence; the upper edge belongs to the bin."""
     return np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+
+
+def choose_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
+    """The cut on ``probabilities[:, 1]`` (class 1 from it upwards) with the best balanced accuracy; None if undefined.
+
+    For ``probabilities [n, 2]`` and ``labels [n]`` of the *validation* split. Candidates lie half-way between
+    neighbouring scores, 0 and 1; of equally good ones the middle one is taken (the lower of two). None where one
+    class is missing or a score is not finite.
+    """
+    scores, positive = np.asarray(probabilities, dtype=np.float64)[:, 1], np.asarray(labels) == 1
+    if positive.all() or not positive.any() or not np.isfinite(scores).all():
+        return None
+    levels, inverse = np.unique(scores, return_inverse=True)
+    positives = np.bincount(inverse, weights=positive, minlength=len(levels))
+    negatives = np.bincount(inverse, weights=~positive, minlength=len(levels))
+    missed, cleared = np.append(0, np.cumsum(positives)), np.append(0, np.cumsum(negatives))
+    balanced = (1 - missed / missed[-1]) / 2 + cleared / cleared[-1] / 2
+    best = np.flatnonzero(balanced >= balanced.max() - 1e-12)
+    cut = best[(len(best) - 1) // 2]
+    below = levels[cut - 1] if cut > 0 else min(0.0, levels[0])
+    above = levels[cut] if cut < len(levels) else max(1.0, np.nextafter(levels[-1], np.inf))
+    middle = (below + above) / 2
+    return float(middle if middle > below else above)
+
+
+def majority_accuracy(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
+    """Test accuracy of always answering the most frequent training class (the first of equals)."""
+    return float(np.mean(np.asarray(test_labels) == np.bincount(train_labels).argmax()))
+
+
+def is_degenerate(predictions: np.ndarray) -> bool:
+    """Whether all ``predictions [n]`` are the same class: a model that tells nothing apart."""
+    return len(np.unique(predictions)) <= 1
+
+
+def curve_data(probabilities: np.ndarray, labels: np.ndarray) -> CurveData:
+    """Confusion matrix (row: true class), ROC by class index, and reliability of the most probable class.
+
+    ROC curves are lists of ``[false positive rate, true positive rate]``; of two classes only class 1 has one, and
+    a class that is missing (or all there is) has none. Calibration bins have ``low``, ``high``, ``count``,
+    ``confidence`` and ``accuracy``; empty bins are left out. Not finite probabilities give no curve.
+    """
+    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    num_classes = probabilities.shape[1]
+    predictions = probabilities.argmax(axis=1)
+    matrix = np.bincount(labels * num_classes + predictions, minlength=num_classes**2).reshape(num_classes, -1)
+    if not np.isfinite(probabilities).all():
+        return CurveData(confusion_matrix=matrix.tolist())
+    classes = [1] if num_classes == 2 else range(num_classes)
+    curves = {str(index): roc_points(probabilities[:, index], labels == index) for index in classes}
+    return CurveData(
+        confusion_matrix=matrix.tolist(),
+        roc={name: points for name, points in curves.items() if points},
+        calibration=_reliability(probabilities.max(axis=1, initial=0), predictions == labels),
+    )
+
+
+def _reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
+    bins = calibration_bins(confidence)
+    return [
+        {
+            "low": index / CALIBRATION_BINS,
+            "high": (index + 1) / CALIBRATION_BINS,
+            "count": int((bins == index).sum()),
+            "confidence": float(confidence[bins == index].mean()),
+            "accuracy": float(correct[bins == index].mean()),
+        }
+        for index in np.unique(bins).tolist()
+    ]
 
 
 def _measurable(probabilities: np.ndarray) -> bool:

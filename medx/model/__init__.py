@@ -1,5 +1,58 @@
-"""Models: fixed features, trainable modules, and the objectives they are trained with."""
+"""Models: optional fixed features, a trainable module, and an objective that couples no two records."""
 
-from medx.model.base import FixedFeatures, Model, Objective
+from abc import ABC, abstractmethod
+from typing import Protocol
 
-__all__ = ["FixedFeatures", "Model", "Objective"]
+import torch
+from torch import nn
+
+from medx.dataset import InputSpec
+
+
+class Objective(Protocol):
+    """How outputs become a loss per record and probabilities. Stateless; never mixes records."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Columns of the outputs."""
+        ...
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """``[batch]`` losses from outputs ``[batch, num_outputs]`` and labels ``int64 [batch]``; no reduction."""
+        ...
+
+    def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        """``[batch, num_classes]`` class probabilities that sum to one."""
+        ...
+
+
+class FixedFeatures(nn.Module, ABC):
+    """A transform with no trained parameter, computed once per image: ``[n, c, h, w]`` to ``[n, ...]``.
+
+    ``fingerprint`` names everything that its output depends on besides the image; caches are keyed by it.
+    """
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 in hexadecimal over the transform's settings, code and tensors."""
+
+
+class Model(Protocol):
+    """A configured model: one class, one yaml."""
+
+    def objective(self, spec: InputSpec) -> Objective:
+        """The loss and the probabilities for this task."""
+        ...
+
+    def features(self, spec: InputSpec) -> FixedFeatures | None:
+        """The fixed part, or None where the whole network is trained."""
+        ...
+
+    def empty_features(self, spec: InputSpec) -> FixedFeatures | None:
+        """``features`` with its tensors unset, to load a saved state into; costs no computation."""
+        ...
+
+    def build(self, spec: InputSpec, seed: int) -> nn.Module:
+        """The trainable module on top of ``features`` (or on images), initialised from ``seed`` alone."""
+        ...

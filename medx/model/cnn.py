@@ -7,9 +7,8 @@ from annotated_types import Ge, Len
 from torch import nn
 
 from medx.dataset import InputSpec
-from medx.model.heads import LinearHead, initialise
+from medx.model.layers import LinearHead, initialise, standardise_convolutions
 from medx.model.network import ConvolutionalStart, WholeNetwork
-from medx.model.weight_standardisation import standardise_convolutions
 from medx.schema import ConfigError, component
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}

@@ -7,10 +7,10 @@ from annotated_types import Ge
 from torch import nn
 
 from medx.dataset import InputSpec
-from medx.model.base import FixedFeatures, Objective
-from medx.model.cache import cache_folder
+from medx.model import FixedFeatures, Objective
+from medx.model.layers import head_names
 from medx.model.objectives import objective_for
-from medx.model.pretraining import Pretraining, freeze_body, load_body, pretrained_body
+from medx.model.phantoms import pretrained_body
 from medx.schema import component
 
 
@@ -35,7 +35,7 @@ class ConvolutionalStart(ABC):
     """Where a convolutional network starts from, and what of it is trained.
 
     ``weight_standardisation`` standardises every convolution's weights (Qiao et al. 2019). ``pretrain`` phantom
-    starts from a body trained on drawn phantoms, the head at zero (``pretraining.py``). ``train`` head leaves the
+    starts from a body trained on drawn phantoms, the head at zero (``phantoms.py``). ``train`` head leaves the
     convolutions as they start, and trains the head and the norms' scales and shifts.
     """
 
@@ -57,9 +57,19 @@ class ConvolutionalStart(ABC):
         """
         network = self.start(spec, seed)
         if self.pretrain == "phantom":
-            settings = Pretraining(self.num_phantoms, self.pretrain_epochs, self.pretrain_seed)
-            body = pretrained_body(lambda task: self.start(task, self.pretrain_seed), spec, settings, cache_folder())
-            load_body(network, body)
+            settings = (self.num_phantoms, self.pretrain_epochs, self.pretrain_seed)
+            body = pretrained_body(lambda task: self.start(task, self.pretrain_seed), spec, *settings)
+            missing, unexpected = network.load_state_dict(body, strict=False)
+            assert not unexpected
+            assert set(missing) == head_names(network)
         if self.train == "head":
             freeze_body(network)
         return network
+
+
+def freeze_body(network: nn.Module) -> None:
+    """Leave only the head and the norms' scales and shifts to be trained."""
+    kept = head_names(network)
+    for name, module in network.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            parameter.requires_grad_(isinstance(module, nn.GroupNorm) or f"{name}.{own}" in kept)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from medx.dataset import InputSpec, Task
-from medx.model.base import Objective
+from medx.model import Objective
 from medx.schema import ConfigError
 
 SMALLEST_GAP = 1e-3  # between two neighbouring cut points, in logits: keeps every class possible

@@ -12,9 +12,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from medx.dataset import InputSpec
-from medx.model.heads import LinearHead, initialise
+from medx.model.layers import LinearHead, initialise, standardise_convolutions
 from medx.model.network import ConvolutionalStart, WholeNetwork
-from medx.model.weight_standardisation import standardise_convolutions
 from medx.schema import CheckpointError, ConfigError, Place, component
 
 SMALL_IMAGE = 128  # below it, the ordinary stem's division by four would leave too few pixels

@@ -8,13 +8,11 @@ from annotated_types import Ge, Gt, Le
 from torch import nn
 
 from medx.dataset import InputSpec
-from medx.model.base import Objective
-from medx.model.cache import cache_folder
-from medx.model.heads import LinearHead, initialise
+from medx.model import Objective
+from medx.model.layers import LinearHead, initialise
 from medx.model.objectives import objective_for
-from medx.model.phantom_basis import phantom_basis
-from medx.model.phantom_head import phantom_head, phantoms_fit
-from medx.model.scatter_features import VIEWS, ScatterFeatures, ScatterSettings
+from medx.model.phantoms import phantom_basis, phantom_head, phantoms_fit
+from medx.model.scattering import VIEWS, ScatterFeatures, ScatterSettings
 from medx.schema import component
 
 GRID = 7  # cells on a side that the automatic number of scales aims at
@@ -69,10 +67,8 @@ class ScatterNet:
         """The features; fits the phantom basis on first use (half a minute), then reads it from the cache."""
         features = self.empty_features(spec)
         if self.basis == "phantom":
-            basis = phantom_basis(
-                features.settings, self.num_phantoms, self.whitening_exponent, self.phantom_seed, cache_folder()
-            )
-            features.load_state_dict(basis)
+            settings = (self.num_phantoms, self.whitening_exponent, self.phantom_seed)
+            features.load_state_dict(phantom_basis(features.settings, *settings))
         return features
 
     def empty_features(self, spec: InputSpec) -> ScatterFeatures:
@@ -96,6 +92,6 @@ class ScatterNet:
 
     def _approach_phantoms(self, head: nn.Module, spec: InputSpec) -> None:
         features = self.features(spec)
-        fitted = phantom_head(features, spec, self.num_phantoms, self.phantom_seed, cache_folder())
+        fitted = phantom_head(features, spec, self.num_phantoms, self.phantom_seed)
         state = head.state_dict()
         head.load_state_dict({name: torch.lerp(state[name], fitted[name], self.phantom_start) for name in state})

@@ -1,16 +1,35 @@
-"""Tensors in safetensors files, never pickle: written atomically, checked against their own SHA-256 when read."""
+"""Tensors in safetensors files, never pickle: written whole, checked against their own SHA-256 when read; and a cache.
+
+The cache is a folder, addressed by content, of what is costly to compute from public code and given bytes alone.
+"""
 
 import hashlib
+import logging
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from medx.schema import CheckpointError
+from medx.files import locked, replaced
+from medx.machine import all_threads
+from medx.model import FixedFeatures
+from medx.preparing import counted, say
+from medx.schema import CheckpointError, ConfigError
 
 Tensors = dict[str, torch.Tensor]
+Transform = Callable[[torch.Tensor], torch.Tensor]
+
+# What is said of a kind when it is computed.
+WORDS = {"basis": "the basis of the features, from drawn phantoms", "head": "a head fitted to drawn phantoms"}
+
+BATCH_VALUES = 25_000  # pixels transformed at a time by one thread: fits a core's cache, bounds memory
+
+log = logging.getLogger(__name__)
 
 
 def tensors_digest(tensors: Tensors) -> str:
@@ -31,14 +50,11 @@ def source_digest(*sources: str) -> str:
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
     """Write ``path`` whole or not at all; its folder must exist. Raises CheckpointError, e.g. on a full disk."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata | {"sha256": tensors_digest(tensors)})
-        os.replace(partial, path)
+        with replaced(path) as partial:
+            save_file(tensors, partial, metadata | {"sha256": tensors_digest(tensors)})
     except (OSError, SafetensorError) as error:  # safetensors words a full disk as an error of its own
         raise CheckpointError(f"{path} could not be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
@@ -52,3 +68,65 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     if metadata.pop("sha256", None) != tensors_digest(tensors):
         raise CheckpointError(f"{path}: its tensors do not match the SHA-256 that it carries; it is damaged")
     return tensors, metadata
+
+
+def cache_folder() -> Path:
+    """``$MEDX_CACHE``, else ``~/.cache/medx``."""
+    return Path(os.environ.get("MEDX_CACHE") or Path.home() / ".cache" / "medx")
+
+
+def cached(kind: str, key: str, compute: Callable[[], Tensors], folder: Path | None = None) -> Tensors:
+    """The tensors stored under ``key``, else ``compute()``, stored for the next time in ``folder`` or the usual one.
+
+    One process computes while others wait for it, so all of them get the same bits. A damaged file is
+    reported and computed again. Raises ConfigError for a folder in which nothing can be written.
+    """
+    path = (folder or cache_folder()) / kind / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(path.with_suffix(".lock")))
+        except OSError as error:
+            accepted = "accepted: a folder that can be written"
+            raise ConfigError(f"cache={path.parent}: {error.strerror}; {accepted}") from error
+        if path.exists():
+            try:
+                return read_tensors(path)[0]
+            except CheckpointError as error:
+                log.warning("cache cannot be used, computing it again: %s", error)
+        say(f"preparing: {WORDS.get(kind, kind)}, once")
+        with all_threads():
+            tensors = compute()
+        write_tensors(path, tensors, {"key": key})
+        return tensors
+
+
+def cached_features(features: FixedFeatures, images: torch.Tensor, cache: Path) -> torch.Tensor:
+    """``float32 [n, ...]`` features of normalised images ``[n, channels, height, width]``, from ``cache`` if there.
+
+    Keyed by the transform's fingerprint and the bytes of ``images``.
+    """
+    key = f"{features.fingerprint} {tensors_digest({'images': images})}"
+    return cached("features", key, lambda: {"features": compute_features(features, images)}, cache)["features"]
+
+
+def compute_features(transform: Transform, images: torch.Tensor) -> torch.Tensor:
+    """``float32 [n, ...]``: ``transform`` over small batches, one thread a batch, in the order of ``images``."""
+    batch = max(1, BATCH_VALUES // max(1, images[0].numel())) if len(images) else 1
+    batches = images.split(batch)
+    threads = torch.get_num_threads()
+
+    def apply(batch: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return transform(batch).float()
+
+    # Threads inside an operation wait for each other at every one of them; whole batches never do.
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            parts: list[torch.Tensor] = []
+            progress = counted(f"preparing: features of {len(images)} images", len(images))
+            for part in pool.map(apply, batches):
+                parts.append(part)
+                progress(sum(map(len, parts)))
+        finally:
+            torch.set_num_threads(threads)
+    return torch.cat(parts)

@@ -1,18 +1,13 @@
-"""Privacy: plans, accounting, the ledger and the statement."""
+"""Privacy: plans, mechanisms, accounting, ledger and statement; here what a mechanism of your own is made of."""
 
-from medx.privacy.base import (
-    ClientPlan,
-    Exposure,
-    NoiseSource,
-    PrivacyMechanism,
-    PrivacyPlan,
-    SampledGaussian,
-)
+from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan, SampledGaussian
+from medx.privacy.gaussian import CalibratedMechanism, Delta, GaussianMechanism
 
 __all__ = [
-    "ClientPlan",
+    "CalibratedMechanism",
+    "Delta",
     "Exposure",
-    "NoiseSource",
+    "GaussianMechanism",
     "PrivacyMechanism",
     "PrivacyPlan",
     "SampledGaussian",

@@ -1,6 +1,8 @@
 """Three accountants for compositions of Poisson-subsampled Gaussians, and the closed form for full batches.
 
-Unit: a record, added or removed. Every function returns an upper bound on epsilon. Nothing here is cached.
+Unit: a record, added or removed; and what that becomes for several that belong together (a patient's images, copies of
+one image; all taken out, the counts stay public), and for one that is replaced. Every function returns an upper bound.
+Nothing here is cached.
 """
 
 import logging
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
+from scipy.stats import binom
 
 from medx.privacy.base import SampledGaussian
 from medx.schema import PrivacyError
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 Event = tuple[SampledGaussian, int]
+GRID = {"part": 0.3, "widest": 0.025}  # for several: coarser, as larger epsilons need fewer digits; adds up to 1 %
+POINTS = 4000
 
 
 class Release(NamedTuple):
@@ -161,8 +166,59 @@ def rdp(releases: tuple[Release, ...], delta: float) -> float:
         absl.setLevel(level)
 
 
+def full_batches_mu(releases: Sequence[Release]) -> float:
+    """Sensitivity over standard deviation of the one Gaussian that releases at q = 1 are together."""
+    return math.sqrt(sum(release.steps / release.noise_multiplier**2 for release in releases))
+
+
 def _join_full_batches(releases: tuple[Release, ...]) -> tuple[Release, ...]:
     """All releases at q = 1 as the single Gaussian that they are."""
     precision = sum(r.steps / r.noise_multiplier**2 for r in releases if r.sampling_probability == 1)
     sampled = tuple(r for r in releases if r.sampling_probability < 1)
     return sampled if precision == 0 else (*sampled, Release(1.0, precision**-0.5, 1))
+
+
+def mixture(releases: tuple[Release, ...], size: int, delta: float) -> float:
+    """Epsilon for ``size`` records, each drawn by itself: their number in a batch is binomial.
+
+    A step is dominated by a mixture of Gaussians with these numbers as means (Ganesh 2024, theorem 3.1: tight for
+    Poisson sampling); the pessimistic privacy loss distributions of the steps compose.
+    """
+    from dp_accounting.pld import privacy_loss_distribution
+
+    interval = size * loss_interval(releases, **GRID)
+    drawn = list(range(size + 1))
+    total = None
+    for release in releases:
+        loss = privacy_loss_distribution.from_mixture_gaussian_mechanism(
+            release.noise_multiplier,
+            drawn,
+            [float(binom.pmf(count, size, release.sampling_probability)) for count in drawn],
+            value_discretization_interval=interval,
+        ).self_compose(release.steps)
+        total = loss if total is None else total.compose(loss)
+    assert total is not None
+    return float(total.get_epsilon_for_delta(delta))
+
+
+def replacing(releases: tuple[Release, ...], delta: float) -> float:
+    """The smallest epsilon at which taking a record out and putting another in, one after the other, spend ``delta``.
+
+    ``delta(a + b) <= delta(a) + exp(a) delta(b)`` over the whole run (Dong, Roth and Su 2022, theorem 3: group privacy
+    of a trade-off function); at full batches this is exact, with sampling an upper bound.
+    """
+    interval = loss_interval(releases, **GRID)
+    total = None
+    for release in releases:
+        loss = single_loss(release, interval).self_compose(release.steps)
+        total = loss if total is None else total.compose(loss)
+    assert total is not None
+    reach = 4.0 * float(total.get_epsilon_for_delta(delta)) + 1.0
+    epsilons = np.linspace(0.0, reach, POINTS)
+    deltas = np.asarray(total.get_delta_for_epsilon(epsilons))
+    low, high = 0, POINTS - 1
+    while low < high:
+        middle = (low + high) // 2
+        spent = deltas[: middle + 1] + np.exp(epsilons[: middle + 1]) * deltas[middle::-1]
+        low, high = (low, middle) if spent.min() <= delta else (middle + 1, high)
+    return float(epsilons[low]) if low < POINTS - 1 else math.inf

@@ -5,29 +5,28 @@ PLD is computed beside it each time: where PRV fails, or the two disagree by mor
 the logged value is PLD's or the larger one, and the bound says why.
 """
 
+import hashlib
+import json
+import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from functools import cache, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
 
+from medx.files import write_json
+from medx.preparing import say
 from medx.privacy import accountants
-from medx.privacy.accountants import Event, Release, gaussian_epsilon, gaussian_mu, merge_events
+from medx.privacy.accountants import Event, Release, full_batches_mu, gaussian_epsilon, gaussian_mu, merge_events
 from medx.privacy.base import SampledGaussian
-from medx.privacy.cache import cached
 from medx.schema import PrivacyError
 
-__all__ = [
-    "EpsilonBound",
-    "Event",
-    "calibrate_noise_multiplier",
-    "epsilon_curve",
-    "epsilon_pld",
-    "epsilon_prv",
-    "epsilon_rdp",
-    "epsilon_spent",
-    "gaussian_epsilon",
-]
+logger = logging.getLogger(__name__)
+LIBRARIES = ("opacus", "dp-accounting", "numpy", "scipy")
+SOURCES = ("accountants.py", "accounting.py")
 
 WINDOW = 0.985
 """A calibrated run spends more than this part of its target, by the larger of PRV and PLD, and at most all of it."""
@@ -102,7 +101,8 @@ def calibrate_noise_multiplier(target_epsilon: float, delta: float, sampling_pro
     return _calibrate(float(target_epsilon), float(delta), float(sampling_probability), int(steps))
 
 
-def epsilon_curve(step: SampledGaussian, steps_per_round: int, num_rounds: int, delta: float) -> list[float]:
+@lru_cache(maxsize=256)
+def epsilon_curve(step: SampledGaussian, steps_per_round: int, num_rounds: int, delta: float) -> tuple[float, ...]:
     """Epsilon after every round, each composed exactly and each an upper bound; the last is epsilon_spent's.
 
     A round's bound is PLD's (the Gaussian closed form at q = 1) plus what the final bound has above it, which is
@@ -110,12 +110,28 @@ def epsilon_curve(step: SampledGaussian, steps_per_round: int, num_rounds: int, 
     """
     merged = merge_events([(step, steps_per_round * num_rounds)])
     if not merged:
-        return [0.0] * num_rounds
+        return (0.0,) * num_rounds
     final = epsilon_spent([(step, merged[0].steps)], delta).value
     question = {"release": merged[0], "steps_per_round": steps_per_round, "delta": delta}
     raw = cached("curve", question, lambda: _raw_curve(merged[0], steps_per_round, num_rounds, delta))
     lift = max(0.0, final - raw[-1])
-    return [min(value + lift, final) for value in raw]
+    return tuple(min(value + lift, final) for value in raw)
+
+
+def epsilon_group(releases: tuple[Release, ...], size: int, delta: float) -> float:
+    """The bound for ``size`` records of one hospital together."""
+    if all(release.sampling_probability == 1 for release in releases):
+        return gaussian_epsilon(size * full_batches_mu(releases), delta)
+    question = {"releases": releases, "size": size, "delta": delta}
+    return float(cached("group", question, lambda: accountants.mixture(releases, size, delta)))
+
+
+def epsilon_replaced(releases: tuple[Release, ...], delta: float) -> float:
+    """The bound for one record whose content is replaced by any other."""
+    if all(release.sampling_probability == 1 for release in releases):
+        return gaussian_epsilon(2 * full_batches_mu(releases), delta)
+    question = {"releases": releases, "delta": delta}
+    return float(cached("replace", question, lambda: accountants.replacing(releases, delta)))
 
 
 def check_delta(delta: float) -> float:
@@ -211,3 +227,44 @@ def _raw_curve(release: Release, steps_per_round: int, num_rounds: int, delta: f
     interval = accountants.loss_interval([release])
     loss = accountants.single_loss(release, interval)
     return [float(loss.self_compose(steps).get_epsilon_for_delta(delta)) for steps in totals]
+
+
+def cache_folder() -> Path:
+    """``$MEDX_CACHE/accounting``, or the same under ``~/.cache/medx``."""
+    return Path(os.environ.get("MEDX_CACHE") or Path.home() / ".cache" / "medx") / "accounting"
+
+
+@cache
+def _code() -> dict[str, str]:
+    sources = b"".join((Path(__file__).parent / name).read_bytes() for name in SOURCES)
+    return {name: version(name) for name in LIBRARIES} | {"medx": hashlib.sha256(sources).hexdigest()}
+
+
+def cached(name: str, arguments: dict[str, Any], compute: Callable[[], Any]) -> Any:
+    """``compute()``, or what it gave before for these arguments, library versions and this very source code.
+
+    Values and arguments are plain JSON. A file that does not hold exactly this question is computed anew.
+    """
+    question = json.dumps({"name": name, "arguments": arguments, "code": _code()}, sort_keys=True)
+    path = cache_folder() / f"{name}-{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
+    try:
+        entry = json.loads(path.read_text())
+        if entry["question"] == question and entry["digest"] == _digest(question, entry["answer"]):
+            return entry["answer"]
+        logger.warning("cache file %s is damaged: computing it again", path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("cache file %s cannot be read (%s): computing it again", path, error)
+    say("accounting: noise and epsilon")
+    answer = compute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"question": question, "answer": answer, "digest": _digest(question, answer)})
+    except OSError as error:
+        logger.warning("cannot cache %s (%s): the next run computes it again", path, error)
+    return answer
+
+
+def _digest(question: str, answer: Any) -> str:
+    return hashlib.sha256((question + json.dumps(answer)).encode()).hexdigest()

@@ -1,13 +1,47 @@
-"""The privacy plan: what every client will do in the whole run, worked out before any of it happens."""
+"""The privacy plan, worked out before any of it happens, and what every mechanism can be asked."""
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 from medx.results import STUDY_ONLY
+from medx.schema import ConfigError, PrivacyError, identity_of
 
-ZERO_OUT = "differ in one record's content, which is there or taken out (zero-out)"
-ZERO_OUT_CLIENT = "differ in what one hospital holds, which is there or taken out (zero-out)"
 NoiseSource = Literal["seed", "system"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Whom a guarantee protects, and the statement's words for it: ``several`` of them, a ``patient``, composition."""
+
+    name: Literal["record", "client"]
+    adjacency: str
+    what: str
+    several: str
+    patient: str
+    composition: str
+
+
+RECORD = Unit(
+    name="record",
+    adjacency="differ in one record's content, which is there or taken out (zero-out)",
+    what="one record (one image)",
+    several="records of one hospital (a patient's images, copies of an image)",
+    patient="The records of one patient at several hospitals: those hospitals' epsilons, and their deltas, add up.",
+    composition="every step of every round is counted; hospitals hold different records, so the largest of their "
+    "epsilons is the federation's.",
+)
+CLIENT = Unit(
+    name="client",
+    adjacency="differ in what one hospital holds, which is there or taken out (zero-out)",
+    what="one hospital with all its records",
+    several="hospitals",
+    patient="So every record and every patient of one hospital is covered.",
+    composition="every round counts for every hospital, drawn or not.",
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +123,13 @@ class SharedNoise:
     assumed_colluders: int
     trusted_aggregator: bool
 
+    def __post_init__(self) -> None:
+        if self.contributors < 1:
+            raise ConfigError(
+                f"privacy.assumed_colluders={self.assumed_colluders}: accepted are 0 to {self.minimum_survivors - 1}, "
+                f"fewer than the {self.minimum_survivors} minimum survivors"
+            )
+
     @property
     def contributors(self) -> int:
         """How many honest shares make the planned noise."""
@@ -112,13 +153,29 @@ class ClientRelease:
     """A round's noised sum of clipped updates, one release for all clients (McMahan et al. 2018, algorithm 1).
 
     Unit: a client, added or removed. ``event`` is what is accounted; its ``clip_norm`` is that of the first round.
-    Updates are summed in units of the round's clip norm, where one client moves the sum by 1 at most, and
-    ``update_noise_multiplier`` is the noise there: ``event``'s, or more where ``quantile`` takes a part of the budget.
+    Updates are summed in units of the round's clip norm, where one client moves the sum by 1 at most.
     """
 
     event: SampledGaussian
-    update_noise_multiplier: float
     quantile: QuantileClipping | None
+
+    def __post_init__(self) -> None:
+        noise, accounted = self.quantile.noise_stddev if self.quantile else math.inf, self.event.noise_multiplier
+        if 2 * noise <= accounted:
+            raise ConfigError(
+                f"privacy.quantile_noise={noise:g}: accepted is more than half the noise multiplier "
+                f"{accounted:g}, or null"
+            )
+
+    @property
+    def update_noise_multiplier(self) -> float:
+        """The noise on the sum: with that of ``quantile``, which takes a part of the budget, it is ``event``'s.
+
+        ``z = (z_update^-2 + (2 quantile_noise)^-2)^(-1/2)`` (Andrew et al. 2021, theorem 1).
+        """
+        if self.quantile is None:
+            return self.event.noise_multiplier
+        return 1 / math.sqrt(self.event.noise_multiplier**-2 - (2 * self.quantile.noise_stddev) ** -2)
 
 
 @dataclass(frozen=True)
@@ -127,19 +184,53 @@ class PrivacyPlan:
 
     With a ``client_release`` the unit is a client: clients' own steps carry no noise, and each round is one release.
     ``target_epsilon`` is for ``num_runs`` runs like this one together, or for the run and its ``baselines`` together.
+    ``ledger`` is the folder of ledgers that runs share (None: the run's own), ``budget`` the most epsilon that they may
+    reach, ``max_abstentions`` how many updates may be left out as not finite (None: any, as nothing leaks by it).
+    Raises PrivacyError where a record would be used otherwise than it is accounted.
     """
 
-    mechanism: str
-    unit: str | None
-    adjacency: str | None
-    delta: float | None
-    target_epsilon: float | None
-    noise_source: NoiseSource
+    mechanism: "PrivacyMechanism"
     clients: tuple[ClientPlan, ...]
+    delta: float | None = None
+    target_epsilon: float | None = None
+    noise_source: NoiseSource = "seed"
     shared_noise: SharedNoise | None = None
     client_release: ClientRelease | None = None
     num_runs: int = 1
     baselines: tuple[str, ...] = ()
+    ledger: Path | None = None
+    budget: float | None = None
+    max_abstentions: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.private and (self.client_release is not None) != (self.unit is CLIENT):
+            raise PrivacyError(f"privacy={self.mechanism.name}: a release of clients' sums goes with the unit client")
+        steps = {(client.step, client.steps_per_round) for client in self.clients}
+        if self.shared_noise and not self.client_release and steps != {(self.clients[0].step, 1)}:
+            raise PrivacyError(f"privacy={self.mechanism.name}: a sum is one release a round, the same at all clients")
+        for client in self.clients:
+            if self.private and client.num_records and self.event_of(client) is None:
+                raise PrivacyError(f"privacy={self.mechanism.name}: client {client.client} would train without noise")
+            if client.step is not None and client.step.sampling_probability != client.sampling_probability:
+                raise PrivacyError(
+                    f"privacy={self.mechanism.name}: client {client.client} samples with "
+                    f"{client.sampling_probability:g} but accounts {client.step.sampling_probability:g}"
+                )
+
+    @property
+    def private(self) -> bool:
+        """Whether any guarantee is given."""
+        return self.delta is not None
+
+    @property
+    def unit(self) -> Unit | None:
+        """Whom the guarantee protects."""
+        return self.mechanism.unit
+
+    @property
+    def warning(self) -> str | None:
+        """What a reader must know where the noise comes from the seed."""
+        return STUDY_ONLY if self.private and self.noise_source == "seed" else None
 
     def event_of(self, client: ClientPlan) -> SampledGaussian | None:
         """What is accounted for this client; None without a guarantee."""
@@ -149,24 +240,62 @@ class PrivacyPlan:
         """How many of these events one round is."""
         return 1 if self.client_release else client.steps_per_round
 
+    def planned_events(self, client: ClientPlan) -> int:
+        """How many of them the client is going to execute."""
+        return self.events_per_round(client) * client.num_rounds
+
     def reserved_events(self, client: ClientPlan) -> int:
         """How many of them the noise covers, spare rounds included."""
         return self.events_per_round(client) * (client.num_rounds + client.spare_rounds)
 
-    @property
-    def warning(self) -> str | None:
-        """What a reader must know where the noise comes from the seed."""
-        return STUDY_ONLY if self.private and self.noise_source == "seed" else None
+    def history(self, client: ClientPlan, events: int) -> "list[tuple[SampledGaussian, int]]":
+        """So many of the client's events; none where it has no record to protect, unless it is itself the unit."""
+        event = self.event_of(client)
+        return [(event, events)] if event and events and (client.num_records or self.client_release) else []
+
+
+class PrivacyMechanism(ABC):
+    """What a run asks a configured mechanism, and what the mechanism says of itself; defaults promise nothing.
+
+    The statement quotes ``unit`` (whom it protects; None: nobody), ``what`` it is, with its paper, and who ``sees``
+    what (with updates in the clear, and under secure aggregation). ``optimizers`` are those accepted (None: all),
+    ``shares_momentum`` tells whether ``trainer.share_momentum`` may be on, ``calibrated`` whether the noise follows
+    from an epsilon that was asked for, ``no_baselines`` why no other model may be trained on the records (None: may).
+    All else is in the plan: how noise is drawn and summed, and where it is booked.
+    """
+
+    unit: ClassVar[Unit | None] = None
+    what: ClassVar[str] = "none"
+    sees: ClassVar[tuple[str, str]] = (
+        "the server sees every hospital's exact model of every round",
+        "the server sees the exact sum of the hospitals' updates of every round",
+    )
+    optimizers: ClassVar[tuple[str, ...] | None] = None
+    shares_momentum: ClassVar[bool] = True
+    calibrated: ClassVar[bool] = False
+    no_baselines: ClassVar[str | None] = None
 
     @property
-    def private(self) -> bool:
-        """Whether any guarantee is given."""
-        return self.target_epsilon is not None
+    def name(self) -> str:
+        """The option that the class declares; of a class that declares none, its module's name."""
+        declared = identity_of(type(self)).partition("/")[2]
+        return declared or type(self).__module__.rpartition(".")[2]
 
-
-class PrivacyMechanism(Protocol):
-    """A configured mechanism: one module and one yaml of the same name."""
-
+    @abstractmethod
     def plan(self, exposure: Exposure) -> PrivacyPlan:
-        """Calibrate the noise once for the whole run; raises PrivacyError where no guarantee can be given."""
-        ...
+        """Work out the noise once for the whole run; raises PrivacyError where no guarantee can be given."""
+
+    def shared_by(self, models: int) -> Self:
+        """The mechanism whose epsilon is for so many models together, all trained on the same records; itself here."""
+        return self
+
+    def check_baselines(self, names: Sequence[str]) -> None:
+        """Raise ConfigError where these baselines may not be trained on the run's records."""
+        if names and self.no_baselines:
+            raise ConfigError(
+                f"baseline={','.join(names)}: privacy={self.name} {self.no_baselines}; accepted: baseline=null"
+            )
+
+    def alone(self) -> Self:
+        """The mechanism of a baseline, whose one client has nobody to hide from; itself here."""
+        return self

@@ -1,15 +1,34 @@
-"""What all Gaussian mechanisms are asked for: the budget, whom it is shared among, and where it is kept."""
+"""What Gaussian mechanisms have in common: what they are asked for, and the plan that follows from it.
+
+A mechanism chooses the noise, and nothing else: the plan that is executed and the events that are accounted are made
+here of one object, ``SampledGaussian``, so that they cannot differ.
+"""
 
 import math
-from typing import Annotated
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Self
 
 from annotated_types import Ge, Gt
 from pydantic import AfterValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from medx.privacy.accounting import calibrate_noise_multiplier
-from medx.privacy.base import Exposure, NoiseSource
-from medx.schema import Place, component
+from medx.privacy.accounting import calibrate_noise_multiplier, epsilon_spent
+from medx.privacy.base import (
+    CLIENT,
+    RECORD,
+    ClientPlan,
+    ClientRelease,
+    Exposure,
+    NoiseSource,
+    PrivacyMechanism,
+    PrivacyPlan,
+    SampledGaussian,
+    SharedNoise,
+    Unit,
+)
+from medx.schema import ConfigError, Place, PrivacyError, component
 
 
 def within(least: float, most: float) -> AfterValidator:
@@ -31,45 +50,233 @@ ClipNorm = Annotated[float, within(1e-15, 1e15)]
 
 
 @component
-class GaussianMechanism:
-    """``epsilon`` and ``delta`` hold for ``num_runs`` runs like this one together, each with noise of its own.
+class GaussianMechanism(PrivacyMechanism):
+    """DP-SGD at each client (Abadi et al. 2016, algorithm 1), with the noise that ``noise_for`` chooses.
 
-    More than one run shares the budget where a setting is chosen among several: the choice is then covered too, for
-    training records; validation records, by which it is made, have no guarantee. ``budget`` is the most epsilon that
-    the ``ledger`` (a folder) may reach over all runs on the same records. ``max_abstentions`` counts updates that are
-    left out as not finite, over a run.
+    Unit: a record (one image), whose content is taken out while counts stay public (zero-out). Sensitivity: each
+    released sum of clipped gradients changes by at most ``clip_norm`` in the l2 norm. Clients are disjoint in records,
+    so the federation's epsilon is the largest client's (parallel composition, McSherry 2009). A class that releases
+    something else, by ``shared_noise`` or ``client_release``, must say anew ``what`` it is and who ``sees`` what.
+
+    ``budget`` is the most epsilon that the ``ledger`` (a folder) may reach over all runs on the same records.
+    ``max_abstentions`` counts updates that are left out as not finite, over a run.
 
     The noise covers ``spare_rounds`` beside the planned ones, for rounds that are begun again: after a kill with noise
     of the system, or in a sum whose attempt failed. None is a fiftieth of the rounds, upwards, where the noise is the
     system's, and 0 where it is the seed's, which repeats a round for nothing.
     """
 
-    epsilon: Epsilon
+    delta: Delta | None
     clip_norm: ClipNorm
-    num_runs: Annotated[int, Ge(1)]
     spare_rounds: Annotated[int, Ge(0)] | None
     noise_source: NoiseSource
     ledger: Place | None
     budget: Annotated[float, Gt(0)] | None
     max_abstentions: Annotated[int, Ge(0)]
 
+    unit: ClassVar[Unit] = RECORD
+    what: ClassVar[str] = (
+        "DP-SGD at every hospital (Abadi et al. 2016): each step clips every record's gradient and adds Gaussian noise "
+        "before anything leaves"
+    )
+    sees: ClassVar[tuple[str, str]] = (
+        "the server and whoever receives the model see each hospital's noised model of every round; "
+        "the guarantee holds towards all of them, other hospitals included",
+        "the server sees the sum of the hospitals' noised updates; the guarantee needs no secure aggregation and "
+        "holds towards everybody, other hospitals included",
+    )
+    no_baselines: ClassVar[str | None] = "has no epsilon that models on the same records could share"
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if {"shared_noise", "client_release"} & vars(cls).keys() and not {"what", "sees"} <= vars(cls).keys():
+            raise TypeError(
+                f"{cls.__name__} releases something else than its base: say `what` it is and who `sees` what"
+            )
+
     @model_validator(mode="after")
-    def _check_budget(self) -> "GaussianMechanism":
+    def _check_ledger(self) -> Self:
         if self.budget is not None and self.ledger is None:
             raise ValueError(f"budget={self.budget:g} needs a ledger to be kept in: set privacy.ledger to a folder")
+        return self
+
+    @abstractmethod
+    def noise_for(self, delta: float, sampling_probability: float, releases: int) -> float:
+        """The noise multiplier (stddev over clip norm) of each of a run's ``releases`` on one client's records."""
+
+    def target(self) -> tuple[float, int] | None:
+        """(epsilon, runs): the most that so many runs like this one spend together; None: what the noise comes to."""
+        return None
+
+    def delta_for(self, exposure: Exposure) -> float:
+        """The delta of the guarantee."""
+        assert self.delta is not None
+        return self.delta
+
+    def check(self, exposure: Exposure) -> None:
+        """Raise ConfigError where the mechanism cannot cover this exposure."""
+
+    def shared_noise(self, exposure: Exposure) -> SharedNoise | None:
+        """How clients make up the noise of a sum together; None: each adds all of it to its own."""
+        return None
+
+    def client_release(self, exposure: Exposure, delta: float) -> ClientRelease | None:
+        """The release of a round's clipped updates where the unit is a client; None: clients release their steps."""
+        return None
+
+    def plan(self, exposure: Exposure) -> PrivacyPlan:
+        """The whole run, planned once; raises PrivacyError where it would spend more than the mechanism's target."""
+        check_exposure(exposure)
+        delta = self.delta_for(exposure)
+        check_delta(delta, exposure, self.unit)
+        self.check(exposure)
+        release = self.client_release(exposure, delta)
+        steps = self._steps(exposure, delta) if release is None else [None] * len(exposure.num_records)
+        most, runs = self.target() or (None, 1)
+        plan = PrivacyPlan(
+            mechanism=self,
+            clients=client_plans(exposure, steps, self.spare(exposure)),
+            delta=delta,
+            target_epsilon=most,
+            noise_source=self.noise_source,
+            shared_noise=self.shared_noise(exposure),
+            client_release=release,
+            num_runs=runs,
+            ledger=self.ledger,
+            budget=self.budget,
+            max_abstentions=self.max_abstentions,
+        )
+        reserved = {tuple(plan.history(client, plan.reserved_events(client) * runs)) for client in plan.clients}
+        planned = max(epsilon_spent(history, delta).value for history in reserved)
+        if most is not None and planned > most:
+            raise PrivacyError(
+                f"privacy={self.name}: its noise comes to epsilon {planned:.4g}, above the {most:g} that it promises"
+            )
+        return plan if most is not None else replace(plan, target_epsilon=planned)
+
+    def spare(self, exposure: Exposure) -> int:
+        """How many rounds more than those of ``exposure`` the noise covers."""
+        if self.spare_rounds is not None:
+            return self.spare_rounds
+        return math.ceil(exposure.num_rounds / 50) if self.noise_source == "system" else 0
+
+    def covered(self, exposure: Exposure) -> int:
+        """How many rounds the noise covers, spare ones included."""
+        return exposure.num_rounds + self.spare(exposure)
+
+    def check_baselines(self, names: Sequence[str]) -> None:
+        """Refuse them where they cannot be covered, or no ledger would show them."""
+        super().check_baselines(names)
+        if names and self.ledger is not None:
+            raise ConfigError(
+                f"baseline={','.join(names)}: a baseline spends a budget of its own on every hospital's "
+                "records, which privacy.ledger would not show; accepted: baseline=null, or privacy.ledger=null"
+            )
+
+    def _steps(self, exposure: Exposure, delta: float) -> list[SampledGaussian | None]:
+        """Each client's release of a step, and None for one without records; equal where they are sampled alike."""
+        releases = exposure.steps_per_round * self.covered(exposure)
+        return [
+            SampledGaussian(q, self.noise_for(delta, q, releases), self.clip_norm) if records else None
+            for records, q in zip(exposure.num_records, exposure.sampling_probability, strict=True)
+        ]
+
+
+@component
+class CalibratedMechanism(GaussianMechanism):
+    """``epsilon`` and ``delta`` hold for ``num_runs`` runs like this one together, each with noise of its own.
+
+    More than one run shares the budget where a setting is chosen among several: the choice is then covered too, for
+    training records; validation records, by which it is made, have no guarantee.
+    """
+
+    epsilon: Epsilon
+    num_runs: Annotated[int, Ge(1)]
+
+    calibrated: ClassVar[bool] = True
+    no_baselines: ClassVar[str | None] = None
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Self:
         if self.budget is not None and self.epsilon > self.budget:
             raise ValueError(f"epsilon={self.epsilon:g} is above budget={self.budget:g}")
         return self
 
-    def spare(self, num_rounds: int) -> int:
-        """How many rounds more than ``num_rounds`` the noise covers."""
-        if self.spare_rounds is not None:
-            return self.spare_rounds
-        return math.ceil(num_rounds / 50) if self.noise_source == "system" else 0
-
-    def noise_multiplier(
-        self, delta: float, sampling_probability: float, exposure: Exposure, releases_per_round: int = 1
-    ) -> float:
-        """The noise of each of one run's releases, spare ones included; one calibration for all runs."""
-        releases = releases_per_round * (exposure.num_rounds + self.spare(exposure.num_rounds))
+    def noise_for(self, delta: float, sampling_probability: float, releases: int) -> float:
+        """The least noise that both accountants certify; one calibration for all runs."""
         return calibrate_noise_multiplier(self.epsilon, delta, sampling_probability, releases * self.num_runs)
+
+    def target(self) -> tuple[float, int]:
+        """What was asked for."""
+        return self.epsilon, self.num_runs
+
+    def shared_by(self, models: int) -> Self:
+        """The same with one model for each run that it was calibrated for."""
+        return replace(self, num_runs=models)
+
+    def check_baselines(self, names: Sequence[str]) -> None:
+        """Refuse them beside runs that share the epsilon already."""
+        if names and self.num_runs > 1:
+            raise ConfigError(
+                f"baseline={list(names)} with privacy.num_runs: baselines train on the same records, beside "
+                "the runs that share epsilon; accepted: baseline=null"
+            )
+        super().check_baselines(names)
+
+
+def check_exposure(exposure: Exposure) -> None:
+    """Refuse sampling probabilities out of range, by client; an empty client's is not used."""
+    for client, (records, q) in enumerate(zip(exposure.num_records, exposure.sampling_probability, strict=True)):
+        if records and not 0 < q <= 1:
+            raise PrivacyError(
+                f"client {client}: sampling_probability={q:g}: must be in (0, 1]; "
+                f"the expected batch may not exceed its {records} records"
+            )
+
+
+def check_delta(delta: float, exposure: Exposure, unit: Unit) -> None:
+    """Refuse ``delta >= 1 / N`` for the N of all units together: records of the federation, or clients.
+
+    A mechanism that publishes one of them whole, drawn among all, would satisfy it.
+    """
+    clients, records = len(exposure.num_records), sum(exposure.num_records)
+    if unit is CLIENT and delta >= 1 / clients:
+        raise PrivacyError(
+            f"privacy.delta={delta:g}: must be below 1/num_clients = {1 / clients:.3g}, the unit is a client"
+        )
+    if unit is RECORD and records and delta >= 1 / records:
+        raise PrivacyError(
+            f"privacy.delta={delta:g}: must be below 1/N = {1 / records:.3g} of the federation's N={records} records"
+        )
+
+
+def client_plans(
+    exposure: Exposure, steps: Sequence[SampledGaussian | None], spare_rounds: int = 0
+) -> tuple[ClientPlan, ...]:
+    """One plan a client; ``steps`` has one release a client, anything for an empty one.
+
+    An empty client has nothing to protect; it behaves as the average of the others, so that it adds noise of
+    their size: their sampling probability and expected batch, and their largest noise multiplier.
+    """
+    filled = [i for i, records in enumerate(exposure.num_records) if records]
+    if not filled:
+        raise ConfigError("num_records: every client is empty; at least one must hold records")
+    batches = [q * n for q, n in zip(exposure.sampling_probability, exposure.num_records, strict=True)]
+    noisiest = max(filled, key=lambda i: step.noise_multiplier if (step := steps[i]) else 0.0)
+    plans = []
+    for client, records in enumerate(exposure.num_records):
+        like = client if records else noisiest
+        plans.append(
+            ClientPlan(
+                client=client,
+                num_records=records,
+                sampling_probability=exposure.sampling_probability[like],
+                expected_batch_size=batches[client] if records else sum(batches) / len(filled),
+                steps_per_round=exposure.steps_per_round,
+                num_rounds=exposure.num_rounds,
+                step=steps[like],
+                federation_batch_size=sum(batches),
+                spare_rounds=spare_rounds,
+            )
+        )
+    return tuple(plans)

@@ -21,8 +21,18 @@ from typing import Literal
 
 from medx.privacy.accounting import Event, epsilon_pld
 from medx.privacy.base import NoiseSource, SampledGaussian
-from medx.privacy.ledger_file import APPLICATION_ID, FROM_VERSION_1, NO_COPY, VERSION, check_header, refuse_or_create
-from medx.privacy.records import Entry, RecordSet, histories, worst
+from medx.privacy.ledger_folder import (
+    APPLICATION_ID,
+    FROM_VERSION_1,
+    NO_COPY,
+    VERSION,
+    Entry,
+    RecordSet,
+    check_header,
+    histories,
+    refuse_or_create,
+    worst,
+)
 from medx.schema import LedgerError
 
 LOCK_FILE = ".lock"

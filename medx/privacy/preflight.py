@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from medx.schema import PrivacyError
 
 if TYPE_CHECKING:
-    from medx.model.base import Objective
+    from medx.model import Objective
 
 TOLERANCE = 1e-4
 """Relative change of record 0 that is not rounding, in double precision or in float32 where a module insists on it."""

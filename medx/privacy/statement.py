@@ -1,64 +1,19 @@
-"""The privacy statement: what a run promises, to whom, and what it does not, in plain language."""
+"""What a run says of its privacy: the statement in plain language, a table of the plan, the result's record.
+
+The statement says what a run promises, to whom, and what it does not.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medx.privacy.accounting import Event, epsilon_pld, epsilon_rdp, epsilon_spent
-from medx.privacy.base import ClientPlan, ClientRelease, PrivacyPlan
+from medx.privacy.accountants import Event
+from medx.privacy.accounting import epsilon_spent
+from medx.privacy.base import ClientPlan, ClientRelease, PrivacyPlan, SampledGaussian
+from medx.privacy.spending import Spending, client_epsilon
 from medx.released import Release, marked
-from medx.results import STUDY_ONLY, AggregationResult, ExperimentResult
+from medx.results import STUDY_ONLY, AggregationResult, ClientEvents, ExperimentResult, PrivacyResult
 
-Groups = tuple[Mapping[str, float], float]
-
-MECHANISMS = {
-    "local_dp": "DP-SGD at every hospital (Abadi et al. 2016): each step clips every record's gradient and adds "
-    "Gaussian noise before anything leaves",
-    "distributed_dp": "distributed Gaussian mechanism (Kairouz, Liu and Steinke 2021): hospitals add shares of the "
-    "noise, and only their sum is released",
-    "central_dp": "DP-FedAvg (McMahan et al. 2018): every hospital's update is clipped and Gaussian noise is added to "
-    "their sum",
-}
-# What the server sees, in the clear and under secure aggregation.
-SEES = {
-    "none": (
-        "the server sees every hospital's exact model of every round",
-        "the server sees the exact sum of the hospitals' updates of every round",
-    ),
-    "local_dp": (
-        "the server and whoever receives the model see each hospital's noised model of every round; "
-        "the guarantee holds towards all of them, other hospitals included",
-        "the server sees the sum of the hospitals' noised updates; the guarantee needs no secure aggregation and "
-        "holds towards everybody, other hospitals included",
-    ),
-    "distributed_dp": (
-        "the server sees every hospital's sum under its own share of the noise and is trusted with it",
-        "the server sees the noised sum of a round and nobody's part of it",
-    ),
-    "central_dp": (
-        "the server draws the hospitals, sees every clipped update without noise and is trusted with it; "
-        "the guarantee holds towards whoever receives the models, not towards the server",
-        "the server sees the noised sum of a round and nobody's part of it",
-    ),
-}
-# What is protected, what several of them are called, and what that means for a patient.
-UNITS = {
-    "record": (
-        "one record (one image)",
-        "records of one hospital (a patient's images, copies of an image)",
-        "The records of one patient at several hospitals: those hospitals' epsilons, and their deltas, add up.",
-    ),
-    "client": (
-        "one hospital with all its records",
-        "hospitals",
-        "So every record and every patient of one hospital is covered.",
-    ),
-}
-COMPOSITION = (
-    "Composition: every step of every round is counted; hospitals hold different records, so the largest of their "
-    "epsilons is the federation's.",
-    "Composition: every round counts for every hospital, drawn or not.",
-)
 NOISE = {
     "seed": "drawn from the run's seed: reproducible, and whoever knows the seed can subtract it; "
     f"{STUDY_ONLY}, not for release",
@@ -70,32 +25,84 @@ def statement(
     plan: PrivacyPlan,
     synthetic: bool = False,
     *,
-    executed: Sequence[Sequence[Event]] | None = None,
-    observers: Mapping[str, float] | None = None,
     aggregation: AggregationResult | None = None,
-    beside: Sequence[Sequence[Event]] | None = None,
-    groups: Groups | None = None,
+    spent: Spending | None = None,
 ) -> str:
-    """About twenty lines of text. ``executed`` has one list of events a client and replaces the plan's steps.
-
-    ``observers`` maps who sees something to the epsilon that holds towards them, where those differ. ``beside`` has a
-    client's events of the run's baselines.
-    """
+    """About twenty lines of text; of the plan, or where something was ``spent`` of that."""
     shared = plan.shared_noise
     secure = aggregation.secure if aggregation else shared is not None and not shared.trusted_aggregator
-    sees = f"Who sees what: {SEES[plan.mechanism][secure]}."
+    sees = f"Who sees what: {plan.mechanism.sees[secure]}."
     lines = ["Privacy statement"]
-    lines += (
-        _guarantee(plan, executed=executed, beside=beside, observers=observers, groups=groups, sees=sees)
-        if plan.private
-        else _nothing(sees)
-    )
+    lines += _guarantee(plan, spent or Spending.planned(plan), sees) if plan.private else _nothing(sees)
     if aggregation is not None and aggregation.secure:
         lines += _aggregation(aggregation, noised=plan.private)
     if synthetic:
         lines.append("Data: synthetic images that show nobody, so no guarantee is needed; this is a trial.")
     lines += _fields(plan.private)
     return "\n".join(lines)
+
+
+def privacy_result(
+    plan: PrivacyPlan,
+    steps: Mapping[int, int],
+    synthetic: bool,
+    aggregation: AggregationResult | None = None,
+    baselines: Mapping[int, Sequence[Event]] | None = None,
+) -> PrivacyResult:
+    """The guarantee of a run, composed over exactly the steps that its clients executed.
+
+    ``baselines`` are the events of other models that were trained on a client's records, by client.
+    """
+    clients = [_executed(plan, client, steps.get(client.client, 0)) for client in plan.clients]
+    if not plan.private:
+        return PrivacyResult(
+            mechanism=plan.mechanism.name,
+            epsilon=None,
+            clients=clients,
+            aggregation=aggregation,
+            statement=statement(plan, synthetic, aggregation=aggregation),
+        )
+    assert plan.unit is not None
+    spent = Spending.of(plan, steps, baselines)
+    return PrivacyResult(
+        mechanism=plan.mechanism.name,
+        epsilon=spent.epsilon().value,
+        epsilon_by_accountant=spent.by_accountant(),
+        delta=plan.delta,
+        target_epsilon=plan.target_epsilon,
+        unit=plan.unit.name,
+        adjacency=plan.unit.adjacency,
+        noise_source=plan.noise_source,
+        epsilon_by_observer=spent.by_observer(),
+        epsilon_by_group=spent.by_group(),
+        epsilon_replace=spent.replaced(),
+        warning=plan.warning,
+        clients=clients,
+        baselines=[
+            _events(client, event, count, epsilon_spent([(event, count)], spent.delta).value)
+            for client, others in zip(plan.clients, spent.beside, strict=True)
+            for event, count in others
+        ],
+        aggregation=aggregation,
+        statement=statement(plan, synthetic, aggregation=aggregation, spent=spent),
+    )
+
+
+def _executed(plan: PrivacyPlan, client: ClientPlan, steps: int) -> ClientEvents:
+    event = plan.event_of(client)
+    return _events(client, event, steps, client_epsilon(plan, client, steps) if event else None)
+
+
+def _events(client: ClientPlan, event: SampledGaussian | None, steps: int, epsilon: float | None) -> ClientEvents:
+    return ClientEvents(
+        client=client.client,
+        num_records=client.num_records,
+        sampling_probability=event.sampling_probability if event else client.sampling_probability,
+        noise_multiplier=event.noise_multiplier if event else None,
+        clip_norm=event.clip_norm if event else None,
+        steps=steps,
+        epsilon=epsilon,
+    )
 
 
 def summarise(plan: PrivacyPlan) -> list[dict[str, Any]]:
@@ -108,62 +115,22 @@ def summarise(plan: PrivacyPlan) -> list[dict[str, Any]]:
     return [_row(plan, clients) for clients in rows.values()]
 
 
-def planned_events(plan: PrivacyPlan) -> list[list[Event]]:
-    """What each client is going to execute; empty clients have no record to protect and no events."""
+def _guarantee(plan: PrivacyPlan, spent: Spending, sees: str) -> list[str]:
+    assert plan.unit is not None
     return [
-        [(event, plan.events_per_round(c) * c.num_rounds)]
-        if (event := plan.event_of(c)) and (c.num_records or plan.client_release)
-        else []
-        for c in plan.clients
-    ]
-
-
-def _shared_target(plan: PrivacyPlan, planned: bool) -> str:
-    if plan.baselines:
-        return " for the run and its baselines together" + (" (the figures here are the run's own)" if planned else "")
-    if plan.num_runs == 1:
-        return ""
-    return f" for {plan.num_runs} runs together, of which this is one (all figures here are its own)"
-
-
-def _baselines(plan: PrivacyPlan, own: Sequence[Sequence[Event]], planned: bool) -> list[str]:
-    if not plan.baselines or planned:
-        return []
-    assert plan.delta is not None
-    alone = max(epsilon_spent(history, plan.delta).value for history in own)
-    return [
-        f"Baselines: {', '.join(plan.baselines)} trained on the same records, and what they spent is in that epsilon; "
-        f"the run alone spent {alone:.3f}."
-    ]
-
-
-def _guarantee(
-    plan: PrivacyPlan,
-    *,
-    executed: Sequence[Sequence[Event]] | None,
-    beside: Sequence[Sequence[Event]] | None,
-    observers: Mapping[str, float] | None,
-    groups: Groups | None,
-    sees: str,
-) -> list[str]:
-    assert plan.delta is not None
-    unit, several, patient = UNITS[str(plan.unit)]
-    own = planned_events(plan) if executed is None else executed
-    events = [[*one, *others] for one, others in zip(own, beside or [[]] * len(own), strict=True)]
-    return [
-        f"Unit: {unit}; neighbouring data sets {plan.adjacency}. How many records a hospital has is public, so what is "
-        f"proved concerns content, not presence. {patient}",
-        f"Mechanism: {MECHANISMS[plan.mechanism]}.",
-        f"Guarantee{' as planned' if executed is None else ' as executed'}: {_epsilons(events, plan.delta)}, "
-        f"delta {plan.delta:g}; target epsilon {plan.target_epsilon:g}{_shared_target(plan, executed is None)}.",
-        *_baselines(plan, own, executed is None),
-        COMPOSITION[plan.client_release is not None],
+        f"Unit: {plan.unit.what}; neighbouring data sets {plan.unit.adjacency}. How many records a hospital has is "
+        f"public, so what is proved concerns content, not presence. {plan.unit.patient}",
+        f"Mechanism: {plan.mechanism.what}.",
+        f"Guarantee as {'executed' if spent.executed else 'planned'}: {_epsilons(spent)}, delta {plan.delta:g}; "
+        f"{_target(plan, spent.executed)}.",
+        *_baselines(plan, spent),
+        f"Composition: {plan.unit.composition}",
         *_spare(plan),
-        *_several(several, groups),
-        *(f"Towards {who}: epsilon {value:.3f}." for who, value in (observers or {}).items()),
+        *_several(plan.unit.several, spent),
+        *(f"Towards {who}: epsilon {value:.3f}." for who, value in spent.by_observer().items()),
         f"Noise: {NOISE[plan.noise_source]}.",
         sees,
-        f"Steps: {_steps(plan, executed)}.",
+        f"Steps: {_steps(plan, spent)}.",
         f"Public: hospitals' record counts, the partition, this configuration, and {_who(plan)}"
         f"{'; none of this is protected, though it depends on a hospital' if plan.client_release else ''}.",
         "Not covered: validation and test records and what is computed on them (metrics, and the threshold in the "
@@ -173,13 +140,35 @@ def _guarantee(
     ]
 
 
-def _several(several: str, groups: Groups | None) -> list[str]:
+def _target(plan: PrivacyPlan, executed: bool) -> str:
+    if not plan.mechanism.calibrated:
+        return f"the noise was given, and covers no more than epsilon {plan.target_epsilon:.4g}"
+    target = f"target epsilon {plan.target_epsilon:g}"
+    if plan.baselines:
+        own = "" if executed else " (the figures here are the run's own)"
+        return f"{target} for the run and its baselines together{own}"
+    if plan.num_runs == 1:
+        return target
+    return f"{target} for {plan.num_runs} runs together, of which this is one (all figures here are its own)"
+
+
+def _baselines(plan: PrivacyPlan, spent: Spending) -> list[str]:
+    if not plan.baselines or not spent.executed:
+        return []
+    return [
+        f"Baselines: {', '.join(plan.baselines)} trained on the same records, and what they spent is in that epsilon; "
+        f"the run alone spent {spent.epsilon_alone():.3f}."
+    ]
+
+
+def _several(several: str, spent: Spending) -> list[str]:
     """The guarantee for k that belong together, and for one that is replaced; at the same delta."""
-    if groups is None:
+    if not spent.executed:  # it takes seconds
         return [f"Several {several}, and one that is replaced by another: a larger epsilon, in the final statement."]
-    by_size, replaced = groups
-    table = ", ".join(f"k = {size}: {value:.4g}" for size, value in by_size.items())
-    return [f"k {several} together, at the same delta: epsilon {table}. One replaced by another: {replaced:.4g}."]
+    table = ", ".join(f"k = {size}: {value:.4g}" for size, value in spent.by_group().items())
+    return [
+        f"k {several} together, at the same delta: epsilon {table}. One replaced by another: {spent.replaced():.4g}."
+    ]
 
 
 def _fields(private: bool) -> list[str]:
@@ -196,14 +185,14 @@ def _fields(private: bool) -> list[str]:
     return lines
 
 
-def _epsilons(events: Sequence[Sequence[Event]], delta: float) -> str:
-    """The federation's epsilon by every accountant: the maximum over clients, each distinct history once."""
-    histories = {tuple(history) for history in events}
-    spent = max((epsilon_spent(history, delta) for history in histories), key=lambda bound: bound.value)
-    pld = max(epsilon_pld(history, delta) for history in histories)
-    rdp = max(epsilon_rdp(history, delta) for history in histories)
-    text = f"epsilon {spent.value:.3f} ({spent.accountant.upper()}, upper bound; PLD {pld:.3f}, RDP {rdp:.3f})"
-    return text if spent.reason is None else f"{text} [{spent.reason}]"
+def _epsilons(spent: Spending) -> str:
+    """The federation's epsilon by every accountant."""
+    bound, others = spent.epsilon(), spent.by_accountant()
+    text = (
+        f"epsilon {bound.value:.3f} ({bound.accountant.upper()}, upper bound; PLD {others['pld']:.3f}, "
+        f"RDP {others['rdp']:.3f})"
+    )
+    return text if bound.reason is None else f"{text} [{bound.reason}]"
 
 
 def _spare(plan: PrivacyPlan) -> list[str]:
@@ -213,13 +202,14 @@ def _spare(plan: PrivacyPlan) -> list[str]:
         return []
     covered = first.num_rounds + first.spare_rounds
     more = math.sqrt(covered / first.num_rounds) - 1  # noise grows with the root of the releases
+    cost = f" (about {100 * more:.1f} % more noise)" if plan.mechanism.calibrated else ""
     return [
         f"Reserve: the noise covers {covered} rounds, {first.spare_rounds} more than planned, for rounds that are "
-        f"begun again (about {100 * more:.1f} % more noise); what is not begun is not spent."
+        f"begun again{cost}; what is not begun is not spent."
     ]
 
 
-def _steps(plan: PrivacyPlan, executed: Sequence[Sequence[Event]] | None) -> str:
+def _steps(plan: PrivacyPlan, spent: Spending) -> str:
     filled = [client for client in plan.clients if client.num_records]
     first = plan.clients[0]
     events = [event for client in filled if (event := plan.event_of(client))]
@@ -233,9 +223,9 @@ def _steps(plan: PrivacyPlan, executed: Sequence[Sequence[Event]] | None) -> str
     if plan.client_release is not None:
         parts[1] = f"each hospital drawn with probability {events[0].sampling_probability:.5g} (Poisson)"
         parts[3] += _quantile(plan.client_release)
-    if executed is not None:
-        done = [sum(steps for _, steps in history) for history in executed]
-        parts.append(f"executed by hospital {_range(done)} of {first.num_rounds * plan.events_per_round(first)}")
+    if spent.executed:
+        done = [sum(steps for _, steps in history) for history in spent.own]
+        parts.append(f"executed by hospital {_range(done)} of {plan.planned_events(first)}")
     return ", ".join(parts)
 
 
@@ -298,13 +288,12 @@ def _row(plan: PrivacyPlan, clients: Sequence[ClientPlan]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "clients": ", ".join(str(c.client) for c in clients) if len(clients) < 8 else f"{len(clients)} clients",
         "records": client.num_records,
-        "steps": plan.events_per_round(client) * client.num_rounds if event else client.total_steps,
+        "steps": plan.planned_events(client) if event else client.total_steps,
         "sampling_probability": client.sampling_probability,
         "expected_batch_size": client.expected_batch_size,
     }
     if event is not None and plan.delta is not None:
-        held = client.num_records or plan.client_release
-        epsilon = epsilon_spent([(event, row["steps"])], plan.delta).value if held else 0.0
+        epsilon = epsilon_spent(plan.history(client, row["steps"]), plan.delta).value
         row |= {"clip_norm": event.clip_norm, "noise_multiplier": event.noise_multiplier, "epsilon": epsilon}
         row["sampling_probability"] = event.sampling_probability
     return row

@@ -6,9 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table as Printed
-
 from medx import output
 from medx.arguments import Parser
 from medx.report.study import STUDIES, Job, Study, load_study, parse_seeds, plan_jobs
@@ -32,7 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0; 1 where a job failed; 2 for a refusal; 130 where the user stopped it."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        return compare(given[1:]) if given[:1] == ["compare"] else report(given)
+        if given[:1] == ["compare"]:
+            from medx.report import compare
+
+            return compare.main(given[1:])
+        return report(given)
     except (MedxError, OSError) as error:
         if (line := one_line(error)) is None:
             raise
@@ -61,26 +62,24 @@ def report(given: list[str]) -> int:
     if chosen.workers < 1:
         raise ConfigError(f"workers={chosen.workers}: nobody would run a job; accepted: a number from 1")
     seeds = None if chosen.seeds is None else parse_seeds(chosen.seeds)
-    studies = {name: load_study(name) for name in chosen.study.split(",")}
-    planned = {name: plan_jobs(name, study, seeds, chosen.set) for name, study in studies.items()}
+    studies = [load_study(name) for name in chosen.study.split(",")]
+    planned = [plan_jobs(study, seeds, chosen.set) for study in studies]
     code = 0
-    for index, name in enumerate(studies):
-        out = chosen.out if index == 0 else chosen.out / name
-        here = argparse.Namespace(**(vars(chosen) | {"out": out}))
-        code = max(code, one_study((name, studies[name]), planned[name], here))
+    for index, (study, (jobs, gaps)) in enumerate(zip(studies, planned, strict=True)):
+        out = chosen.out / study.name if index else chosen.out
+        code = max(code, one_study(study, jobs, gaps, argparse.Namespace(**{**vars(chosen), "out": out})))
     return code
 
 
-def one_study(named: tuple[str, Study], planned: tuple[list[Job], list[str]], chosen: argparse.Namespace) -> int:
+def one_study(study: Study, jobs: list[Job], gaps: list[str], chosen: argparse.Namespace) -> int:
     """Run what is missing of one study, render, and say where the page is."""
     from medx.report.runner import collect, run_jobs
 
     began = time.monotonic()
-    name, (jobs, gaps) = named[0], planned
-    store = chosen.store.absolute() / name
+    store = chosen.store.absolute() / study.name
     results = collect(jobs, store)
     missing = [job for job in jobs if job.folder not in results]
-    print(f"{name}: {len(jobs)} jobs, {len(missing)} to run", flush=True)
+    print(f"{study.name}: {len(jobs)} jobs, {len(missing)} to run", flush=True)
     if chosen.list:
         for job in jobs:
             print(f"{'missing' if job in missing else 'done   '}  {job.folder}  {job.name}")
@@ -91,41 +90,30 @@ def one_study(named: tuple[str, Study], planned: tuple[list[Job], list[str]], ch
         errors = run_jobs(missing, store, chosen.workers)
         results = collect(jobs, store)
     if errors and not results:
-        print(f"medx: study={name}: every job failed; each line above says why", file=sys.stderr)
+        print(f"medx: study={study.name}: every job failed; each line above says why", file=sys.stderr)
         return 1
-    page = render(named, jobs, results, gaps + gaps_of(jobs, results, errors), chosen)
+    gaps = gaps + [f"{job.name}: {errors.get(job.folder, 'not run')}" for job in jobs if job.folder not in results]
+    page = render(study, [job for job in jobs if job.folder in results], results, gaps, chosen)
     print(f"{page} ({time.monotonic() - began:.1f} s)")
     return 1 if errors else 0
 
 
-def gaps_of(jobs: list[Job], results: dict[str, ExperimentResult], errors: dict[str, str]) -> list[str]:
-    """A line for every job without a result."""
-    return [f"{job.name}: {errors.get(job.folder, 'not run')}" for job in jobs if job.folder not in results]
-
-
 def render(
-    named: tuple[str, Study],
-    jobs: list[Job],
-    results: dict[str, ExperimentResult],
-    gaps: list[str],
-    chosen: argparse.Namespace,
+    study: Study, jobs: list[Job], results: dict[str, ExperimentResult], gaps: list[str], chosen: argparse.Namespace
 ) -> Path:
-    """Write the report, and with ``--publish`` what is committed."""
-    name, study = named
-    from medx.report.page import build_report, write_report
-    from medx.report.publish import publish
+    """Write the report of finished jobs, and with ``--publish`` what is committed."""
+    from medx.report.page import build_report, publish, write_report
     from medx.report.rows import Run
 
-    done = [job for job in jobs if job.folder in results]
-    if not done:
-        raise MedxError(f"study={name}: no job has a result yet" + "".join(f"; {gap}" for gap in gaps[:1]))
-    runs = [Run(index, job.name, job.roles, results[job.folder]) for index, job in enumerate(done, start=1)]
-    made = build_report(name, study, command_of(name, chosen), runs, gaps)
+    if not jobs:
+        raise MedxError(f"study={study.name}: no job has a result yet" + "".join(f"; {gap}" for gap in gaps[:1]))
+    runs = [Run(index, job.name, job.roles, results[job.folder]) for index, job in enumerate(jobs, start=1)]
+    made = build_report(study, command_of(study.name, chosen), runs, gaps)
     page = write_report(made, chosen.out)
     if chosen.publish:
         if gaps:
             raise MedxError(f"--publish: {len(gaps)} gaps, the first: {gaps[0]}")
-        publish(made, STUDIES / name, STUDIES.parent / "README.md")
+        publish(made, STUDIES / study.name, STUDIES.parent / "README.md")
     return page
 
 
@@ -136,28 +124,6 @@ def command_of(name: str, chosen: argparse.Namespace) -> str:
     words += [f"SEEDS={chosen.seeds}"] if chosen.seeds else []
     sets = " ".join(f"--set {shlex.quote(text)}" for text in chosen.set)
     return " ".join([*words, *([f"ARGS={shlex.quote(sets)}"] if sets else [])])
-
-
-def compare(given: list[str]) -> int:
-    """Print two runs side by side and draw them."""
-    from medx.report.compare import NOTE, comparison, draw, load_run
-
-    parser = Parser(prog="python -m medx.report compare", description="Two runs side by side.")
-    parser.add_argument("runs", nargs=2, metavar="RUN", help="output folder of a finished run, or its result.json")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where compare.svg and .png go")
-    chosen = parser.parse_args(given)
-    first, second = (load_run(text) for text in chosen.runs)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    console.print(f"A  {chosen.runs[0]}\nB  {chosen.runs[1]}")
-    for title, rows in comparison(first, second).items():
-        printed = Printed(*map(str, rows.columns), title=title, title_justify="left")
-        for row in rows.itertuples(index=False):
-            printed.add_row(*map(str, row))
-        console.print(printed)
-    console.print(NOTE)
-    draw(first, second, (Path(chosen.runs[0]).name, Path(chosen.runs[1]).name)).save(chosen.out)
-    console.print(f"{chosen.out / 'compare.svg'}")
-    return 0
 
 
 if __name__ == "__main__":

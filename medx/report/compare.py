@@ -1,15 +1,20 @@
 """Two runs side by side: configuration differences, metrics, epsilon, and a figure of both."""
 
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
+from rich.table import Table as Printed
 
+from medx.arguments import Parser
 from medx.configuration import flat
+from medx.figures import COLOURS, MARKERS, Picture, drawing, finish, legend
+from medx.report.cells import DASH, Table, number, signed
 from medx.report.runner import read_result
-from medx.report.style import COLOURS, MARKERS, Picture, drawing, finish, legend
-from medx.report.tables import DASH, number
 from medx.results import ExperimentResult, Interval
 from medx.schema import DataError
 
@@ -30,45 +35,36 @@ def load_run(text: str) -> ExperimentResult:
     return read_result(path)
 
 
-def comparison(first: ExperimentResult, second: ExperimentResult) -> dict[str, pd.DataFrame]:
-    """Tables of text by title: configuration, privacy, metrics."""
-    tables = {"Configuration": _config(first, second), "Privacy": _privacy(first, second)}
-    return tables | {"Test metrics": _metrics(first, second)}
+def comparison(first: ExperimentResult, second: ExperimentResult) -> list[Table]:
+    """Tables of text: what differs in the configuration, privacy, metrics."""
+    one, other = ({key: str(value) for key, value in flat(result.config)} for result in (first, second))
+    keys = [key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)]
+    tables = [_table("Configuration", ("key", "A", "B"), [(key, one.get(key), other.get(key)) for key in keys])]
+    names = ("mechanism", "epsilon", "delta", "target_epsilon", "unit", "adjacency", "noise_source")
+    spent = [(name, *(getattr(result.privacy, name) for result in (first, second))) for name in names]
+    shown = [(name.replace("_", " "), _short(a), _short(b)) for name, a, b in spent]
+    return [*tables, _table("Privacy", ("what", "A", "B"), shown), _metrics(first, second)]
 
 
-def _config(first: ExperimentResult, second: ExperimentResult) -> pd.DataFrame:
-    one, other = dict(flat(first.config)), dict(flat(second.config))
-    rows = [
-        {"key": key, "A": _text(one, key), "B": _text(other, key)}
-        for key in dict.fromkeys([*one, *other])
-        if _text(one, key) != _text(other, key)
-    ]
-    return pd.DataFrame(rows, columns=["key", "A", "B"])
+def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str | None]]) -> Table:
+    cells = [[DASH if cell is None else cell for cell in row] for row in rows]
+    return Table("", title, "", pd.DataFrame(), list(header), cells)
 
 
-def _text(config: dict[str, Any], key: str) -> str:
-    return str(config[key]) if key in config else DASH
+def _short(value: float | str | None) -> str | None:
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
-def _privacy(first: ExperimentResult, second: ExperimentResult) -> pd.DataFrame:
-    rows = []
-    for name in ("mechanism", "epsilon", "delta", "target_epsilon", "unit", "adjacency", "noise_source"):
-        values = [getattr(result.privacy, name) for result in (first, second)]
-        shown = [DASH if value is None else f"{value:.4g}" if isinstance(value, float) else value for value in values]
-        rows.append({"what": name.replace("_", " "), "A": shown[0], "B": shown[1]})
-    return pd.DataFrame(rows)
-
-
-def _metrics(first: ExperimentResult, second: ExperimentResult) -> pd.DataFrame:
+def _metrics(first: ExperimentResult, second: ExperimentResult) -> Table:
     rows = []
     for name in dict.fromkeys([*first.test, *second.test]):
         one, other = (result.test.get(name, Interval(value=None)) for result in (first, second))
         known = one.value is not None and other.value is not None
-        difference = f"{(other.value or 0) - (one.value or 0):+.3f}" if known else DASH
-        rows.append({"metric": name, "A": _interval(one), "B": _interval(other), "B - A": difference})
+        difference = (other.value or 0) - (one.value or 0) if known else np.nan
+        rows.append((name, _interval(one), _interval(other), signed(difference)))
     majority = [number(result.majority_accuracy) for result in (first, second)]
-    rows.append({"metric": "accuracy of the majority class", "A": majority[0], "B": majority[1], "B - A": DASH})
-    return pd.DataFrame(rows)
+    return _table("Test metrics", ("metric", "A", "B", "B - A"),
+                  [*rows, ("accuracy of the majority class", *majority, None)])  # fmt: skip
 
 
 def _interval(value: Interval) -> str:
@@ -98,3 +94,23 @@ def draw(first: ExperimentResult, second: ExperimentResult, names: tuple[str, st
         below.set(xlabel="round", ylabel="test AUC")
         legend(below)
         return finish(figure, "compare", "A and B", NOTE)
+
+
+def main(given: list[str]) -> int:
+    """Print two runs side by side and draw them."""
+    parser = Parser(prog="python -m medx.report compare", description="Two runs side by side.")
+    parser.add_argument("runs", nargs=2, metavar="RUN", help="output folder of a finished run, or its result.json")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="where compare.svg and .png go")
+    chosen = parser.parse_args(given)
+    first, second = (load_run(text) for text in chosen.runs)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(f"A  {chosen.runs[0]}\nB  {chosen.runs[1]}")
+    for table in comparison(first, second):
+        printed = Printed(*table.header, title=table.title, title_justify="left")
+        for row in table.rows:
+            printed.add_row(*row)
+        console.print(printed)
+    console.print(NOTE)
+    draw(first, second, (Path(chosen.runs[0]).name, Path(chosen.runs[1]).name)).save(chosen.out)
+    console.print(f"{chosen.out / 'compare.svg'}")
+    return 0

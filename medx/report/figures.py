@@ -1,7 +1,7 @@
 """The report's figures over many runs: frontier, convergence with the budget, hospitals, overhead."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from medx.report.claim_tables import Results, round_values
-from medx.report.effect_tables import skew_rows
-from medx.report.rows import with_role
-from medx.report.statistics import summarise
+from medx.figures import COLOURS, DASHES, FAINT, INK, MARKERS, Picture, drawing, finish, legend
+from medx.report.cells import runs_text, summarise, target, who
+from medx.report.rows import Results, seeds_by_setting, settings_of, skew_rows, with_role
 from medx.report.study import Claim
-from medx.report.style import COLOURS, DASHES, FAINT, INK, MARKERS, Picture, drawing, finish, legend
-from medx.report.tables import runs_text, settings_of, target, who
-from medx.report.words import seeds_by_setting
+from medx.report.tables import round_values
 from medx.results import ClientResult
 
 FRONTIERS = {
@@ -39,7 +36,7 @@ def frontier_figures(frame: pd.DataFrame, dataset: str, class_count: int, claim:
             for index, (line, part) in enumerate(settings_of(private, LINE_KEYS)):
                 _frontier_line(axes, part, metric, index, f"{line['model']}, {line['mode']}")
             for index, (line, part) in enumerate(settings_of(rows[rows["mode"] == "none"], LINE_KEYS)):
-                level = summarise(part[metric].astype(float).tolist()).mean
+                level = summarise(part[metric]).mean
                 axes.axhline(level, color=INK, linestyle=DASHES[1 + index % 3], linewidth=1,
                              label=f"{line['model']}, no privacy")  # fmt: skip
             majority = float(rows["majority_accuracy"].iloc[0])
@@ -53,7 +50,7 @@ def frontier_figures(frame: pd.DataFrame, dataset: str, class_count: int, claim:
             axes.set(ylabel=f"test {label}", ylim=(max(low, 0.0), min(high, 1.01)))
             legend(axes)
             what = "One seed" if seeds_by_setting(rows) == [1] else "Mean over seeds with its 95 % t interval as a band"
-            caption = f"{what}; {dataset}, test split. Runs {runs_text(rows)}."
+            caption = f"{what}; {dataset}, test split. Runs {runs_text(rows['run'])}."
             yield finish(figure, f"frontier_{dataset}_{metric}", f"{dataset}: {label.split(',')[0]} and ε", caption)
 
 
@@ -66,7 +63,7 @@ def at_the_ends(frame: pd.DataFrame) -> pd.DataFrame:
 def _frontier_line(axes: Axes, rows: pd.DataFrame, metric: str, index: int, label: str) -> None:
     points = []
     for _, part in settings_of(rows, ["target_epsilon"]):
-        summary = summarise(part[metric].astype(float).tolist())
+        summary = summarise(part[metric])
         points.append((float(part["epsilon"].astype(float).mean()), summary.mean, summary.low, summary.high))
     x, mean, low, high = np.array(sorted(points)).T
     colour = COLOURS[index % len(COLOURS)]
@@ -110,7 +107,7 @@ def convergence_figures(frame: pd.DataFrame, results: Results, dataset: str) -> 
                 below.minorticks_off()
             legend(above)
             what = "One seed" if seeds_by_setting(rows) == [1] else "Mean over seeds, band from smallest to largest"
-            caption = f"{what}; {dataset}. Runs {runs_text(rows)}."
+            caption = f"{what}; {dataset}. Runs {runs_text(rows['run'])}."
             yield finish(figure, f"convergence_{name}_{dataset}", f"{dataset}: convergence over {words}", caption)
 
 
@@ -140,7 +137,8 @@ def hospital_figures(frame: pd.DataFrame, results: Results, dataset: str) -> Ite
             axes.set(ylabel="accuracy on a hospital's own images", xlabel="how the images are dealt out")
             caption = (
                 f"{who(setting)}: the final model on every hospital's own training images, one dot a hospital and "
-                f"seed, a colour a hospital, its area by the number of images; bar: mean. Runs {runs_text(part)}."
+                "seed, a colour a hospital, its area by the number of images; bar: mean. "
+                f"Runs {runs_text(part['run'])}."
             )
             privacy = f"{setting['mode']}_{target(setting['target_epsilon'])}"
             name = re.sub(r"[^\w.]+", "_", f"hospitals_{dataset}_{setting['model']}_{privacy}")
@@ -164,9 +162,8 @@ def _partition_title(name: str) -> str:
     return name.replace("(", "\n(")
 
 
-def overhead_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Picture]:
+def overhead_figures(steps: pd.DataFrame, sums: pd.DataFrame) -> Iterator[Picture]:
     """Bars of plain against private steps, and of plain against secure sums."""
-    steps, sums = tables["step_overhead"], tables["sum_overhead"]
     if not steps.empty:
         names = [f"{row.model}\nbatch {row.batch:g}" for row in steps.itertuples()]
         pairs = {"plain": 1000 * steps["plain_seconds"], "DP-SGD": 1000 * steps["private_seconds"]}

@@ -1,32 +1,32 @@
 """A study's runs to its report: sections of words, tables and figures, written as HTML, Markdown, CSV and pictures."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from medx.report import claim_tables, curves, effect_tables, figures, tables
-from medx.report.rows import Run, make_frame
+from medx.figures import Picture
+from medx.report import curves, effects, figures, tables, words
+from medx.report.cells import Table, runs_text
+from medx.report.rows import Results, Run, make_frame
 from medx.report.study import Study, dataset_name
-from medx.report.style import Picture
-from medx.report.tables import Table
-from medx.report.words import FIRST, TITLES, limits, synthetic_warning, words_of
-from medx.results import ExperimentResult
+from medx.schema import MedxError
 
 TEMPLATES = Path(__file__).parent / "templates"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the report. ``key`` is its anchor."""
+    """One part of the report. ``key`` is its anchor, ``words`` are sentences."""
 
     key: str
     title: str
-    words: str
+    words: Iterable[str]
     tables: list[Table] = field(default_factory=list)
     pictures: Iterable[Picture] = ()
     statements: dict[str, str] = field(default_factory=dict)
@@ -37,7 +37,6 @@ class Section:
 class Report:
     """Everything that is rendered. ``frame`` has a row a run; ``gaps`` says what is missing and why."""
 
-    name: str
     study: Study
     command: str
     frame: pd.DataFrame
@@ -55,119 +54,87 @@ class Report:
         return [picture for section in self.sections for picture in section.pictures]
 
 
-def build_report(
-    name: str, study: Study, command: str, runs: Sequence[Run], gaps: Sequence[str], *, draw: bool = True
-) -> Report:
+def build_report(study: Study, command: str, runs: Sequence[Run], gaps: Sequence[str], *, draw: bool = True) -> Report:
     """Make every table, and where ``draw`` every figure, from finished runs; at least one run is needed."""
     frame = make_frame(runs)
     results = {run.number: run.result for run in runs}
-    contents = {key: make(frame, results, study) for key, make in CONTENTS.items()}
     sections = []
-    for key, title in TITLES.items():
-        section = contents.get(key, Section(key, "", ""))
-        if key == "appendix":
-            section = Section(key, "", "", tables=[tables.appendix_table(runs, frame)], statements=environments(runs))
-        kept = [table for table in section.tables if not table.shown.empty]
+    for section in _sections(study, runs, frame, results):
+        kept = [table for table in section.tables if table.rows]
         pictures = list(section.pictures) if draw else []
         if kept or pictures or section.statements or section.points:
-            words = words_of(key, frame, study, {table.name for table in kept})
-            sections.append(Section(key, title, words, kept, pictures, section.statements, section.points))
+            sections.append(replace(section, words=list(section.words), tables=kept, pictures=pictures))
     mixed = sorted({git for git in frame["git"] if git})
     gaps = list(gaps) + ([f"runs of {len(mixed)} revisions of the code: {', '.join(mixed)}"] if len(mixed) > 1 else [])
     gaps += [f"run {row.run} is DEGENERATE: every test image gets the same answer"
              for row in frame.itertuples() if row.degenerate and "overhead" not in str(row.roles)]  # fmt: skip
     warning = next((run.result.privacy.warning for run in runs if run.result.privacy.warning), None)
-    return Report(name, study, command, frame, sections, gaps, synthetic_warning(results), warning)
+    return Report(study, command, frame, sections, gaps, words.synthetic_warning(results), warning)
 
 
-Results = dict[int, ExperimentResult]
-Maker = Callable[[pd.DataFrame, Results, Study], Section]
+def _sections(study: Study, runs: Sequence[Run], frame: pd.DataFrame, results: Results) -> Iterator[Section]:
+    """All that a report can have; words and pictures are made when they are asked for."""
+    names = {dataset_name(result.config): result.dataset.class_names for result in results.values()}
 
+    def drawn(make: Callable[[str], Iterable[Picture]]) -> Iterator[Picture]:
+        return (picture for name in dict.fromkeys(frame["dataset"]) for picture in make(name))
 
-def _datasets(frame: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(frame["dataset"]))
-
-
-def _class_names(results: Results) -> dict[str, list[str]]:
-    return {dataset_name(result.config): result.dataset.class_names for result in results.values()}
-
-
-def _claim(frame: pd.DataFrame, results: Results, study: Study) -> Section:
-    found = [] if study.claim is None else [claim_tables.claim_table(frame, study.claim, results)]
-    return Section("claim", "", "", tables=found)
-
-
-def _convergence(frame: pd.DataFrame, results: Results, study: Study) -> Section:
-    drawn = (picture for name in _datasets(frame) for picture in figures.convergence_figures(frame, results, name))
-    return Section("convergence", "", "", [claim_tables.convergence_table(frame, results)], drawn)
-
-
-def _utility(frame: pd.DataFrame, results: Results, study: Study) -> Section:
-    names = _class_names(results)
-    found = [tables.utility_table(frame, name, len(names[name])) for name in _datasets(frame)]
-    drawn = (
-        picture
-        for name in _datasets(frame)
-        for picture in figures.frontier_figures(frame, name, len(names[name]), study.claim)
+    found = [] if study.claim is None else [tables.claim_table(frame, study.claim, results)]
+    yield Section("claim", "The claim", words.claim_words(frame, study), found)
+    yield Section(
+        "convergence", "Efficacy and convergence", words.convergence_words(frame, study),
+        [tables.by_round("convergence", frame, results)],
+        drawn(lambda name: figures.convergence_figures(frame, results, name)),
+    )  # fmt: skip
+    found = [tables.utility_table(frame, name, len(names[name])) for name in dict.fromkeys(frame["dataset"])]
+    found += [tables.ordinal_table(frame, names), tables.selection_table(frame)]
+    found += [effects.images_table(frame), effects.paired_table(frame)]
+    yield Section(
+        "utility", "Privacy and utility", words.utility_words(frame, {table.name for table in found if table.rows}),
+        found, drawn(lambda name: figures.frontier_figures(frame, name, len(names[name]), study.claim)),
+    )  # fmt: skip
+    steps, sums = effects.step_overhead_table(frame), effects.sum_overhead_table(frame)
+    yield Section(
+        "overhead", "What privacy costs", words.overhead_words(study, bool(sums.rows)), [steps, sums],
+        figures.overhead_figures(steps.data, sums.data),
+    )  # fmt: skip
+    spent = (
+        "What has been spent after each of these rounds. One accountant composes all of a run's steps; it never "
+        "starts afresh."
     )
-    found += [effect_tables.ordinal_table(frame, names), effect_tables.selection_table(frame)]
-    return Section("utility", "", "", [*found, tables.images_table(frame), tables.paired_table(frame)], drawn)
+    yield Section("budget", "Privacy budget by round", [spent], [tables.by_round("budget", frame, results)])
+    yield Section(
+        "hospitals", "Hospitals and classes", words.hospital_words(frame),
+        [effects.hospital_table(frame), effects.class_table(frame, names)],
+        drawn(lambda name: figures.hospital_figures(frame, results, name)),
+    )  # fmt: skip
+    yield Section(
+        "calibration", "Calibration and errors",
+        ["Whether the model's probabilities can be believed, and what it confuses."],
+        [effects.calibration_table(frame)], drawn(lambda name: curves.curve_figures(frame, results, name)),
+    )  # fmt: skip
+    stated = "For each mode what its run with the largest ε states, from the steps that were executed."
+    yield Section("statement", "Privacy statement", [stated], statements=_statements(frame, results))
+    points = words.limits(frame, results, study)
+    yield Section("limits", "Limits", ["What this report does not show."], points=points)
+    appendix = ["Every number above names its runs; this is what they are."]
+    environments = _environments(runs)
+    yield Section("appendix", "Appendix: runs", appendix, [effects.appendix_table(runs, frame)], (), environments)
 
 
-def _overhead(frame: pd.DataFrame, results: Results, study: Study) -> Section:
-    found = [effect_tables.step_overhead_table(frame), effect_tables.sum_overhead_table(frame)]
-    drawn = figures.overhead_figures({table.name: table.data for table in found})
-    return Section("overhead", "", "", found, drawn)
+def _statements(frame: pd.DataFrame, results: Results) -> dict[str, str]:
+    largest = frame.sort_values(["epsilon", "run"], ascending=[False, True], na_position="first").groupby("mode")["run"]
+    numbers = {mode: int(largest.first()[mode]) for mode in dict.fromkeys(frame["mode"])}
+    return {f"{mode} (run {run})": results[run].privacy.statement for mode, run in numbers.items()}
 
 
-def _budget(frame: pd.DataFrame, results: Results, study: Study) -> Section:
-    return Section("budget", "", "", [claim_tables.budget_table(frame, results)])
-
-
-def _hospitals(frame: pd.DataFrame, results: Results, study: Study) -> Section:
-    found = [effect_tables.hospital_table(frame), effect_tables.class_table(frame, _class_names(results))]
-    drawn = (picture for name in _datasets(frame) for picture in figures.hospital_figures(frame, results, name))
-    return Section("hospitals", "", "", found, drawn)
-
-
-def _calibration(frame: pd.DataFrame, results: Results, study: Study) -> Section:
-    drawn = (picture for name in _datasets(frame) for picture in curves.curve_figures(frame, results, name))
-    return Section("calibration", "", "", [claim_tables.calibration_table(frame)], drawn)
-
-
-def _statement(frame: pd.DataFrame, results: Results, study: Study) -> Section:
-    found: dict[str, str] = {}
-    for mode, rows in frame.groupby("mode", sort=False):
-        run = int(rows.sort_values(["epsilon", "run"], ascending=[False, True], na_position="first")["run"].iloc[0])
-        found[f"{mode} (run {run})"] = results[run].privacy.statement
-    return Section("statement", "", "", statements=found)
-
-
-def _limits(frame: pd.DataFrame, results: Results, study: Study) -> Section:
-    return Section("limits", "", "", points=limits(frame, results, study))
-
-
-CONTENTS: dict[str, Maker] = {
-    "claim": _claim,
-    "convergence": _convergence,
-    "utility": _utility,
-    "overhead": _overhead,
-    "budget": _budget,
-    "hospitals": _hospitals,
-    "calibration": _calibration,
-    "statement": _statement,
-    "limits": _limits,
-}
-
-
-def environments(runs: Sequence[Run]) -> dict[str, str]:
+def _environments(runs: Sequence[Run]) -> dict[str, str]:
     """The machines and versions that runs were made with, each once, with the numbers of its runs."""
     found: dict[str, list[int]] = {}
     for run in runs:
-        facts = {name: value for name, value in run.result.environment.items() if name != "git"}
-        found.setdefault("\n".join(f"{name} {value}" for name, value in facts.items()), []).append(run.number)
-    numbers = {text: tables.runs_text(pd.DataFrame({"run": members})) for text, members in found.items()}
-    return {f"Environment of runs {numbers[text]}": text for text in found if text}
+        facts = [f"{name} {value}" for name, value in run.result.environment.items() if name != "git"]
+        found.setdefault("\n".join(facts), []).append(run.number)
+    return {f"Environment of runs {runs_text(numbers)}": text for text, numbers in found.items() if text}
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -187,6 +154,29 @@ def write_report(report: Report, folder: Path) -> Path:
     return page
 
 
+def publish(report: Report, folder: Path, readme: Path) -> None:
+    """Write what is committed: the study's ``results.csv`` and ``README.md``, and the table of the project's README."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results = folder / "results.csv"
+    write_csv(report.frame, results)
+    (folder / "README.md").write_text(with_results(render(report, "experiment.md.j2"), results, "experiment.md.j2"))
+    if report.study.name == "reference_report" and readme.exists() and BEGIN in readme.read_text():
+        readme.write_text(with_results(readme.read_text(), results, str(readme), short=True))
+
+
+def with_results(text: str, results: Path, name: str, *, short: bool = False) -> str:
+    """Markdown with the table of a ``results.csv``, and of nothing else, between the two comments.
+
+    Raises MedxError where the text, which is called ``name``, lacks them.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise MedxError(f"{name}: needs the lines {BEGIN} and {END} once each, around the results table")
+    frame = pd.read_csv(results)
+    frame["mode"] = frame["mode"].fillna("none")
+    head, rest = text.split(BEGIN)
+    return f"{head}{BEGIN}\n{tables.published_table(frame, short=short).markdown}\n{END}{rest.split(END)[1]}"
+
+
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """A row a run, six significant digits, so that the file is readable and its changes are."""
     frame.to_csv(path, index=False, float_format="%.6g")
@@ -202,14 +192,8 @@ def render(report: Report, template: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "cells": html_cell,
-        "pipes": lambda text: str(text).replace("|", "\\|"),
-        "safe_svg": Markup,
-        "code": html_code,
-        "zip": zip,
-    }
-    return environment.get_template(template).render(report=report, first=FIRST)
+    environment.filters |= {"cells": html_cell, "safe_svg": Markup, "code": html_code, "zip": zip}
+    return environment.get_template(template).render(report=report)
 
 
 def html_code(text: str) -> Markup:
@@ -219,7 +203,7 @@ def html_code(text: str) -> Markup:
 
 def html_cell(text: str) -> Markup:
     """A cell whose interval goes on a line of its own, in small print, and does not break inside."""
-    head, bracket, rest = str(text).partition(" [")
+    head, bracket, rest = text.partition(" [")
     if not bracket or not head:
         return Markup(escape(text))
     unit = " %" if rest.endswith("%") else ""

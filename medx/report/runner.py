@@ -53,7 +53,7 @@ def deleted_runs(results: Sequence[ExperimentResult]) -> set[str]:
         if destination.database is None or not destination.database.exists():
             continue  # of a server, or moved away: the output folder alone decides
         connected = connect(destination)
-        gone |= {run_id for run_id in run_ids if not connected.exists(run_id)}
+        gone |= {run_id for run_id in run_ids if connected.status(run_id) is None}
     return gone
 
 

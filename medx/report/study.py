@@ -3,10 +3,11 @@
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pandas as pd
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -54,6 +55,7 @@ class Grid(Record):
 class Study(Record):
     """``experiments/NAME/study.yaml``. ``limits`` are sentences that hold for this study and not for every one."""
 
+    name: str = ""
     title: str
     question: str
     experiment: str | None = None
@@ -88,7 +90,7 @@ def load_study(name: str, folder: Path = STUDIES) -> Study:
         known = ", ".join(sorted(found.parent.name for found in folder.glob("*/study.yaml")))
         raise ConfigError(f"study={name}: {path} is not there; accepted: {known or 'none'}")
     try:
-        return Study.model_validate(yaml.safe_load(path.read_text()))
+        return Study.model_validate(yaml.safe_load(path.read_text())).model_copy(update={"name": name})
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
     except ValidationError as error:
@@ -113,11 +115,12 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def plan_jobs(
-    name: str, study: Study, seeds: Sequence[int] | None = None, extra: Sequence[str] = ()
+    study: Study, seeds: Sequence[int] | None = None, extra: Sequence[str] = ()
 ) -> tuple[list[Job], list[str]]:
     """The study's jobs, each once whatever number of grids want it, and a line for every grid that is left out.
 
-    ``extra`` are overrides for all jobs (``trainer.momentum=0``) or one data set's (``retinamnist:dataset.md5=...``).
+    ``seeds`` replaces the study's. ``extra`` are overrides for all jobs (``trainer.momentum=0``) or one data set's
+    (``retinamnist:dataset.md5=...``).
     """
     jobs: dict[str, Job] = {}
     left_out: list[str] = []
@@ -125,60 +128,51 @@ def plan_jobs(
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         for grid in study.grids:
             try:
-                for job in _jobs_of(name, study, grid, seeds, extra):
-                    jobs[job.folder] = _merge(jobs.get(job.folder), job)
-            except MissingConfigException as error:
-                if not grid.optional:
-                    raise ConfigError(f"study={name}: {explain(error, [])}") from error
-                left_out.append(f"{_describe(grid)}: {explain(error, [])}")
+                for job in _jobs_of(study, grid, seeds or study.seeds, extra):
+                    known = jobs.get(job.folder, job)
+                    roles = tuple(dict.fromkeys([*known.roles, *job.roles]))
+                    jobs[job.folder] = replace(known, roles=roles, alone=known.alone or job.alone)
             except HydraException as error:
-                raise ConfigError(f"study={name}: {explain(error, [])}") from error
+                if not (grid.optional and isinstance(error, MissingConfigException)):
+                    raise ConfigError(f"study={study.name}: {explain(error, [])}") from error
+                chosen = ", ".join(f"{key}={value}" for key, value in grid.overrides.items())
+                left_out.append(f"{grid.role} ({chosen}): {explain(error, [])}")
     if not jobs:
-        raise ConfigError(f"study={name}: comes to no job; {'; '.join(left_out)}")
-    return in_order(list(jobs.values())), left_out
+        raise ConfigError(f"study={study.name}: comes to no job; {'; '.join(left_out)}")
+    return _in_order(list(jobs.values())), left_out
 
 
-def in_order(jobs: list[Job]) -> list[Job]:
+def _in_order(jobs: list[Job]) -> list[Job]:
     """Roles, data sets, models and modes as the study names them first; then by size, epsilon, partition, seed."""
-    seen: dict[str, list[str]] = {"role": [], "dataset": [], "model": [], "privacy": []}
+    names = ["role", "dataset", "model", "privacy"]
+    keys = pd.DataFrame(
+        {
+            "role": job.roles[0],
+            "dataset": dataset_name(job.config),
+            "model": option_name(job.config, "model"),
+            "privacy": option_name(job.config, "privacy"),
+            "batch": job.config["trainer"].get("expected_batch_size") or 0,
+            "rounds": job.config["federation"]["num_rounds"],
+            "epsilon": job.config["privacy"].get("epsilon", float("inf")),
+            "partition": partition_name(job.config),
+            "seed": job.seed,
+        }
+        for job in jobs
+    )
+    keys[names] = keys[names].apply(lambda column: pd.factorize(column)[0])  # by first appearance
+    return [jobs[index] for index in keys.sort_values(keys.columns.tolist(), kind="stable").index]
 
-    def words(job: Job) -> dict[str, str]:
-        options = {group: option_name(job.config, group) for group in ("model", "privacy")}
-        return {"role": job.roles[0], "dataset": dataset_name(job.config)} | options
 
-    for job in jobs:
-        for group, word in words(job).items():
-            seen[group] += [word] if word not in seen[group] else []
-
-    def key(job: Job) -> tuple[float | str, ...]:
-        places = [seen[group].index(word) for group, word in words(job).items()]
-        batch = job.config["trainer"].get("expected_batch_size") or 0
-        epsilon = job.config["privacy"].get("epsilon", float("inf"))
-        return (*places, batch, job.config["federation"]["num_rounds"], epsilon, partition_name(job.config), job.seed)
-
-    return sorted(jobs, key=key)
-
-
-def _jobs_of(name: str, study: Study, grid: Grid, seeds: Sequence[int] | None, extra: Sequence[str]) -> Iterator[Job]:
+def _jobs_of(study: Study, grid: Grid, seeds: Sequence[int], extra: Sequence[str]) -> Iterator[Job]:
     base = [f"experiment={study.experiment}"] if study.experiment else []
-    chosen = list(seeds if seeds is not None else study.seeds)
-    if grid.seeds is not None:
-        chosen = grid.seeds
-    for overrides in combinations(grid.overrides):
-        common = [*base, f"study={name}", *overrides]
-        config = plain(compose("config", [*common, *extra_for(extra, _dataset(common))]))
-        common += extra_for(extra, _dataset(common))
-        for seed in chosen:
+    for chosen in combinations(grid.overrides):
+        overrides = [*base, f"study={study.name}", *chosen]
+        overrides += extra_for(extra, _dataset(overrides)) if extra else []
+        config = plain(compose("config", overrides))
+        for seed in grid.seeds or seeds:
             seeded = config | {"seed": seed}
-            yield Job(
-                name=job_name(seeded),
-                roles=(grid.role,),
-                overrides=(*common, f"seed={seed}"),
-                config_hash=config_hash(seeded),
-                seed=seed,
-                alone=grid.alone,
-                config=seeded,
-            )
+            words = (*overrides, f"seed={seed}")
+            yield Job(job_name(seeded), (grid.role,), words, config_hash(seeded), seed, grid.alone, seeded)
 
 
 def combinations(overrides: dict[str, Value | list[Value]]) -> Iterator[list[str]]:
@@ -191,33 +185,13 @@ def combinations(overrides: dict[str, Value | list[Value]]) -> Iterator[list[str
 
 def extra_for(extra: Sequence[str], dataset: str) -> list[str]:
     """The extra overrides that concern jobs of this data set."""
-    chosen = []
-    for text in extra:
-        key = text.split("=", 1)[0]
-        prefix, colon, _ = key.partition(":")
-        if not colon:
-            chosen.append(text)
-        elif prefix == dataset:
-            chosen.append(text[len(prefix) + 1 :])
-    return chosen
+    named = [re.match(r"(?:([^=:]*):)?(.*)", text, re.DOTALL) for text in extra]
+    return [found[2] for found in named if found is not None and found[1] in (None, dataset)]
 
 
 def _dataset(overrides: Sequence[str]) -> str:
     names = [text.split("=", 1)[1] for text in overrides if text.startswith("dataset=")]
-    return names[-1] if names else str(plain(compose("config", list(overrides)))["dataset"].get("name", "phantom"))
-
-
-def _merge(known: Job | None, job: Job) -> Job:
-    if known is None:
-        return job
-    roles = tuple(dict.fromkeys([*known.roles, *job.roles]))
-    return Job(
-        known.name, roles, known.overrides, known.config_hash, known.seed, known.alone or job.alone, known.config
-    )
-
-
-def _describe(grid: Grid) -> str:
-    return f"{grid.role} ({', '.join(f'{key}={value}' for key, value in grid.overrides.items())})"
+    return names[-1] if names else dataset_name(plain(compose("config", list(overrides))))
 
 
 def option_name(config: dict[str, Any], group: str) -> str:

@@ -1,138 +1,147 @@
-"""The report's tables. Each has its numbers (``data``, written as CSV) and its text cells (``shown``)."""
+"""Tables of privacy and utility: the claim, by data set, round and class, chosen privately, and for Markdown files."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
-from medx.report.rows import BASELINES, EVERYBODY, Run, with_role
-from medx.report.statistics import Summary, holm, paired, summarise
-from medx.report.words import over_seeds
+from medx.report.cells import (
+    DASH,
+    PERCENT,
+    TITLES,
+    Row,
+    Table,
+    cited,
+    number,
+    settled,
+    spent,
+    spread,
+    spreads,
+    summarise,
+)  # fmt: skip
+from medx.report.rows import BASELINES, EVERYBODY, HEADLINE, WHO, Results, settings_of, with_role
+from medx.report.study import Claim
+from medx.report.words import deltas, over_seeds
 
-HEADLINE = ("auc", "accuracy_at_threshold", "balanced_accuracy_at_threshold")
-TITLES = {
-    "auc": "AUC",
-    "accuracy": "accuracy, most probable class",
-    "accuracy_at_threshold": "accuracy",
-    "balanced_accuracy_at_threshold": "balanced accuracy",
-    "ece": "ECE",
-    "brier": "Brier",
-    "quadratic_kappa": "kappa (quadratic)",
-}
-PERCENT = ("accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold")
-SETTING = ["dataset", "model", "mode", "partition", "rounds", "target_epsilon"]
-DASH = "–"
-
-
-@dataclass(frozen=True)
-class Table:
-    """``name`` is the CSV's; ``note`` stands below the table."""
-
-    name: str
-    title: str
-    note: str
-    data: pd.DataFrame
-    shown: pd.DataFrame
-
-    @property
-    def header(self) -> list[str]:
-        """Column titles."""
-        return [str(name) for name in self.shown.columns]
-
-    @property
-    def rows(self) -> list[list[str]]:
-        """Text cells."""
-        return [[str(cell) for cell in row] for row in self.shown.itertuples(index=False, name=None)]
+CLAIM_METRICS = ("accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold", "auc")
+SHOWN_ROUNDS = (1, 2, 5, 10, 25, 50, 100, 300)
+PUBLISHED_BY = ("dataset", *WHO)
+FRONT = (1.0, 10.0)  # target epsilons of the project's front page
 
 
-def settings_of(frame: pd.DataFrame, keys: Sequence[str] = SETTING) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Runs that differ in nothing but the seed, in the study's order; without privacy last."""
-    for values, rows in frame.groupby(list(keys), dropna=False, sort=False):
-        yield dict(zip(keys, values if isinstance(values, tuple) else (values,), strict=True)), rows
+def claim_table(frame: pd.DataFrame, claim: Claim, results: Results) -> Table:
+    """The claim, the majority class, and this work at each target epsilon, the largest first."""
+    frame = frame[frame["dataset"] == claim.dataset]
+    rows = [_claimed(claim)] + ([] if frame.empty else [_claim_s_majority(frame, results)])
+    ours = with_role(frame, "utility", "convergence")
+    private = ours[ours["target_epsilon"].notna()].sort_values("target_epsilon", ascending=False, kind="stable")
+    for setting, part in settings_of(private):
+        who = f"this work: {setting['model']}, {setting['mode']}, {setting['rounds']} rounds"
+        stated = Row({}, {"stated ε": f"{setting['target_epsilon']:g}"})
+        rows.append(Row({"row": "this work"}, {"row": who}) | settled(setting) | stated | spent(part)
+                    | spreads(part, CLAIM_METRICS, digits=2))  # fmt: skip
+    measured = f"Of this work, true ε composes every noisy step of every round (the largest of any run){deltas(ours)}. "
+    note = (
+        (measured if len(rows) > 2 else "")
+        + ("Accuracy and balanced accuracy use the threshold chosen on validation. " if not frame.empty else "")
+        + claim.note
+    )
+    return Table.of("claim", "The claim, and what was measured", note, rows)
 
 
-def number(value: float | None, percent: bool = False, digits: int | None = None) -> str:
-    """A measured value as text: three digits, or a percentage with one; an en dash where undefined."""
-    if value is None or np.isnan(value):
-        return DASH
-    return f"{100 * value:.{1 if digits is None else digits}f} %" if percent else f"{value:.{digits or 3}f}"
+def _claimed(claim: Claim) -> Row:
+    data = {"row": "published report", "target_epsilon": claim.epsilon, "epsilon": claim.composed_epsilon,
+            "rounds": claim.rounds, "accuracy_mean": claim.accuracy}  # fmt: skip
+    start = {"row": f"published report, {claim.rounds} rounds", "stated ε": f"{claim.epsilon:g}",
+             "true ε": f"about {claim.composed_epsilon:g}"}  # fmt: skip
+    metrics = dict.fromkeys((TITLES[metric] for metric in CLAIM_METRICS), "not reported")
+    return Row(
+        data, start | metrics | {TITLES["accuracy"]: number(claim.accuracy, True, 2), "seeds": "1", "runs": DASH}
+    )
 
 
-def spread(summary: Summary, percent: bool = False, digits: int | None = None) -> str:
-    """``mean ± sd [95 % interval]``, cut to what shares and areas can be; the mean alone for one seed."""
-    if summary.n < 2:
-        return number(summary.mean, percent, digits)
-    low, high = max(summary.low, 0.0), min(summary.high, max(summary.mean, 1.0))
-    scale, places = (100, 1 if digits is None else digits) if percent else (1, digits or 3)
-    inner = [f"{scale * value:.{places}f}" for value in (summary.mean, summary.sd, low, high)]
-    return f"{inner[0]} ± {inner[1]} [{inner[2]}, {inner[3]}]" + (" %" if percent else "")
+def _claim_s_majority(frame: pd.DataFrame, results: Results) -> Row:
+    counts = results[int(frame["run"].iloc[0])].dataset.class_counts.get("test", [])
+    share = float(frame["majority_accuracy"].iloc[0])
+    told = f" ({round(share * sum(counts))} of {sum(counts)})" if counts else ""
+    balanced = number(1 / len(counts) if counts else None, True, 2)
+    values = (number(share, True, 2), number(share, True, 2), balanced, number(0.5))
+    cells = dict(zip((TITLES[metric] for metric in CLAIM_METRICS), values, strict=True))
+    shown = {"row": f"always the majority class{told}", "stated ε": "0", "true ε": "0"} | cells
+    return Row({"row": "majority", "epsilon": 0.0, "accuracy_mean": share}, shown | cited(frame.head(1)).shown)
 
 
-def runs_text(rows: pd.DataFrame) -> str:
-    """Numbers of runs, as the appendix lists them: ``3-5, 9``."""
-    parts: list[list[int]] = []
-    for value in sorted({int(run) for run in rows["run"]}):
-        if parts and value == parts[-1][-1] + 1:
-            parts[-1].append(value)
-        else:
-            parts.append([value])
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+def by_round(name: str, frame: pd.DataFrame, results: Results) -> Table:
+    """Test AUC (``convergence``) or epsilon spent (``budget``) after chosen rounds."""
+    title, metric, note = {
+        "convergence": ("Test AUC by round", "auc", "Mean test AUC over seeds. The number of rounds is fixed before a "
+                        "run starts; no round is chosen by it."),
+        "budget": ("ε spent by round", None, "Largest ε of any hospital and seed, composed over all steps so far."),
+    }[name]  # fmt: skip
+    chosen = with_role(frame, "utility", "convergence")
+    if metric is None:
+        chosen = chosen[chosen["target_epsilon"].notna()]
+    last = {int(count) for count in chosen["rounds"]}
+    rows = []
+    for setting, part in settings_of(chosen):
+        values = round_values(part, results, metric)
+        row = settled(setting, "dataset", *WHO, "rounds") | cited(part)
+        for wanted in sorted(last | {one for one in SHOWN_ROUNDS if one <= max(last, default=0)}):
+            # Epsilon is a bound, so the largest counts; a metric is averaged.
+            known = values.get(wanted, [])
+            value = max(known, default=np.nan) if metric is None else summarise(known).mean
+            row |= Row({f"round_{wanted}": value}, {f"after {wanted}": number(value)})
+        rows.append(row)
+    return Table.of(name, title, note, rows)
 
 
-def who(setting: dict[str, Any]) -> str:
-    """A setting's legend: ``cnn, local_dp, ε 5`` or ``cnn, no privacy``."""
-    if np.isnan(setting["target_epsilon"]):
-        return f"{setting['model']}, no privacy"
-    return f"{setting['model']}, {setting['mode']}, ε {target(setting['target_epsilon'])}"
-
-
-def target(value: float) -> str:
-    """A target epsilon as text."""
-    return "none" if np.isnan(value) else f"{value:g}"
-
-
-def spread_columns(rows: pd.DataFrame, metrics: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Summaries of metrics over seeds: numbers for the CSV, text to show."""
-    data: dict[str, Any] = {}
-    shown: dict[str, str] = {}
-    for metric in metrics:
-        summary = summarise(rows[metric].astype(float).tolist())
-        data |= {f"{metric}_{part}": getattr(summary, part) for part in ("mean", "sd", "low", "high")}
-        shown[TITLES.get(metric, metric)] = spread(summary, metric in PERCENT)
-    return data, shown
-
-
-def setting_columns(setting: dict[str, Any], rows: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
-    """What was run: numbers and text."""
-    spent = rows["epsilon"].astype(float).max()
-    data = setting | {"epsilon": spent, "seeds": rows["seed"].nunique(), "runs": runs_text(rows)}
-    shown = {"model": setting["model"], "privacy": setting["mode"], "target ε": target(setting["target_epsilon"])}
-    return data, shown | {"true ε": number(spent), "seeds": str(rows["seed"].nunique())}
+def round_values(rows: pd.DataFrame, results: Results, metric: str | None) -> dict[int, list[float]]:
+    """By round, the values over seeds of a test metric, or of epsilon spent where ``metric`` is None."""
+    values: dict[int, list[float]] = {}
+    for run in rows["run"]:
+        for record in results[int(run)].rounds:
+            value = record.epsilon if metric is None else record.metrics.get(f"test/{metric}")
+            if value is not None:
+                values.setdefault(record.round, []).append(value)
+    return values
 
 
 def utility_table(frame: pd.DataFrame, dataset: str, class_count: int) -> Table:
     """The privacy-utility table of one data set, with its reference rows."""
     chosen = with_role(frame[frame["dataset"] == dataset], "utility")
-    data, shown = [], []
-    for setting, rows in settings_of(chosen):
-        numbers, text = setting_columns(setting, rows)
-        values, cells = spread_columns(rows, HEADLINE)
-        data.append({"row": "federated"} | numbers | values)
-        shown.append({"row": "federated"} | text | cells | {"runs": runs_text(rows)})
-        for row_data, row_text in _baseline_rows(setting, rows):
-            data.append(row_data)
-            shown.append(row_text)
-    if shown:
-        data.append(_majority(chosen, class_count))
-        shown.append(_majority_text(data[-1], shown[0]))
-    numbers_of_rows = pd.DataFrame(data)
-    note = utility_note(chosen, class_count, set() if numbers_of_rows.empty else set(numbers_of_rows["row"]))
-    return Table(f"utility_{dataset}", f"Privacy and utility: {dataset}", note, numbers_of_rows, pd.DataFrame(shown))
+    rows = [
+        Row({"row": kind}, {"row": kind}) | settled(setting, *WHO) | spent(part) | spreads(part, HEADLINE)
+        for setting, every in settings_of(chosen)
+        for kind, part in _with_baselines(every)
+    ]
+    note = _utility_note(chosen, class_count, {row.data["row"] for row in rows})
+    if rows:
+        rows.append(_majority(chosen, class_count))
+    return Table.of(f"utility_{dataset}", f"Privacy and utility: {dataset}", note, rows)
 
 
-def utility_note(rows: pd.DataFrame, class_count: int, kinds: set[str]) -> str:
+def _with_baselines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The runs of a setting, and the same with the metrics of each of their baselines in place of their own."""
+    yield "federated", rows
+    for baseline in BASELINES:
+        known = rows[rows[f"{baseline}_auc"].notna()]
+        if not known.empty:
+            yield baseline, known.assign(**{metric: known[f"{baseline}_{metric}"] for metric in HEADLINE})
+
+
+def _majority(rows: pd.DataFrame, class_count: int) -> Row:
+    row = Row({"row": "always the majority", "epsilon": 0.0}, {"row": "always the majority", "true ε": "0"})
+    for metric, value in zip(HEADLINE, _majority_scores(rows, class_count), strict=True):
+        row |= Row({f"{metric}_mean": value}, {TITLES[metric]: number(value, metric in PERCENT)})
+    return row
+
+
+def _majority_scores(rows: pd.DataFrame, class_count: int) -> tuple[float, float, float]:
+    """AUC, accuracy and balanced accuracy of always answering the most frequent class."""
+    return 0.5, float(rows["majority_accuracy"].iloc[0]), 1 / class_count
+
+
+def _utility_note(rows: pd.DataFrame, class_count: int, kinds: set[str]) -> str:
     """How to read the table of these runs, which has rows of these kinds."""
     baselines = {
         "local_only": "local_only is the mean over hospitals that train alone",
@@ -151,105 +160,83 @@ def utility_note(rows: pd.DataFrame, class_count: int, kinds: set[str]) -> str:
     return " ".join(sentences)
 
 
-def _baseline_rows(setting: dict[str, Any], rows: pd.DataFrame) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
-    for baseline in BASELINES:
-        renamed = {metric: f"{baseline}_{metric}" for metric in HEADLINE}
-        known = rows[rows[renamed["auc"]].notna()]
-        if known.empty:
+def ordinal_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Table:
+    """Recall of every class, of data sets with more than two, and kappa where they are grades."""
+    rows = []
+    for setting, part in settings_of(with_role(frame, "utility")):
+        names = class_names[setting["dataset"]]
+        if len(names) == 2:
             continue
-        numbers, text = setting_columns(setting, known)
-        stripped = known.assign(**{metric: known[name] for metric, name in renamed.items()})
-        values, cells = spread_columns(stripped, HEADLINE)
-        yield {"row": baseline} | numbers | values, {"row": baseline} | text | cells | {"runs": runs_text(known)}
+        titles = {name: TITLES[name] for name in ("quadratic_kappa", "accuracy")}
+        titles |= {f"recall_{index}": f"recall: {name}" for index, name in enumerate(names)}
+        means = {name: float(part[name].astype(float).mean()) for name in titles}
+        shown = {title: number(means[name], name != "quadratic_kappa") for name, title in titles.items()}
+        if np.isnan(means["quadratic_kappa"]):
+            del shown[TITLES["quadratic_kappa"]]
+        seeds = Row({"seeds": part["seed"].nunique()}, {})
+        rows.append(settled(setting, "dataset", *WHO) | Row(means, shown) | seeds | cited(part))
+    note = "Means over seeds on the test split."
+    if any(TITLES["quadratic_kappa"] in row.shown for row in rows):
+        note += " Kappa is Cohen's with quadratic weights: it counts how far off a grade is."
+    return Table.of("many_classes", "More than two classes", note, rows)
 
 
-def _majority(rows: pd.DataFrame, class_count: int) -> dict[str, Any]:
-    share = float(rows["majority_accuracy"].iloc[0])
-    values = {"auc": 0.5, "accuracy_at_threshold": share, "balanced_accuracy_at_threshold": 1 / class_count}
-    return {"row": "always the majority", "epsilon": 0.0} | {f"{name}_mean": value for name, value in values.items()}
-
-
-def _majority_text(data: dict[str, Any], like: dict[str, str]) -> dict[str, str]:
-    cells = {TITLES[metric]: number(data[f"{metric}_mean"], metric in PERCENT) for metric in HEADLINE}
-    return dict.fromkeys(like, DASH) | {"row": data["row"], "true ε": "0"} | cells
-
-
-def images_table(frame: pd.DataFrame) -> Table:
-    """Noise of the test images beside the spread over seeds, for AUC."""
-    data, shown = [], []
-    for setting, rows in settings_of(with_role(frame, "utility")):
-        low, high = rows["auc_images_low"].astype(float).mean(), rows["auc_images_high"].astype(float).mean()
-        summary = summarise(rows["auc"].astype(float).tolist())
-        numbers, text = setting_columns(setting, rows)
-        data.append(numbers | {"auc_mean": summary.mean, "auc_sd": summary.sd, "images_low": low, "images_high": high})
-        shown.append(
-            {"data": setting["dataset"]} | text
-            | {"AUC": number(summary.mean), "sd over seeds": number(summary.sd, digits=4),
-               "over images": f"[{number(low)}, {number(high)}]", "runs": runs_text(rows)}
-        )  # fmt: skip
+def selection_table(frame: pd.DataFrame) -> Table:
+    """Settings chosen inside the guarantee: what the winners reach, and what all candidates spent."""
+    chosen = with_role(frame, "selection")
+    rows = []
+    for setting, part in settings_of(chosen[chosen["candidates"].notna()], PUBLISHED_BY):
+        epsilon, count = part["selection_epsilon"].astype(float).max(), part["candidates"].astype(int).max()
+        data = {"candidates": count, "epsilon": epsilon, "seeds": len(part)}
+        shown = {"candidates": str(count), "true ε of all": number(epsilon), "seeds": str(len(part))}
+        winners = Row({}, cited(part).shown)
+        rows.append(settled(setting, "dataset", "model", "mode") | Row(data, shown) | spreads(part, HEADLINE) | winners)
     note = (
-        "Over images: 95 % percentile bootstrap with the model fixed, the bounds averaged over the runs. Over seeds: "
-        "what another seed changes, on the same images. The two are different questions and are not added up."
+        "In each seed the candidates share one budget and the lowest validation loss is chosen. ε composes every step "
+        "of every candidate, so for training records the choice is inside it, towards the server too; validation "
+        "records, which decide, have no guarantee. The figure is one seed's: several add up. `runs` "
+        "names the winners."
     )
-    return Table("image_noise", "Two kinds of uncertainty", note, pd.DataFrame(data), pd.DataFrame(shown))
+    return Table.of("selection", "Chosen inside the guarantee", note, rows)
 
 
-def paired_table(frame: pd.DataFrame) -> Table:
-    """Two privacy modes at the same epsilon and seed; differences inside noise are said to be."""
-    keys = ["dataset", "model", "partition", "target_epsilon"]
-    private = with_role(frame, "utility")
-    private = private[private["target_epsilon"].notna()]
-    found: list[tuple[dict[str, Any], str, str, str, pd.DataFrame]] = []
-    for setting, rows in settings_of(private, keys):
-        modes = list(dict.fromkeys(rows["mode"]))
-        for index, first in enumerate(modes):
-            for second in modes[index + 1 :]:
-                found += [(setting, first, second, metric, rows) for metric in HEADLINE[::2]]
-    tests = []
-    for _, first, second, metric, rows in found:
-        wide = rows.pivot_table(index="seed", columns="mode", values=metric)
-        tests.append(paired(wide[first].tolist(), wide[second].tolist()))
-    adjusted = holm([test.p for test in tests])
-    data, shown = [], []
-    for (setting, first, second, metric, rows), test, p in zip(found, tests, adjusted, strict=True):
-        verdict = "not tested" if np.isnan(p) else "beyond noise" if p < 0.05 else "inside noise"
-        data.append(
-            setting | {"first": first, "second": second, "metric": metric, "pairs": test.n, "low": test.low,
-                       "difference": test.difference, "high": test.high, "p": test.p, "p_holm": p, "verdict": verdict}
-        )  # fmt: skip
-        shown.append(
-            {"data": setting["dataset"], "model": setting["model"], "target ε": target(setting["target_epsilon"]),
-             "difference": f"{second} - {first}", "metric": TITLES[metric], "mean": _signed(test.difference),
-             "95 %": f"[{_signed(test.low)}, {_signed(test.high)}]", "pairs": str(test.n),
-             "p (Holm)": number(p), "verdict": verdict, "runs": runs_text(rows)}
-        )  # fmt: skip
-    pairs = max((test.n for test in tests), default=0)
-    note = (
-        "Paired t test over seeds (the same partition in a pair), adjusted for the number of rows (Holm 1979). It "
-        "speaks of these test images and of retraining, not of other patients"
-        + (f"; with at most {pairs} pairs only large differences can show." if pairs < 10 else ".")
-    )
-    return Table("paired_modes", "Two modes at the same ε", note, pd.DataFrame(data), pd.DataFrame(shown))
+def published_table(frame: pd.DataFrame, *, short: bool = False) -> Table:
+    """What Markdown files have of ``results.csv``: means and standard deviations over seeds, and the majority rows.
+
+    ``short``: of each data set the first model in its plain modes, at two epsilons and without privacy.
+    """
+    chosen = with_role(frame, "utility")
+    chosen = _front(chosen) if short else chosen
+    rows = []
+    for dataset in dict.fromkeys(chosen["dataset"]):
+        part = chosen[chosen["dataset"] == dataset]
+        classes = int(part.filter(regex=r"^recall_\d+$").notna().any().sum())
+        scores = zip(HEADLINE, _majority_scores(part, classes), strict=True)
+        majority = [number(score, metric in PERCENT) for metric, score in scores]
+        rows.append(_published([dataset, "always the majority class", "-", "0", *majority, "-"]))
+        for setting, runs in settings_of(part, PUBLISHED_BY):
+            epsilon = "none" if np.isnan(setting["target_epsilon"]) else number(runs["epsilon"].astype(float).max())
+            setup = [dataset, setting["model"], setting["mode"], epsilon]
+            rows.append(_published([*setup, *_means(runs), str(len(runs))]))
+        selected = frame[(frame["dataset"] == dataset) & frame["candidates"].notna()]
+        for setting, runs in settings_of(selected, WHO):
+            # Settings that were chosen inside the guarantee; epsilon is that of all candidates together.
+            mode = f"{setting['mode']}, chosen privately among {int(runs['candidates'].max())}"
+            epsilon = number(runs["selection_epsilon"].astype(float).max())
+            rows.append(_published([dataset, setting["model"], mode, epsilon, *_means(runs), str(len(runs))]))
+    return Table.of("published", "Privacy and utility", "", rows)
 
 
-def _signed(value: float) -> str:
-    return DASH if np.isnan(value) else f"{value:+.3f}"
+def _front(rows: pd.DataFrame) -> pd.DataFrame:
+    first = rows.groupby("dataset")["model"].transform("first")
+    known = rows["target_epsilon"].isna() | rows["target_epsilon"].isin(FRONT)
+    return rows[(rows["model"] == first) & known & ~rows["mode"].str.contains("(", regex=False)]
 
 
-def appendix_table(runs: Sequence[Run], frame: pd.DataFrame) -> Table:
-    """Every run behind the report."""
-    data = frame[["run", "roles", "config_hash", "seed", "mlflow_run", "git", "seconds"]].copy()
-    data.insert(1, "name", [run.name for run in runs])
-    shown = pd.DataFrame(
-        {
-            "run": data["run"].astype(str),
-            "job": data["name"],
-            "used for": [", ".join(role.replace("_", " ") for role in roles.split()) for roles in data["roles"]],
-            "hash": data["config_hash"],
-            "MLflow run": [text or "not tracked" for text in data["mlflow_run"]],
-            "code": [text or DASH for text in data["git"]],
-            "seconds": [number(value, digits=1) for value in data["seconds"].astype(float)],
-        }
-    )
-    note = "`HASH-SEED` is the run's folder in the study's store; the hash covers all that its numbers depend on."
-    return Table("runs", "Runs", note, data, shown)
+def _means(rows: pd.DataFrame) -> list[str]:
+    return [spread(summarise(rows[metric]), metric in PERCENT, interval=False) for metric in HEADLINE]
+
+
+def _published(cells: list[str]) -> Row:
+    titles = ["data", "model", "privacy", "true ε", *(TITLES[metric] for metric in HEADLINE), "seeds"]
+    return Row({}, dict(zip(titles, cells, strict=True)))

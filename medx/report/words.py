@@ -1,37 +1,15 @@
 """The report's words. Each sentence is made from the runs that are shown, or left out where they do not bear it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from medx.report.rows import BASELINES, with_role, with_roles
+from medx.report.rows import BASELINES, Results, seeds_by_setting, with_role
 from medx.report.study import Study, dataset_name
 from medx.results import ExperimentResult, PrivacyResult
 
-Results = Mapping[int, ExperimentResult]
-FIRST = "To know first"
-TITLES = {
-    "claim": "The claim",
-    "convergence": "Efficacy and convergence",
-    "utility": "Privacy and utility",
-    "overhead": "What privacy costs",
-    "budget": "Privacy budget by round",
-    "hospitals": "Hospitals and classes",
-    "calibration": "Calibration and errors",
-    "statement": "Privacy statement",
-    "limits": "Limits",
-    "appendix": "Appendix: runs",
-}
-STANDING = {
-    "budget": "What has been spent after each of these rounds. One accountant composes all of a run's steps; it never "
-    "starts afresh.",
-    "calibration": "Whether the model's probabilities can be believed, and what it confuses.",
-    "statement": "For each mode what its run with the largest ε states, from the steps that were executed.",
-    "limits": "What this report does not show.",
-    "appendix": "Every number above names its runs; this is what they are.",
-}
 MIXES = {
     "dirichlet": "dirichlet(α) draws each hospital's mix of classes, the more one-sided the smaller α",
     "iid": "iid gives all the same mix",
@@ -48,26 +26,15 @@ def listed(words: Iterable[object], last: str = "and") -> str:
     return f"{', '.join(head)} {last} {tail}" if head else tail
 
 
-def words_of(key: str, frame: pd.DataFrame, study: Study, shown: set[str]) -> str:
-    """What a section answers; ``shown`` names the tables that stand in it."""
-    makers: dict[str, Callable[[], Iterable[str]]] = {
-        "claim": lambda: claim_words(frame, study),
-        "convergence": lambda: convergence_words(frame, study),
-        "utility": lambda: utility_words(frame, shown),
-        "overhead": lambda: overhead_words(study, shown),
-        "hospitals": lambda: hospital_words(frame),
-    }
-    return STANDING[key] if key in STANDING else " ".join(makers[key]())
-
-
 def claim_words(frame: pd.DataFrame, study: Study) -> Iterable[str]:
     """What stands beside the published figure."""
-    assert study.claim is not None
+    if study.claim is None:
+        return
     ours = frame[frame["dataset"] == study.claim.dataset]
     if ours.empty:
         yield f"The published report's figure. No run here is of {study.claim.dataset}, so nothing stands beside it."
         return
-    measured = with_roles(ours, ("utility", "convergence"))["target_epsilon"].notna().any()
+    measured = with_role(ours, "utility", "convergence")["target_epsilon"].notna().any()
     yield "The published report's figure beside the majority class of the same test images" + (
         ", and beside this work at a true ε." if measured else "."
     )
@@ -76,7 +43,7 @@ def claim_words(frame: pd.DataFrame, study: Study) -> Iterable[str]:
 
 def convergence_words(frame: pd.DataFrame, study: Study) -> Iterable[str]:
     """How many rounds the runs have."""
-    rows = with_roles(frame, ("utility", "convergence"))
+    rows = with_role(frame, "utility", "convergence")
     counts = sorted({int(count) for count in rows["rounds"]})
     yield f"Runs of {listed(counts)} round{'' if counts == [1] else 's'}."
     if study.claim is not None and study.claim.rounds in counts:
@@ -101,11 +68,6 @@ def utility_words(frame: pd.DataFrame, shown: set[str]) -> Iterable[str]:
         yield "Settings that were chosen inside the guarantee have a table of their own."
 
 
-def seeds_by_setting(rows: pd.DataFrame) -> list[int]:
-    """The numbers of seeds that settings have, each once."""
-    return sorted({int(count) for count in rows.groupby("config_hash")["seed"].nunique()})
-
-
 def seed_count(rows: pd.DataFrame) -> str:
     """``5 seeds``, ``one seed``, ``3 to 5 seeds``."""
     counts = seeds_by_setting(rows)
@@ -114,11 +76,11 @@ def seed_count(rows: pd.DataFrame) -> str:
     return f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seeds"
 
 
-def overhead_words(study: Study, shown: set[str]) -> Iterable[str]:
-    """What was measured, and whether anything ran beside it."""
+def overhead_words(study: Study, sums: bool) -> Iterable[str]:
+    """What was measured, with ``sums`` bytes too, and whether anything ran beside it."""
     timed = [grid.alone for grid in study.grids if grid.role.endswith("overhead")]
     alone = bool(timed) and all(timed)
-    what = "Time and bytes" if "sum_overhead" in shown else "Time"
+    what = "Time and bytes" if sums else "Time"
     yield f"{what}, on the machine that the appendix names{', each run with nothing beside it' if alone else ''}."
 
 

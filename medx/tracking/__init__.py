@@ -1,4 +1,1 @@
-"""Where runs are written down to be compared. Only this package knows MLflow.
-
-This file imports nothing, because ``courier.warm_up`` has to begin before anything heavy is imported.
-"""
+"""A run's folder, copied to MLflow where runs are compared. Only this package knows MLflow."""

@@ -1,4 +1,4 @@
-"""``python -m medx.tracking ui`` opens the comparison; ``python -m medx.tracking deliver FOLDER`` sends what waits."""
+"""``python -m medx.tracking ui`` opens the comparison; ``python -m medx.tracking sync FOLDER`` copies runs there."""
 
 import argparse
 import os
@@ -16,7 +16,6 @@ from pathlib import Path
 from medx import output
 from medx.arguments import Parser
 from medx.schema import MedxError
-from medx.tracking.delivery import deliver
 from medx.tracking.store import (
     SQLITE,
     SYNTHETIC,
@@ -27,8 +26,8 @@ from medx.tracking.store import (
     database_uri,
     embedded_uri,
     has_experiment,
+    view_url,
 )
-from medx.tracking.view import view_url
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,26 +38,32 @@ def main(arguments: list[str] | None = None) -> int:
     ui.add_argument("--port", type=int, default=5000, help="port on this machine (default 5000)")
     ui.add_argument("--uri", help="sqlite:///FILE; default $MLFLOW_TRACKING_URI, else ./mlflow.db")
     ui.add_argument("--experiment", default="medx", help="MLflow experiment to show (default medx), and its -synthetic")
-    send = commands.add_parser("deliver", help="deliver the records that wait below a folder")
-    send.add_argument("folder", type=Path, help="a run's output folder, or one above several")
-    send.add_argument("--uri", help="another store than the one that the runs were meant for")
-    send.add_argument("--experiment", default="medx", help="MLflow experiment, with --uri (default medx)")
+    copy = commands.add_parser("sync", aliases=["deliver"], help="bring what MLflow lacks of the runs below a folder")
+    copy.add_argument("folder", type=Path, help="a run's output folder, or one above several")
+    copy.add_argument("--uri", help="another store than the one that the runs were meant for")
+    copy.add_argument("--experiment", default="medx", help="MLflow experiment, with --uri (default medx)")
+    copy.add_argument("--follow", action="store_true", help="go on without a word while a run is running")
     chosen = parser.parse_args(arguments)
     try:
-        return serve(chosen) if chosen.command == "ui" else send_all(chosen)
+        return serve(chosen) if chosen.command == "ui" else copy_all(chosen)
     except MedxError as error:
         print(f"medx: {error}", file=sys.stderr)
         return 2
 
 
-def send_all(chosen: argparse.Namespace) -> int:
-    """Deliver and say what arrived."""
+def copy_all(chosen: argparse.Namespace) -> int:
+    """Copy, and say what arrived."""
+    from medx.tracking.sync import follow, sync
+
+    if chosen.follow:
+        follow(chosen.folder)
+        return 0
     other = None if chosen.uri is None else Destination(uri=_absolute(chosen.uri), experiment=chosen.experiment)
-    outcomes = deliver(chosen.folder, other)
+    outcomes = sync(chosen.folder, other)
     for folder, error in outcomes:
-        print(f"{folder}: {'delivered' if error is None else error}")
+        print(f"{folder}: {'all is there' if error is None else error}")
     if not outcomes:
-        raise TrackingError(f"{chosen.folder}: no records below it; accepted: an output folder, or one above")
+        raise TrackingError(f"{chosen.folder}: no tracked run below it; accepted: a run's output folder, or one above")
     return 0 if all(error is None for _, error in outcomes) else 1
 
 
@@ -112,9 +117,9 @@ def server_command(uri: str, port: int) -> list[str]:
     """MLflow's own server on an embedded store, which logs warnings alone."""
     os.environ |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     artifacts = str(database_path(uri).parent / "mlartifacts")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
-    return [*command, "--default-artifact-root", artifacts, "--host", "127.0.0.1", "--port", str(port),
-            "--uvicorn-opts", "--log-level warning"]  # fmt: skip
+    stores = ["--backend-store-uri", uri, "--registry-store-uri", uri, "--default-artifact-root", artifacts]
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    return [sys.executable, "-m", "mlflow", "server", *stores, *where]
 
 
 def answers(port: int) -> bool:

@@ -1,41 +1,56 @@
-"""A run in MLflow's terms: its parameters, tags and metrics. Pure functions, no MLflow."""
+"""A run in MLflow's terms: its parameters, tags, metrics, times and files. Pure functions, no MLflow."""
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any
 
-from medx.results import ExperimentResult, Interval, RoundRecord, Status
-from medx.tracking.base import TrackedRun
+import yaml
+
+from medx.observer import RunContext
+from medx.results import DatasetInfo, ExperimentResult, Interval, RoundRecord
+from medx.schema import option_of
+from medx.tracking.record import TrackedRun
 
 PARAM_LENGTH = 6000
 NAME_LENGTH = 70  # of what stands before a colon, to be its name and no sentence
+EVERY_ROUND = "clients"  # a metric that no round lacks
 WITHHELD = "told to the study's owner only, who finds it in result.json and in the log"
-RUN_STATUS: dict[Status, str] = {
+RUN_STATUS = {
+    "running": "RUNNING",
     "finished": "FINISHED",
     "failed": "FAILED",
     "aborted": "FAILED",
     "killed": "KILLED",
     "budget_exhausted": "KILLED",
 }
-DESCRIPTION = """Privacy-utility studies of federated medical image classification, by MedX.
+HOW_TO_LOAD = """# Load the final model
 
-A parent run is a sweep, a child run is a job. To compare: choose the child runs, *Chart view*, *Add chart*,
-*Scatter*, X `epsilon`, Y `final/test/auc`; `docs/tracking.md` shows it.
+`{checkpoint}` is in safetensors: tensors and plain JSON, no code. Where MedX is installed:
 
-| column | meaning |
-| --- | --- |
-| `epsilon` | spent so far under record-level differential privacy, by every executed step; absent: no guarantee |
-| `validation/...`, `test/...` | after each round, on images that the server holds |
-| `final/test/...` | the final model; `_low` and `_high` bound a 95 % bootstrap interval over images |
-| `final/test/..._at_threshold` | at the threshold that was chosen on validation |
-| `final/majority_accuracy` | accuracy of always answering the most frequent class: the figure to beat |
-| tag `degenerate` | `true`: every test image gets the same answer |
-| tag `view` | `owner`: with figures that epsilon does not cover; `released`: without (`tracking.owner_view`) |
-| tag `warning` | other than `none`: noise from a seed, for studies only |
-| tag `synthetic` | `true`: procedurally drawn images, no patient's |
-| `seconds/...`, `bytes_up`, `bytes_down` | of one round, over all clients |
-"""
+```python
+from pathlib import Path
+import torch
+from medx.model.export import load_model
+
+model = load_model(Path("{checkpoint}"))  # a torch.nn.Module on the CPU
+mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (model.mean, model.std))
+inputs = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std  # images: uint8 [n, size, size, channels]
+probabilities = model.probabilities(model(inputs))  # [n, classes]
+```
+
+Classes, in order: {classes}.{threshold}
+{note}"""
+
+RECORDS = {"owner": "result.json", "released": "released.json"}
+THRESHOLD = (
+    " The threshold chosen on validation: the second class from a probability of {:.6g} upwards; epsilon does not "
+    "cover the images that it was chosen on."
+)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -59,26 +74,34 @@ def as_markdown(statement: str) -> str:
     return "\n".join([f"### {title}", "", *items])
 
 
-def start_tags(run: TrackedRun) -> dict[str, str]:
-    """What is known about a run before the first round."""
+def run_name(tags: dict[str, str]) -> str:
+    """What tells runs apart comes first, as lists cut names off: ``ε=5 seed 0 local_dp scatternet pneumonia``."""
+    target = [] if tags["target_epsilon"] == "none" else [f"ε={tags['target_epsilon']}"]
+    seed = [f"seed {tags['seed']}"] if "seed" in tags else []
+    return " ".join([*target, *seed, tags["privacy"], tags["model"], tags["dataset"].removesuffix("mnist")])
+
+
+def start_tags(context: RunContext, config: dict[str, Any], environment: dict[str, str]) -> dict[str, str]:
+    """What is known about a run before the first round; ``config`` is what may leave of the configuration."""
+    target = config["privacy"].get("epsilon")
     tags = {
-        "study": run.study,
-        "dataset": run.dataset,
-        "model": run.model,
-        "privacy": run.privacy,
-        "target_epsilon": "none" if run.target_epsilon is None else f"{run.target_epsilon:g}",
-        "synthetic": _flag(run.synthetic),
-        "public": _flag(run.public),
-        "warning": run.warning or "none",
-        "run": run.run,
+        "study": config["study"] or "",
+        "dataset": context.dataset,
+        "model": option_of("model", config["model"]["_target_"]),
+        "privacy": option_of("privacy", config["privacy"]["_target_"]),
+        "target_epsilon": "none" if target is None else f"{target:g}",
+        "synthetic": _flag(context.synthetic),
+        "public": _flag(context.public),
+        "warning": context.warning or "none",
+        "run": context.run,
+        "job": context.run,  # what the prepared view asks for
         "status": "running",
-        "output_dir": str(run.output_dir),
-        "mlflow.note.content": as_markdown(run.description),
+        "mlflow.note.content": as_markdown(context.statement),
         "mlflow.source.name": "medx.run",
     }
-    tags |= {"seed": str(run.seed)} if run.seed is not None else {}
-    tags |= {"config_hash": run.config_hash} if run.config_hash is not None else {}
-    revision = run.environment.get("git")
+    if "seed" in config:  # else it may not leave, and no more may the hash, which is of the data's checksum too
+        tags |= {"seed": str(config["seed"]), "config_hash": context.config_hash}
+    revision = environment.get("git")
     return tags | ({"git_revision": revision, "mlflow.source.git.commit": revision} if revision else {})
 
 
@@ -87,7 +110,6 @@ def end_tags(result: ExperimentResult) -> dict[str, str]:
     told = result.error or ("none" if result.status == "finished" else WITHHELD)
     tags = {
         "status": result.status,
-        "view": result.view,
         "synthetic": _flag(result.dataset.synthetic),
         "warning": result.privacy.warning or "none",
         "error": told[:5000],
@@ -122,6 +144,32 @@ def final_metrics(result: ExperimentResult) -> dict[str, float]:
     return _defined(values)
 
 
+def times(run: TrackedRun, records: Sequence[RoundRecord]) -> tuple[dict[int, int], int]:
+    """When each round ended and the run, by the time that rounds took: the same whenever it is asked for.
+
+    Times are the owner's. Where they may not leave, everything of a run happens when it begins.
+    """
+    rounds, passed = {}, 0.0
+    for record in records:
+        passed += record.seconds.get("total", 0.0)
+        rounds[record.round] = run.begun + round(1000 * passed)
+    ended = run.ended if run.owner_view and run.ended is not None else run.begun
+    return rounds, max([ended, *rounds.values()])
+
+
+def dataset(info: DatasetInfo) -> dict[str, str]:
+    """The fields of MLflow's data set. The digest is of the images, or where that may not leave of what is told."""
+    told = hashlib.sha256(info.model_dump_json().encode()).hexdigest()
+    counts = {f"num_{split}": count for split, count in info.sizes.items()}
+    return {
+        "name": info.name,
+        "digest": (info.content_hash or told)[:12],
+        "source_type": "code",
+        "source": json.dumps({"tags": {"mlflow.source.name": "medx.run"}}),
+        "profile": json.dumps({"num_rows": sum(info.sizes.values()), **counts}),
+    }
+
+
 def _bounds(name: str, interval: Interval) -> dict[str, float | None]:
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
@@ -132,3 +180,31 @@ def _defined(values: dict[str, float | None]) -> dict[str, float]:
 
 def _flag(value: bool) -> str:
     return "true" if value else "false"
+
+
+@cache
+def installed_packages() -> list[str]:
+    """``name==version`` of all packages; a tenth of a second to find out."""
+    return sorted({f"{each.metadata['Name']}=={each.version}" for each in distributions()}, key=str.lower)
+
+
+def texts(result: ExperimentResult) -> dict[str, str]:
+    """The files of a result that are text, by name; ``released.json`` is all that there is of a released one."""
+    described = [f"{name}: {value}" for name, value in result.environment.items()]
+    found = {
+        RECORDS[result.view]: result.model_dump_json(indent=1),
+        "statement.txt": result.privacy.statement,
+        "config.yaml": yaml.safe_dump(result.config, sort_keys=False),
+        "environment.txt": "\n".join([*described, "", *installed_packages()]) + "\n",
+    }
+    if result.checkpoint is not None:
+        note = "\nThe images were synthetic: the model knows nothing of patients.\n" if result.dataset.synthetic else ""
+        note += f"\nNoise from a seed: {result.privacy.warning}.\n" if result.privacy.warning else ""
+        threshold = "" if result.threshold is None else THRESHOLD.format(result.threshold)
+        found["how_to_load.md"] = HOW_TO_LOAD.format(
+            checkpoint=Path(result.checkpoint).name,
+            classes=", ".join(result.dataset.class_names),
+            threshold=threshold,
+            note=note,
+        )
+    return found

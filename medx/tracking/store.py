@@ -1,5 +1,6 @@
 """The MLflow store behind a URI: connected once, with short time-outs, silent and without telemetry."""
 
+import json
 import logging
 import os
 import sqlite3
@@ -9,17 +10,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from medx import files
 from medx.released import Record
 from medx.schema import MedxError
-from medx.tracking.content import DESCRIPTION
-from medx.tracking.spool import file_lock
-from medx.tracking.view import VIEW_TAG, view_state
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
 SYNTHETIC = "-synthetic"
+DESCRIPTION = """Privacy-utility studies of federated medical image classification, by MedX.
+
+A parent run is a sweep, a child run is a job. To compare: choose the child runs, *Chart view*, *Add chart*,
+*Scatter*, X `epsilon`, Y `final/test/auc`; `docs/tracking.md` shows it.
+
+| column | meaning |
+| --- | --- |
+| `epsilon` | spent so far under record-level differential privacy, by every executed step; absent: no guarantee |
+| `validation/...`, `test/...` | after each round, on images that the server holds |
+| `final/test/...` | the final model; `_low` and `_high` bound a 95 % bootstrap interval over images |
+| `final/test/..._at_threshold` | at the threshold that was chosen on validation |
+| `final/majority_accuracy` | accuracy of always answering the most frequent class: the figure to beat |
+| tag `degenerate` | `true`: every test image gets the same answer |
+| tag `view` | `owner`: with figures that epsilon does not cover; `released`: without (`tracking.owner_view`) |
+| tag `warning` | other than `none`: noise from a seed, for studies only |
+| tag `synthetic` | `true`: procedurally drawn images, no patient's |
+| `seconds/...`, `bytes_up`, `bytes_down` | of one round, over all clients |
+"""
+VIEW_KEY = "medx"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
+AUC = "final/test/auc"
+COLUMNS = (
+    "attributes.`Dataset`",
+    *(f"tags.`{name}`" for name in ("dataset", "model", "privacy", "target_epsilon", "degenerate", "synthetic")),
+    *(f"metrics.`{name}`" for name in ("epsilon", AUC, f"{AUC}_low", f"{AUC}_high")),
+    *(f"metrics.`final/test/{name}`" for name in ("accuracy", "balanced_accuracy_at_threshold")),
+    "metrics.`final/majority_accuracy`",
+)
 
 
 class TrackingError(MedxError):
@@ -90,16 +117,22 @@ class Store:
         self.client = client
         self.experiment_id = experiment_id
 
-    def exists(self, run_id: str) -> bool:
-        """Whether the store still knows the run."""
+    def status(self, run_id: str) -> str | None:
+        """A run's status; None where the store does not know it any more."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+            info = self.client.get_run(run_id).info
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return False
+            return None
+        return str(info.status) if info.lifecycle_stage == "active" else None
+
+    def tag(self, run_id: str, tags: dict[str, str]) -> None:
+        """Set tags of a run."""
+        for name, value in tags.items():
+            self.client.set_tag(run_id, name, value)
 
     def find(self, tag: str, value: str) -> list[Any]:
         """Runs whose tag has this value."""
@@ -113,7 +146,7 @@ def connect(destination: Destination) -> Store:
     if destination.database is None:
         return _open(destination, None)
     folder = destination.database.parent
-    with file_lock(folder / f"{destination.database.name}-lock"), _without_stray(destination.uri, folder):
+    with files.locked(folder / f"{destination.database.name}-lock"), _without_stray(destination.uri, folder):
         return _open(destination, (folder / "mlartifacts").as_uri())
 
 
@@ -126,17 +159,6 @@ def _without_stray(uri: str, folder: Path) -> Iterator[None]:
     if ours:
         with suppress(OSError):
             stray.rmdir()
-
-
-def open_early(destination: Destination) -> None:
-    """Open an embedded store that has the experiment already, so that ``connect`` is quick.
-
-    Nothing is written: the run that it is for may still be refused.
-    """
-    from mlflow import MlflowClient
-
-    if has_experiment(destination):
-        MlflowClient(tracking_uri=destination.uri).get_experiment_by_name(destination.experiment)
 
 
 def has_experiment(destination: Destination) -> bool:
@@ -177,3 +199,63 @@ def _open(destination: Destination, artifacts: str | None) -> Store:
         if name not in found.tags:
             client.set_experiment_tag(found.experiment_id, name, value)
     return Store(client, found.experiment_id)
+
+
+def view_state() -> str:
+    """The UI's state as JSON: jobs sorted by test AUC (which also unfolds sweeps) and four charts."""
+    charts = [
+        _chart("SCATTER", "epsilon-auc", xaxis=_metric("epsilon"), yaxis=_metric(AUC)),
+        _chart(
+            "PARALLEL",
+            "parallel",
+            selectedParams=["privacy.epsilon"],
+            selectedMetrics=["epsilon", "final/test/balanced_accuracy_at_threshold", AUC],
+            showAllRuns=False,
+        ),
+        _chart("LINE", "auc-by-round", metricKey="validation/auc", **_line()),
+        _chart("LINE", "epsilon-by-round", metricKey="epsilon", **_line()),
+    ]
+    section = {"uuid": "medx", "name": "Privacy and utility", "display": True, "deleted": False}
+    section |= {"isReordered": True, "columns": 2}
+    state = {
+        "searchFilter": "tags.job != ''",
+        "orderByKey": f"metrics.`{AUC}`",
+        "orderByAsc": False,
+        "selectedColumns": list(COLUMNS),
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": charts,
+        "compareRunSections": [section],
+        "isAccordionReordered": True,
+    }
+    return json.dumps(state)
+
+
+def view_url(server: str, experiment_id: str) -> str:
+    """The link that opens the comparison on a server."""
+    route = f"#/experiments/{experiment_id}/runs?compareRunsMode=CHART&viewStateShareKey={VIEW_KEY}"
+    return f"{server.rstrip('/')}/{route}"
+
+
+def _chart(kind: str, name: str, **fields: Any) -> dict[str, Any]:
+    common = {"type": kind, "uuid": f"medx-{name}", "metricSectionId": "medx"}
+    return common | {"runsCountToCompare": 100, "deleted": False, "isGenerated": False} | fields
+
+
+def _metric(name: str) -> dict[str, str]:
+    return {"key": name, "type": "METRIC"}
+
+
+def _line() -> dict[str, Any]:
+    return {
+        "lineSmoothness": 0,
+        "scaleType": "linear",
+        "xAxisScaleType": "linear",
+        "xAxisKey": "step",
+        "selectedXAxisMetricKey": "",
+        "range": {},
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "ignoreOutliers": False,
+        "useGlobalXaxisKey": True,
+        "useGlobalLineSmoothing": True,
+    }

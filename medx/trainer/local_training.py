@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
 from medx.aggregation.integer_noise import NoiseStream
-from medx.model.base import Objective
+from medx.model import Objective
 from medx.privacy.base import ClientPlan
 from medx.schema import ConfigError, PrivacyError, component
 from medx.trainer.augmentation import AugmentationName, RandomViews

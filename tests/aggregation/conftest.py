@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from medx.aggregation.client import SecureClient
+from medx.aggregation.coordinator import Coordinator
+from medx.aggregation.participant import Participant
 from medx.aggregation.roster import Parameters, Roster, simulated_roster
-from medx.aggregation.server import SecureServer
 
 MODEL = b"m" * 32
 
@@ -32,14 +32,14 @@ class Parties:
 
     roster: Roster
     identities: tuple
-    clients: list[SecureClient]
+    clients: list[Participant]
     words: dict[int, np.ndarray]
     charged: list[tuple[int, int, int]] = field(default_factory=list)
     rounds: int = 0
 
-    def server(self, attempt: int = 0, new_round: bool = True) -> SecureServer:
+    def server(self, attempt: int = 0, new_round: bool = True) -> Coordinator:
         self.rounds += new_round
-        return SecureServer(self.roster, self.rounds, attempt, MODEL)
+        return Coordinator(self.roster, self.rounds, attempt, MODEL)
 
     def plain_sum(self, ids) -> np.ndarray:
         return np.sum([self.words[i].astype(np.uint64) for i in ids], axis=0).astype(np.uint32)
@@ -51,7 +51,7 @@ def make_parties() -> Callable[..., Parties]:
         roster, identities = simulated_roster(parameters(**changes), n, threshold, minimum_survivors)
         charged: list[tuple[int, int, int]] = []
         clients = [
-            SecureClient(roster, i, identities[i], on_first_unmask=lambda r, a, i=i: charged.append((i, r, a)))
+            Participant(roster, i, identities[i], on_first_unmask=lambda r, a, i=i: charged.append((i, r, a)))
             for i in range(n)
         ]
         generator = np.random.default_rng(n)
@@ -64,7 +64,7 @@ def make_parties() -> Callable[..., Parties]:
 class Script:
     """Runs an honest round step by step, so that a test can step in between; messages are kept."""
 
-    def __init__(self, parties: Parties, server: SecureServer) -> None:
+    def __init__(self, parties: Parties, server: Coordinator) -> None:
         self.parties, self.server = parties, server
         self.n = len(parties.clients)
 

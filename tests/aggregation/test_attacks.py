@@ -9,9 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from medx.aggregation import shamir
-from medx.aggregation.client import SecureClient
-from medx.aggregation.client_state import ClientState, Stage
-from medx.aggregation.errors import EncodingError, ProtocolError, Reason, RoundAborted
+from medx.aggregation.coordinator import Coordinator
+from medx.aggregation.journal import ParticipantState
 from medx.aggregation.messages import (
     Begin,
     Confirm,
@@ -20,12 +19,15 @@ from medx.aggregation.messages import (
     Keys,
     Masked,
     Shares,
+    Stage,
     Survivors,
     Unmask,
     UnmaskRequest,
 )
+from medx.aggregation.participant import Participant
+from medx.aggregation.ring import EncodingError
 from medx.aggregation.roster import Roster
-from medx.aggregation.server import Collecting, SecureServer
+from medx.aggregation.wire import ProtocolError, Reason, SumAborted
 
 from .conftest import MODEL
 
@@ -39,10 +41,10 @@ def refused(step: Callable[[], object], reason: Reason, sender: int | str) -> No
     assert (sender if isinstance(sender, str) else f"client {sender}") in str(caught.value)
 
 
-def refused_and_wiped(client: SecureClient, step: Callable[[], object], reason: Reason, sender: int | str) -> None:
+def refused_and_wiped(client: Participant, step: Callable[[], object], reason: Reason, sender: int | str) -> None:
     refused(step, reason, sender)
     state = client.state
-    assert state == ClientState.fresh(Stage.REFUSED, state.round, state.attempt)
+    assert state == ParticipantState.fresh(Stage.ENDED, state.round, state.attempt)
 
 
 @pytest.fixture
@@ -216,7 +218,7 @@ def test_keys_of_an_earlier_round_or_attempt(flow, script) -> None:
 def test_another_model_or_roster_for_one_client(flow) -> None:
     clients, begin = flow.parties.clients, flow.server.begin()
     messages = {i: clients[i].begin(begin, MODEL) for i in range(4)}
-    lie = SecureServer(flow.parties.roster, flow.server.context.round, 0, b"x" * 32).begin()
+    lie = Coordinator(flow.parties.roster, flow.server.context.round, 0, b"x" * 32).begin()
     messages[4] = clients[4].begin(lie, b"x" * 32)
     refused(lambda: flow.server.receive_keys(4, messages[4]), Reason.MODEL, 4)
     everyone = KeyList(messages).to_bytes()
@@ -234,12 +236,12 @@ def test_roster_with_a_smaller_threshold_or_another_clip(flow, make_parties) -> 
     client = flow.parties.clients[0]
     for changes in ({"clip_norm": 2.0}, {"minimum_survivors": 5}, {"num_rounds": 7}, {"scale": 2.0}):
         changed = Roster(**(roster.model_dump() | changes))
-        server = SecureServer(changed, flow.parties.server().context.round, 0, MODEL)
+        server = Coordinator(changed, flow.parties.server().context.round, 0, MODEL)
         refused_and_wiped(client, lambda s=server: client.begin(s.begin(), MODEL), Reason.ROSTER, SERVER)
     with pytest.raises(ValueError, match="threshold = 2; accepted: 3 to 5 for 5 clients"):
         Roster(**(roster.model_dump() | {"threshold": 2}))
     smaller = roster.model_copy(update={"threshold": 3})
-    server = SecureServer(smaller, flow.parties.server().context.round, 0, MODEL)
+    server = Coordinator(smaller, flow.parties.server().context.round, 0, MODEL)
     refused_and_wiped(client, lambda: client.begin(server.begin(), MODEL), Reason.ROSTER, SERVER)
 
 
@@ -247,9 +249,9 @@ def test_old_rounds_and_rounds_that_were_not_planned(make_parties, script) -> No
     parties = make_parties(3, num_rounds=2)
     script(parties, parties.server()).unmasked()
     client = parties.clients[0]
-    same = SecureServer(parties.roster, 1, 0, MODEL).begin()
+    same = Coordinator(parties.roster, 1, 0, MODEL).begin()
     refused(lambda: client.begin(same, MODEL), Reason.REPLAY, SERVER)
-    refused(lambda: client.begin(SecureServer(parties.roster, 0, 2, MODEL).begin(), MODEL), Reason.REPLAY, SERVER)
+    refused(lambda: client.begin(Coordinator(parties.roster, 0, 2, MODEL).begin(), MODEL), Reason.REPLAY, SERVER)
     unplanned = dict.fromkeys(((2, 0), (2**62, 0), (1, 3)), Reason.POSITION)
     unplanned |= dict.fromkeys(((-1, 5), (-(2**63), 0), (1, -1)), Reason.MALFORMED)
     for position, reason in unplanned.items():
@@ -306,7 +308,7 @@ def test_words_of_another_length_or_type(flow) -> None:
 
 
 def test_identity_that_is_not_in_the_roster(flow) -> None:
-    refused(lambda: SecureClient(flow.parties.roster, 2, Ed25519PrivateKey.generate()), Reason.ROSTER, 2)
+    refused(lambda: Participant(flow.parties.roster, 2, Ed25519PrivateKey.generate()), Reason.ROSTER, 2)
 
 
 def test_server_refuses_late_doubled_foreign_and_short_messages(flow, script) -> None:
@@ -321,7 +323,7 @@ def test_server_refuses_late_doubled_foreign_and_short_messages(flow, script) ->
     refused(lambda: later.server.receive_masked(0, message[:-4]), Reason.MALFORMED, 0)
     later.server.receive_masked(0, message)
     refused(lambda: later.server.receive_masked(0, message), Reason.DUPLICATE, 0)
-    with pytest.raises(RoundAborted, match="1 clients left after stage masked, 4 needed"):
+    with pytest.raises(SumAborted, match="1 clients left after stage masked, 4 needed"):
         later.server.close_masked()
     refused(lambda: later.server.receive_masked(1, message), Reason.STAGE, 1)
 
@@ -377,7 +379,7 @@ def test_without_a_share_to_spare_nobody_is_named_wrongly(flow) -> None:
 )
 def test_a_public_key_of_small_order_or_in_another_spelling_is_refused_at_stage_1(flow, key: str) -> None:
     flow.keys()
-    server = SecureServer(flow.parties.roster, flow.server.context.round, 0, MODEL)
+    server = Coordinator(flow.parties.roster, flow.server.context.round, 0, MODEL)
     for name in ("cipher_key", "mask_key"):
         message = forge(flow, 2, flow.parties.identities[2], **{name: bytes.fromhex(key.ljust(64, "0"))})
         refused(lambda m=message: server.receive_keys(2, m), Reason.SUBSTITUTED_KEY, 2)
@@ -386,7 +388,7 @@ def test_a_public_key_of_small_order_or_in_another_spelling_is_refused_at_stage_
 
 def test_a_client_that_copies_a_key_is_refused_and_not_the_list(flow) -> None:
     flow.keys()
-    server = SecureServer(flow.parties.roster, flow.server.context.round, 0, MODEL)
+    server = Coordinator(flow.parties.roster, flow.server.context.round, 0, MODEL)
     key = Keys.from_bytes(flow.key_messages[3], 3).mask_key
     server.receive_keys(3, flow.key_messages[3])
     refused(
@@ -398,13 +400,13 @@ def test_a_client_that_copies_a_key_is_refused_and_not_the_list(flow) -> None:
 
 def test_fields_of_another_length_and_numbers_below_zero_are_refused(flow) -> None:
     flow.masked()
-    server = SecureServer(flow.parties.roster, flow.server.context.round, 0, MODEL)
+    server = Coordinator(flow.parties.roster, flow.server.context.round, 0, MODEL)
     cases = [{"round": -1}, {"attempt": -1}, {"sender": -1}, {"seed_commitment": b"x" * 31}, {"signature": b"x" * 65}]
     for changes in [*cases, {"cipher_key": b""}, {"model_hash": b"x" * 10_000}]:
         message = replace(Keys.from_bytes(flow.key_messages[2], 2), **changes).to_bytes()
         refused(lambda m=message: server.receive_keys(2, m), Reason.MALFORMED, 2)
     words = replace(Masked.from_bytes(flow.masked_messages[0], 0), words=np.zeros(10_000, np.uint32)).to_bytes()
-    flow.server.stage = Collecting.MASKED
+    flow.server.stage = Stage.MASKED
     refused(lambda: flow.server.receive_masked(0, words), Reason.LENGTH, 0)
 
 

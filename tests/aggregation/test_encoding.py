@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from medx.aggregation.encoding import (
+from medx.aggregation.ring import (
     HALF_RING,
+    EncodingError,
     Layout,
     ScalarField,
     check_ring_bound,
@@ -11,7 +12,6 @@ from medx.aggregation.encoding import (
     largest_scale,
     ring_load,
 )
-from medx.aggregation.errors import EncodingError
 from medx.schema import ConfigError
 
 

@@ -9,13 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medx.aggregation.client import SecureClient
-from medx.aggregation.client_state import ClientState, Stage
-from medx.aggregation.errors import JournalError, ProtocolError, Reason
-from medx.aggregation.journal import Journal, Party
-from medx.aggregation.messages import UnmaskRequest
+from medx.aggregation.coordinator import Coordinator
+from medx.aggregation.journal import Journal, JournalError, ParticipantState, Party
+from medx.aggregation.messages import Stage, UnmaskRequest
+from medx.aggregation.participant import Participant
 from medx.aggregation.roster import Roster
-from medx.aggregation.server import SecureServer
+from medx.aggregation.wire import ProtocolError, Reason
 
 from .conftest import MODEL
 
@@ -30,9 +29,9 @@ class Hospital:
         self.memory: list[bytes] = []
 
     def answer(self, step: str, *arguments, memory: bytes | None = None) -> bytes:
-        kept = ClientState.from_bytes(memory, "disk") if memory else None
+        kept = ParticipantState.from_bytes(memory, "disk") if memory else None
         journal = Journal(self.path)
-        client = SecureClient(self.parties.roster, 0, self.parties.identities[0], journal=journal, state=kept)
+        client = Participant(self.parties.roster, 0, self.parties.identities[0], journal=journal, state=kept)
         try:
             return getattr(client, step)(*arguments)
         finally:
@@ -73,7 +72,7 @@ class Played:
 
     def begin(self, attempt: int) -> bytes:
         """The message that starts this round once more."""
-        return SecureServer(self.server.roster, self.server.context.round, attempt, MODEL).begin()
+        return Coordinator(self.server.roster, self.server.context.round, attempt, MODEL).begin()
 
 
 @pytest.mark.parametrize("until", range(1, 5))
@@ -126,8 +125,8 @@ def test_another_run_on_the_same_node_starts(make_parties, tmp_path) -> None:
     parties = make_parties(3)
     Played(parties, tmp_path / "j")
     other = Roster(**(parties.roster.model_dump() | {"run_id": "another"}))
-    client = SecureClient(other, 0, parties.identities[0], journal=Journal(tmp_path / "j"))
-    assert client.begin(SecureServer(other, 0, 0, MODEL).begin(), MODEL)
+    client = Participant(other, 0, parties.identities[0], journal=Journal(tmp_path / "j"))
+    assert client.begin(Coordinator(other, 0, 0, MODEL).begin(), MODEL)
 
 
 def test_of_two_messages_at_once_one_is_answered_at_most(make_parties, tmp_path) -> None:
@@ -163,16 +162,17 @@ def test_what_was_entered_is_there_after_kill(tmp_path) -> None:
     script = """
 import os, sys
 from pathlib import Path
-from medx.aggregation.client_state import ClientState, Stage
+from medx.aggregation.journal import ParticipantState
+from medx.aggregation.messages import Stage
 from medx.aggregation.journal import Journal, Party
 journal = Journal(Path(sys.argv[1]))
-journal.enter(Party(b"r", 0), (4, 1), Stage.KEYS, ClientState.fresh(Stage.IDLE, 4, 1), once=True)
+journal.enter(Party(b"r", 0), (4, 1), Stage.KEYS, ParticipantState.fresh(Stage.IDLE, 4, 1), once=True)
 os.kill(os.getpid(), 9)
 """
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "j")], check=False)
     assert done.returncode == -9
     journal = Journal(tmp_path / "j", create=False)
-    idle = ClientState.fresh(Stage.IDLE, 4, 1)
+    idle = ParticipantState.fresh(Stage.IDLE, 4, 1)
     for position in ((4, 1), (4, 0), (3, 2)):
         with pytest.raises(ProtocolError, match=r"does not come after \(4, 1\)"):
             journal.enter(Party(b"r", 0), position, Stage.KEYS, idle, once=True)

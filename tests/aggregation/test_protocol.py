@@ -6,18 +6,19 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from medx.aggregation.client import SecureClient
-from medx.aggregation.client_state import ClientState, Stage
-from medx.aggregation.driver import STAGES, RoundOutcome, run_round
-from medx.aggregation.encoding import Layout, ScalarField
-from medx.aggregation.errors import ProtocolError, Reason, RoundAborted
 from medx.aggregation.integer_noise import NoiseStream, add_discrete_gaussian
-from medx.aggregation.journal import Journal
+from medx.aggregation.journal import Journal, ParticipantState
+from medx.aggregation.messages import STAGES, Stage
+from medx.aggregation.participant import Participant
+from medx.aggregation.ring import Layout, ScalarField
+from medx.aggregation.wire import ProtocolError, Reason, SumAborted
 from medx.schema import LedgerError
 
+from .attempt import Attempt, run_attempt
 
-def run(parties, drop: Mapping[str, set[int]]) -> RoundOutcome:
-    return run_round(parties.server(), parties.clients, parties.words, drop=drop)
+
+def run(parties, drop: Mapping[str, set[int]]) -> Attempt:
+    return run_attempt(parties.server(), parties.clients, parties.words, drop=drop)
 
 
 def check(parties, fates: Mapping[int, str]) -> bool:
@@ -29,7 +30,7 @@ def check(parties, fates: Mapping[int, str]) -> bool:
     failing = next((k for k in range(5) if left[k] < needed[k]), None)
     before = len(parties.charged)
     if failing is not None:
-        with pytest.raises(RoundAborted) as caught:
+        with pytest.raises(SumAborted) as caught:
             run(parties, drop)
         assert caught.value.stage == STAGES[failing]
         charged = left[4] if failing == 4 else 0
@@ -75,16 +76,16 @@ def test_twenty_clients_with_drawn_drop_outs(make_parties) -> None:
 @pytest.mark.parametrize("noise", [0, 1])
 def test_a_retry_has_new_keys_and_is_charged_again_but_words_without_noise_are_opened_once(make_parties, noise) -> None:
     parties = make_parties(3, noise_stddev=noise)
-    with pytest.raises(RoundAborted):
-        run_round(parties.server(0), parties.clients, parties.words, drop={"unmask": {2}})
+    with pytest.raises(SumAborted):
+        run_attempt(parties.server(0), parties.clients, parties.words, drop={"unmask": {2}})
     assert parties.charged == [(0, 1, 0), (1, 1, 0)]
     again = parties.server(1, new_round=False)
     if not noise:  # the planted fault: two sums of which one has a client less are that client's words
-        with pytest.raises(RoundAborted, match="1 clients left after stage keys"):
-            run_round(again, parties.clients, parties.words)
+        with pytest.raises(SumAborted, match="1 clients left after stage keys"):
+            run_attempt(again, parties.clients, parties.words)
         assert len(parties.charged) == 2
     else:
-        outcome = run_round(again, parties.clients, parties.words)
+        outcome = run_attempt(again, parties.clients, parties.words)
         assert np.array_equal(outcome.total, parties.plain_sum(range(3)))
         assert parties.charged[2:] == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
 
@@ -92,9 +93,9 @@ def test_a_retry_has_new_keys_and_is_charged_again_but_words_without_noise_are_o
 def test_an_attempt_that_opened_nothing_is_tried_again_without_noise_too(make_parties) -> None:
     parties = make_parties(3)
     for attempt, stage in enumerate(("shares", "masked")):
-        with pytest.raises(RoundAborted):
-            run_round(parties.server(attempt, attempt == 0), parties.clients, parties.words, drop={stage: {2}})
-    outcome = run_round(parties.server(2, new_round=False), parties.clients, parties.words)
+        with pytest.raises(SumAborted):
+            run_attempt(parties.server(attempt, attempt == 0), parties.clients, parties.words, drop={stage: {2}})
+    outcome = run_attempt(parties.server(2, new_round=False), parties.clients, parties.words)
     assert np.array_equal(outcome.total, parties.plain_sum(range(3)))
 
 
@@ -104,7 +105,7 @@ def test_a_ledger_that_refuses_keeps_the_share_back(make_parties, script) -> Non
     def refuse(round: int, attempt: int) -> None:
         raise LedgerError("exhausted")
 
-    parties.clients[1] = SecureClient(parties.roster, 1, parties.identities[1], on_first_unmask=refuse)
+    parties.clients[1] = Participant(parties.roster, 1, parties.identities[1], on_first_unmask=refuse)
     flow = script(parties, parties.server())
     request = flow.confirmed()
     with pytest.raises(LedgerError):
@@ -122,7 +123,7 @@ def test_secrets_are_gone_after_unmask(make_parties, script) -> None:
     assert parties.clients[0].state.seed == parties.clients[0].state.mask_private == b""
     for i, client in enumerate(parties.clients):
         client.unmask(flow.request)
-        assert client.state == ClientState.fresh(Stage.UNMASKED, 1, 0), i
+        assert client.state == ParticipantState.fresh(Stage.UNMASKED, 1, 0), i
 
 
 def test_a_client_that_restarts_before_every_message(make_parties) -> None:
@@ -134,9 +135,9 @@ def test_a_client_that_restarts_before_every_message(make_parties) -> None:
 
         def __getattr__(self, name: str):
             def step(*arguments):
-                state = self.saved and ClientState.from_bytes(self.saved, "disk")
+                state = self.saved and ParticipantState.from_bytes(self.saved, "disk")
                 identity = parties.identities[self.number]
-                client = SecureClient(parties.roster, self.number, identity, journal=journal, state=state)
+                client = Participant(parties.roster, self.number, identity, journal=journal, state=state)
                 answer = getattr(client, name)(*arguments)
                 self.saved = client.state.to_bytes()
                 return answer
@@ -144,7 +145,7 @@ def test_a_client_that_restarts_before_every_message(make_parties) -> None:
             return step
 
     clients = [Restarting(i) for i in range(5)]
-    outcome = run_round(parties.server(), clients, parties.words, drop={"masked": {1}})
+    outcome = run_attempt(parties.server(), clients, parties.words, drop={"masked": {1}})
     assert np.array_equal(outcome.total, parties.plain_sum([0, 2, 3, 4]))
 
 

@@ -5,13 +5,11 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from medx.aggregation import PlainAggregation, SecureAggregation
 from medx.aggregation.__main__ import main
-from medx.aggregation.client import SecureClient
-from medx.aggregation.curve import is_identity
-from medx.aggregation.identity import read_identity
-from medx.aggregation.plain import PlainAggregation
-from medx.aggregation.roster import Roster, make_roster, public_key_of, simulated_roster
-from medx.aggregation.secure import SecureAggregation
+from medx.aggregation.keys import is_identity
+from medx.aggregation.participant import Participant
+from medx.aggregation.roster import Roster, make_roster, public_key_of, read_identity, simulated_roster
 from medx.schema import ConfigError
 
 from .conftest import parameters
@@ -144,7 +142,7 @@ def test_ring_bound_and_colluders() -> None:
     roster, identities = simulated_roster(parameters(), 20)
     assert roster.trust_domain == "one"
     assert roster.tolerated_colluders == {"curious": 12, "lying": 7}
-    assert SecureClient(roster, 19, identities[19]).number == 19
+    assert Participant(roster, 19, identities[19]).number == 19
     three, _ = simulated_roster(parameters(), 3)  # two colluders subtract their own parts from the sum of three
     assert three.tolerated_colluders == {"curious": 1, "lying": 1}
     whole, _ = simulated_roster(parameters(), 5, None, 5)  # with nobody missing the masks are the bound
@@ -165,7 +163,7 @@ def test_command_makes_identities_and_a_roster(tmp_path: Path, capsys: pytest.Ca
     assert main(["roster", "--output", str(path), *ROSTER, *publics]) == 0
     roster = Roster.load(path)
     assert roster.trust_domain == "separate"
-    assert SecureClient(roster, 0, read_identity(private)).number == 0
+    assert Participant(roster, 0, read_identity(private)).number == 0
     capsys.readouterr()
     assert main(["show", str(path)]) == 0
     assert roster.digest.hex() in capsys.readouterr().out
@@ -216,7 +214,7 @@ def test_component_refusals(tmp_path: Path) -> None:
     assert secure(scale=8.0).scale_for(5, 90.0, 6.5) == 8.0
     with pytest.raises(ConfigError, match="roster=null"):
         secure().pinned(parameters(), 5)
-    roster, _ = secure().simulated(parameters(), 5)
+    roster, _ = secure().enrolled(parameters(), 5)
     roster.save(tmp_path / "r.json")
     assert secure(roster=tmp_path / "r.json").pinned(parameters(), 5) == roster
     with pytest.raises(

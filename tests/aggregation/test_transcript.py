@@ -5,9 +5,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from scipy import stats
 
-from medx.aggregation import client as client_module
-from medx.aggregation.masks import apply_masks, is_positive, pair_key
+from medx.aggregation import participant as participant_module
+from medx.aggregation.keys import pair_key
 from medx.aggregation.messages import Keys, Masked
+from medx.aggregation.ring import apply_masks, is_positive
 
 WORDS = 1_000_000
 HONEST = (3, 4)
@@ -58,7 +59,7 @@ def test_the_test_fails_when_the_pair_s_mask_is_left_out(make_parties, script, m
         # 3 adds its seed and the pair's key; 4 subtracts four pair keys, the last of them shared with 3.
         apply_masks(words, added[:1], subtracted[:3])
 
-    monkeypatch.setattr(client_module, "apply_masks", without_the_honest_pair)
+    monkeypatch.setattr(participant_module, "apply_masks", without_the_honest_pair)
     rest = residuals(make_parties, script)
     assert not uniform(rest[3])
     assert not uniform(rest[4])

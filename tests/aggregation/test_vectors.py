@@ -10,10 +10,10 @@ from Crypto.Util.number import isPrime
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from medx.aggregation import masks, shamir
-from medx.aggregation.errors import ProtocolError, Reason
+from medx.aggregation import keys, ring, shamir
+from medx.aggregation.keys import verified
 from medx.aggregation.messages import Confirm, Context, Inbox, Masked, UnmaskRequest
-from medx.aggregation.verification import verified
+from medx.aggregation.wire import ProtocolError, Reason
 
 
 def test_chacha20_rfc8439_a1() -> None:
@@ -21,7 +21,7 @@ def test_chacha20_rfc8439_a1() -> None:
         "76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7"
         "da41597c5157488d7724e03fb8d84a376a43b8f41518a11cc387b669b2ee6586"
     )
-    assert masks.keystream_words(bytes(32), 16).tobytes() == first
+    assert ring.keystream(bytes(32)).update(bytes(64)) == first
 
 
 def hkdf(secret: bytes, info: bytes, length: int) -> bytes:
@@ -37,7 +37,7 @@ def test_hkdf_rfc5869_case_3_and_our_info() -> None:
     expected = "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8"
     assert hkdf(b"\x0b" * 22, b"", 42).hex() == expected
     info = b"medx secure aggregation v1\x00mask" + b"c" * 32 + bytes([0, 0, 0, 1, 0, 0, 0, 2])
-    assert masks.derive_key(b"s" * 32, "mask", b"c" * 32, 1, 2) == hkdf(b"s" * 32, info, 32)
+    assert keys.derive_key(b"s" * 32, "mask", b"c" * 32, 1, 2) == hkdf(b"s" * 32, info, 32)
 
 
 def test_x25519_rfc7748_and_a_key_for_one_pair() -> None:
@@ -47,10 +47,11 @@ def test_x25519_rfc7748_and_a_key_for_one_pair() -> None:
     alice = bytes.fromhex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
     shared = bob.exchange(X25519PublicKey.from_public_bytes(alice))
     assert shared.hex() == "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"
-    assert masks.pair_key(bob, alice, b"c", 7, 2) == masks.derive_key(shared, "mask", b"c", 2, 7)
-    assert masks.pair_key(bob, alice, b"d", 7, 2) != masks.pair_key(bob, alice, b"c", 7, 2)
-    with pytest.raises(ValueError, match="shared"):
-        masks.pair_key(bob, bytes(32), b"c", 7, 2)
+    assert keys.pair_key(bob, alice, b"c", 7, 2) == keys.derive_key(shared, "mask", b"c", 2, 7)
+    assert keys.pair_key(bob, alice, b"d", 7, 2) != keys.pair_key(bob, alice, b"c", 7, 2)
+    with pytest.raises(ProtocolError) as caught:
+        keys.pair_key(bob, bytes(32), b"c", 7, 2)
+    assert (caught.value.reason, caught.value.sender) == (Reason.SUBSTITUTED_KEY, 2)
 
 
 def test_ed25519_rfc8032_test_1() -> None:
@@ -108,15 +109,19 @@ def test_shares_below_the_threshold_fit_every_secret() -> None:
     assert int.from_bytes(shamir.combine({1: shares[1], 2: shares[2], 3: third.to_bytes(33, "big")}), "big") == forged
 
 
+def stream_words(key: bytes, count: int) -> np.ndarray:
+    return np.frombuffer(ring.keystream(key).update(bytes(4 * count)), dtype="<u4")
+
+
 def test_masks_cancel_and_equal_the_keystream_across_blocks() -> None:
-    size = 2 * masks.BLOCK_WORDS + 5
+    size = 2 * ring.BLOCK + 5
     words = np.arange(size, dtype=np.uint32)
     one, two = b"1" * 32, b"2" * 32
     masked = words.copy()
-    masks.apply_masks(masked, [one], [two])
-    expected = words + masks.keystream_words(one, size) - masks.keystream_words(two, size)
+    ring.apply_masks(masked, [one], [two])
+    expected = words + stream_words(one, size) - stream_words(two, size)
     assert np.array_equal(masked, expected)
-    masks.apply_masks(masked, [two], [one])
+    ring.apply_masks(masked, [two], [one])
     assert np.array_equal(masked, words)
 
 

@@ -1,13 +1,11 @@
-"""Every data set option composes, builds, and has exactly the fields of its class."""
+"""There is an option for every data set, and it builds."""
 
-import dataclasses
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_class, instantiate
-from omegaconf import OmegaConf
+from hydra.utils import instantiate
 
 from medx.dataset.medmnist import TASKS, MedMNIST, Name, medmnist_info
 from medx.dataset.phantom import Phantom
@@ -26,8 +24,6 @@ def test_option_composes_and_builds(option: str) -> None:
     with initialize_config_dir(str(CONF), version_base=None):
         config = compose(overrides=[f"+dataset={option}"]).dataset
     dataset = instantiate(config)
-    fields = {field.name for field in dataclasses.fields(get_class(config._target_))}
-    assert fields == set(OmegaConf.to_container(config)) - {"_target_"}
     if isinstance(dataset, MedMNIST):
         assert dataset.name == option
         assert (dataset.size, dataset.md5) == (28, None)

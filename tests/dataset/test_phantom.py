@@ -11,9 +11,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
-from medx.dataset.drawing import Spots, splat
-from medx.dataset.fundus_phantom import GRADE_SHARES, _dark_lesions, _pale_lesions
-from medx.dataset.phantom import Phantom, draw_chest, draw_fundus
+from medx.dataset.chest_phantom import draw_chest
+from medx.dataset.drawing import Sheet, Spots, splat
+from medx.dataset.fundus_phantom import GRADE_SHARES, _dark_lesions, _pale_lesions, draw_fundus
+from medx.dataset.phantom import Phantom
 from medx.randomness import numpy_generator
 
 SMALL = {"size": 28, "num_train": 40, "num_validation": 20, "num_test": 30, "seed": 0}
@@ -70,7 +71,7 @@ def test_chest_labels_can_be_learned_but_not_from_brightness_alone() -> None:
 
 def test_lesions_follow_the_grade() -> None:
     amount = [
-        np.mean(lesions(np.full(200, grade), 56, numpy_generator(grade)))
+        np.mean(lesions(np.full(200, grade), Sheet(200, 56, numpy_generator(grade))))
         for lesions in (_dark_lesions, _pale_lesions)
         for grade in range(5)
     ]

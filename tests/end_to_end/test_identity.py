@@ -224,7 +224,7 @@ def test_a_record_of_mlflow_is_found_again_from_anywhere(tmp_path: Path, monkeyp
     assert first.code == 0, first.err
     recorded = first.result.tracking
     shutil.move(tmp_path / "out", tmp_path / "moved")
-    (tmp_path / "moved" / "tracking" / "delivered.json").unlink()  # the store is asked for the run by its id
+    (tmp_path / "moved" / "tracking" / "synced.json").unlink()  # the store is asked for the run by its id
     monkeypatch.chdir(tmp_path / "moved")
     again = call_plainly(tmp_path / "moved", "resume=.")
     assert again.code == 0, again.err

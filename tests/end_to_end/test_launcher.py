@@ -197,9 +197,13 @@ def test_jobs_end_with_their_parent(tmp_path: Path) -> None:
     wait_for_end(running)
 
 
-def test_jobs_share_one_parent_run(tmp_path: Path) -> None:
+def test_jobs_share_one_copying_process_and_one_parent_run(tmp_path: Path) -> None:
     overrides = [part for part in TINY if part != "tracking=none"]
-    with program(tmp_path, *overrides, "federation.num_rounds=20", "seed=0,1", "jobs=2") as sweep:
+    with program(tmp_path, *overrides, "federation.num_rounds=40", "seed=0,1", "jobs=2") as sweep:
+        wait_for_rounds(tmp_path / "sweep", ["0", "1"])
+        command = f"sync\0{tmp_path / 'sweep'}\0--follow".encode()
+        found = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+        assert sum(command in line for line in found) == 1
         _, err = sweep.communicate(timeout=240)
     assert (sweep.returncode, err) == (0, "")
     ids = [result_of(tmp_path / "sweep", job).tracking["run_id"] for job in ("0", "1")]
@@ -209,7 +213,7 @@ def test_jobs_share_one_parent_run(tmp_path: Path) -> None:
     runs = [client.get_run(run_id) for run_id in ids]
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     assert len({run.data.tags["mlflow.parentRunId"] for run in runs}) == 1
-    assert all(len(client.get_metric_history(run_id, "test/auc")) == 20 for run_id in ids)
+    assert all(len(client.get_metric_history(run_id, "test/auc")) == 40 for run_id in ids)
 
 
 def test_a_job_gives_up_its_place_when_it_is_measured_and_one_that_must_be_alone_has_none_beside_it(

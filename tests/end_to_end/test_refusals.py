@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import medx.model.cnn
-from medx.trainer.gradients import MODES
-from medx.trainer.gradients.naive import Naive
+from medx.trainer.gradients import MODES, Naive
 from tests.program import MODEL, TINY, WORK, call, call_plainly
 
 CONFIGURATIONS = [

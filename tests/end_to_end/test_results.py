@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from medx.dataset.phantom import draw_chest
+from medx.dataset.chest_phantom import draw_chest
 from medx.federation.checkpoint import load_checkpoint
 from medx.model.export import load_model
 from medx.model.storage import read_tensors
-from medx.privacy.audit import recompute
 from medx.randomness import numpy_generator
 from medx.results import STUDY_ONLY, ExperimentResult
+from tests.audit import recompute
 from tests.end_to_end import golden
 from tests.program import SCATTERNET, WORK, Ran, call
 
@@ -209,7 +209,7 @@ def test_a_client_without_records_adds_noise_only(tmp_path: Path, monkeypatch: p
     def deal(self: object, labels: np.ndarray, *rest: object) -> list[np.ndarray]:
         return [np.arange(75), np.arange(0), np.arange(75, 150)]
 
-    monkeypatch.setattr("medx.partition.iid.Iid.deal", deal)
+    monkeypatch.setattr("medx.partition.Iid.draw", deal)
     # Another seed than that of other runs, whose data this process still holds, dealt otherwise.
     refused = call(tmp_path / "refused", "seed=11")
     assert "partition.allow_empty=true" in refused.refusal

@@ -15,10 +15,8 @@ from flwr.app import Message
 from hydra.utils import instantiate
 from torch import nn
 
-from medx.aggregation.plain import PlainAggregation
-from medx.aggregation.secure import SecureAggregation
-from medx.dataset import DataSplits, InputSpec, Split
-from medx.dataset.base import content_hash
+from medx.aggregation import PlainAggregation, SecureAggregation
+from medx.dataset import DataSplits, InputSpec, Split, content_hash
 from medx.federation.client import client_app
 from medx.federation.job import Job, Setup, make_job, prepare
 from medx.federation.local_client import forget
@@ -27,7 +25,7 @@ from medx.federation.server import Server
 from medx.federation.sum_client import CLIP, Position, words_of
 from medx.federation.sums import with_sums
 from medx.model.network import WholeNetwork
-from medx.partition.iid import Iid
+from medx.partition import Iid
 from medx.runtime.in_process import InProcessGrid, Turns
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -12,10 +12,9 @@ from medx.federation.checkpoint import (
     append_record,
     checkpoints,
     load_checkpoint,
-    read_records,
     save_checkpoint,
 )
-from medx.results import RoundRecord
+from medx.results import RoundRecord, read_rounds
 from medx.schema import CheckpointError
 
 
@@ -59,7 +58,7 @@ def test_a_torn_line_takes_no_other_with_it(tmp_path: Path) -> None:
         file.write(record(2).model_dump_json()[:20])  # a crash in the middle of the write
     append_record(tmp_path, record(2))
     append_record(tmp_path, record(3))
-    assert [r.round for r in read_records(tmp_path / RECORDS)] == [1, 2, 3]
+    assert [r.round for r in read_rounds(tmp_path / RECORDS)] == [1, 2, 3]
 
 
 def test_two_damaged_checkpoints_are_refused(tmp_path: Path) -> None:

@@ -37,9 +37,9 @@ def engine(
     """Rounds of three clients with one step each."""
     federation = FedAvg(num_clients=3, num_rounds=9, fraction_clients=1.0, min_clients=min_clients, evaluate_every=1)
     clients = [SimpleNamespace(num_records=size, steps_per_round=2) for size in sizes]
-    plan = SimpleNamespace(private=private, clients=clients, client_release=None, shared_noise=None)
-    privacy = SimpleNamespace(max_abstentions=max_abstentions)
-    setup = SimpleNamespace(federation=federation, num_clients=3, privacy=privacy)
+    said = {"client_release": None, "shared_noise": None, "max_abstentions": max_abstentions}
+    plan = SimpleNamespace(private=private, clients=clients, **said)
+    setup = SimpleNamespace(federation=federation, num_clients=3)
     return PlainRounds(cast(Any, SimpleNamespace(setup=setup, plan=plan, sums=None)), None)
 
 
@@ -185,7 +185,7 @@ def test_abstentions_are_counted_and_end_the_run_beyond_the_limit() -> None:
 
 def test_without_privacy_an_update_that_is_not_finite_is_left_out_and_ends_nothing() -> None:
     rounds = engine(private=False)
-    rounds.job.setup.privacy = SimpleNamespace()  # type: ignore[misc]
+    rounds.job.plan.max_abstentions = None  # type: ignore[misc]
     outcome = run([answer(0, 1.0), answer(1, float("inf")), answer(2, 1.0)], rounds)
     assert (outcome.clients, outcome.abstained) == (2, 1)
     diverged = "round 1: 3 updates are not finite .the training has diverged; .*: 0 usable answers, 2 needed$"

@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from medx.aggregation.client import SecureClient
+from medx.aggregation.coordinator import Coordinator
 from medx.aggregation.integer_noise import NoiseStream
 from medx.aggregation.messages import Unmask
+from medx.aggregation.participant import Participant
 from medx.aggregation.roster import simulated_roster
-from medx.aggregation.server import SecureServer
 from medx.federation.job import prepare
 from medx.federation.local_client import forget, local_client
 from tests.aggregation.conftest import MODEL, Script, parameters
@@ -38,12 +38,12 @@ class Parties:
 
     def __init__(self) -> None:
         self.roster, self.identities = simulated_roster(parameters(dimension=DIMENSION), 3)
-        self.clients = [SecureClient(self.roster, i, self.identities[i]) for i in range(3)]
+        self.clients = [Participant(self.roster, i, self.identities[i]) for i in range(3)]
 
 
 def test_no_stage_of_the_protocol_shows_a_secret() -> None:
     parties = Parties()
-    flow = Script(parties, SecureServer(parties.roster, 0, 0, MODEL))  # type: ignore[arg-type]
+    flow = Script(parties, Coordinator(parties.roster, 0, 0, MODEL))  # type: ignore[arg-type]
     flow.shares()
     client = parties.clients[0]
     public = {client.state.keys_message, MODEL}

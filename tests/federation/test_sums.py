@@ -12,9 +12,9 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from medx.aggregation.client_state import ClientState, Stage
 from medx.aggregation.integer_noise import NoiseStream
-from medx.aggregation.messages import Context, Inbox, Survivors
+from medx.aggregation.journal import ParticipantState
+from medx.aggregation.messages import Context, Inbox, Stage, Survivors
 from medx.experiment import run_rounds
 from medx.federation import sum_client
 from medx.federation.ledgers import ledger_path
@@ -63,7 +63,7 @@ def at_round_one(job, grid):
 
 
 def client_state(grid, client):
-    return ClientState.from_bytes(grid.state_of(client)["secure"]["state"], client)
+    return ParticipantState.from_bytes(grid.state_of(client)["secure"]["state"], client)
 
 
 @pytest.mark.parametrize("privacy", ["distributed_dp", "local_dp", "none"])
@@ -293,7 +293,7 @@ def test_a_refused_message_ends_the_attempt_and_charges_nothing(tmp_path):
         secure_sum(job.sums, at_round_one(job, grid), result)
         assert result.survivors == (0, 1, 3, 4)
         assert any("client 0 (ciphertext)" in str(reason) for reason in result.failures)
-        assert client_state(grid, 2) == ClientState.fresh(Stage.REFUSED, 0, 0)
+        assert client_state(grid, 2) == ParticipantState.fresh(Stage.ENDED, 0, 0)
         assert client_state(grid, 1).stage == Stage.UNMASKED
         assert ledger_rows(job, 2) == []
 

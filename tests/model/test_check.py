@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from medx.dataset import InputSpec
-from medx.dataset.base import DataSplits, Split
-from medx.model.check import check_export, check_outputs
+from medx.dataset import DataSplits, InputSpec, Split
+from medx.model.export import check_export, check_outputs
 from medx.model.network import WholeNetwork
 from medx.model.objectives import objective_for
 from medx.schema import ConfigError, component

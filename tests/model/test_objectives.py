@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from medx.dataset import InputSpec
-from medx.model.heads import CutPoints, LinearHead, initialise
+from medx.model.layers import CutPoints, LinearHead, initialise
 from medx.model.objectives import OrdinalObjective, objective_for
 from medx.schema import ConfigError
 
@@ -92,7 +92,7 @@ def test_a_higher_score_means_a_higher_class() -> None:
 def test_opacus_sees_each_records_cut_point_gradient(generator: torch.Generator) -> None:
     from opacus import GradSampleModule
 
-    import medx.model.opacus_samplers  # noqa: F401 (registers)
+    import medx.trainer.gradients.hooks  # noqa: F401 (registers)
 
     spec = SPECS[2]
     head, objective = LinearHead(7, spec, bias=False), objective_for(spec)

@@ -1,5 +1,6 @@
 """Pretraining on drawn phantoms: the same bits, from the cache the second time; and what of a network is trained."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 from torch import nn
 
 from medx.dataset import InputSpec
-from medx.model import pretraining
+from medx.dataset.phantom import KINDS
+from medx.model import phantoms
 from medx.model.export import describe, load_model, save_model
-from medx.model.heads import LinearHead
+from medx.model.layers import LinearHead
 from medx.schema import ConfigError
 from tests.model.test_networks import option
 from tests.program import call
@@ -43,7 +45,7 @@ def test_the_same_bits_twice_and_from_the_cache(spec, cache, tmp_path, monkeypat
     monkeypatch.setenv("MEDX_CACHE", str(tmp_path / "another"))
     assert same(model.build(spec, 1), first)
     assert torch.equal(before, torch.get_rng_state())
-    monkeypatch.setattr(pretraining, "_pretrain", refused)
+    monkeypatch.setattr(phantoms, "pretrain", refused)
     assert same(model.build(spec, 2), first)  # the run's own seed draws nothing of it
     assert not same(option("cnn", **(CNN | {"pretrain": "none"})).build(spec, 1), first)
     head = next(module for module in first.modules() if isinstance(module, LinearHead))
@@ -56,22 +58,23 @@ def test_the_same_bits_twice_and_from_the_cache(spec, cache, tmp_path, monkeypat
 
 def test_pretraining_learns_to_tell_opacities(cache):
     network = option("cnn", **CNN).start(SPEC, 0)
-    images, labels = pretraining._phantoms(SPEC, 300, seed=99)
+    images, labels = phantoms.draw_phantoms(KINDS["chest"], 28, 300, 99, "pretraining")
 
     def auc() -> float:
         scores = network(images).detach()[:, 0]
         return float((scores[labels == 1][:, None] > scores[labels == 0]).float().mean())
 
     assert auc() == 0  # the head is at zero: every score is equal
-    pretraining._pretrain(network, SPEC, pretraining.Pretraining(600, 6, 0))
+    phantoms.pretrain(network, SPEC, 600, 6, 0)
     assert auc() > 0.58  # of 300: chance is .5 with a deviation of .033
 
 
 def test_a_changed_phantom_is_another_key(cache, monkeypatch):
     option("cnn", **CNN).build(SPEC, 1)
-    draw, task = pretraining.KINDS[1]
-    monkeypatch.setitem(pretraining.KINDS, 1, (lambda *args: (255 - draw(*args)[0], draw(*args)[1]), task))
-    monkeypatch.setattr(pretraining, "_pretrain", refused)
+    chest = KINDS["chest"]
+    inverted = replace(chest, draw=lambda *args: (255 - chest.draw(*args)[0], chest.draw(*args)[1]))
+    monkeypatch.setitem(KINDS, "chest", inverted)
+    monkeypatch.setattr(phantoms, "pretrain", refused)
     with pytest.raises(AssertionError, match="trained again"):
         option("cnn", **CNN).build(SPEC, 1)
 
@@ -91,7 +94,7 @@ def test_export_keeps_the_frozen_body_and_trains_nothing_to_load(cache, tmp_path
     model = option("cnn", **CNN, train="head")
     network = model.build(SPEC, 1)
     save_model(tmp_path / "model.safetensors", describe(model, SPEC, (0.5,), (0.5,)), None, network)
-    monkeypatch.setattr(pretraining, "_pretrain", refused)
+    monkeypatch.setattr(phantoms, "pretrain", refused)
     monkeypatch.setenv("MEDX_CACHE", str(tmp_path / "elsewhere"))
     assert same(load_model(tmp_path / "model.safetensors").head, network)
 

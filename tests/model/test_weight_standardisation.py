@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from medx.model.weight_standardisation import (
+from medx.model.layers import (
     StandardisedConv2d,
     raw_weight_gradient,
     standardise_convolutions,

@@ -4,7 +4,8 @@ import math
 import pytest
 from pydantic import TypeAdapter
 
-from medx.privacy import SampledGaussian, accountants, accounting, cache
+from medx.privacy import SampledGaussian, accountants, accounting
+from medx.privacy.accountants import gaussian_epsilon
 from medx.privacy.accounting import (
     calibrate_noise_multiplier,
     epsilon_curve,
@@ -12,14 +13,14 @@ from medx.privacy.accounting import (
     epsilon_prv,
     epsilon_rdp,
     epsilon_spent,
-    gaussian_epsilon,
 )
-from medx.privacy.audit import recompute
 from medx.privacy.base import ClientPlan, PrivacyPlan
 from medx.privacy.gaussian import Delta, Epsilon
-from medx.privacy.spending import privacy_result
+from medx.privacy.statement import privacy_result
 from medx.results import ClientEvents
 from medx.schema import PrivacyError
+from tests.audit import recompute
+from tests.privacy.examples import configured
 
 DELTA = 1e-5
 
@@ -170,7 +171,7 @@ def test_where_prv_fails_pld_is_logged_with_the_reason(monkeypatch):
 def test_the_curve_bounds_every_round_and_ends_at_the_result(step):
     curve = epsilon_curve(step, 6, 50, DELTA)
     assert len(curve) == 50
-    assert curve == sorted(curve)
+    assert list(curve) == sorted(curve)
     assert curve[-1] == epsilon_spent([(step, 300)], DELTA).value
     for rounds in (1, 7, 30):
         pld = epsilon_pld([(step, 6 * rounds)], DELTA)
@@ -187,15 +188,15 @@ def test_the_cache_answers_its_own_question_only(tmp_path, monkeypatch):
         calls.append(1)
         return [0.25, len(calls)]
 
-    assert cache.cached("a", {"q": 0.1}, compute) == cache.cached("a", {"q": 0.1}, compute) == [0.25, 1]
-    assert cache.cached("a", {"q": 0.2}, compute) == [0.25, 2]
-    (path,) = [p for p in cache.cache_folder().iterdir() if json.loads(p.read_text())["answer"][1] == 1]
+    assert accounting.cached("a", {"q": 0.1}, compute) == accounting.cached("a", {"q": 0.1}, compute) == [0.25, 1]
+    assert accounting.cached("a", {"q": 0.2}, compute) == [0.25, 2]
+    (path,) = [p for p in accounting.cache_folder().iterdir() if json.loads(p.read_text())["answer"][1] == 1]
     path.write_text(path.read_text().replace("0.25", "0.20"))  # an answer that was not computed
-    assert cache.cached("a", {"q": 0.1}, compute) == [0.25, 3]
+    assert accounting.cached("a", {"q": 0.1}, compute) == [0.25, 3]
     path.write_text("{")
-    assert cache.cached("a", {"q": 0.1}, compute) == [0.25, 4]
-    monkeypatch.setattr(cache, "_code", lambda: {"opacus": "another version"})
-    assert cache.cached("a", {"q": 0.1}, compute) == [0.25, 5]
+    assert accounting.cached("a", {"q": 0.1}, compute) == [0.25, 4]
+    monkeypatch.setattr(accounting, "_code", lambda: {"opacus": "another version"})
+    assert accounting.cached("a", {"q": 0.1}, compute) == [0.25, 5]
 
 
 def client_events(client, steps, **changes):
@@ -218,7 +219,7 @@ def test_the_audit_takes_the_largest_client_and_refuses_bare_steps():
 def test_an_accountant_that_fails_has_no_figure_of_another_ones(monkeypatch):
     step = release(0.1, 1.03)
     client = ClientPlan(0, 100, 0.1, 10.0, 1, 51, step, 10.0)
-    plan = PrivacyPlan("local_dp", "record", "add or remove one record", DELTA, 10.0, "seed", (client,))
+    plan = PrivacyPlan(configured("local_dp"), (client,), DELTA, 10.0)
 
     def fails(*_):
         raise PrivacyError("PRV has no bound here")

@@ -13,8 +13,8 @@ from scipy import stats
 from medx.aggregation.integer_noise import grid_sensitivity
 from medx.federation.job import prepare
 from medx.federation.sums import flatten
-from medx.privacy.spending import planned_observers, privacy_result
-from medx.privacy.statement import statement
+from medx.privacy.spending import Spending
+from medx.privacy.statement import privacy_result, statement
 from medx.trainer import local_training
 from medx.trainer.gradients.record_loss import float32_slack
 from medx.trainer.sampling import poisson_batches
@@ -227,7 +227,7 @@ def test_a_second_accountant_confirms_epsilon_towards_each_observer(tmp_path, q)
         assert agree(result.epsilon_by_observer[observer], pld(multiplier, q, 20, delta))
         assert not agree(result.epsilon_by_observer[observer], pld(multiplier * 1.2, q, 20, delta))
     assert result.epsilon == result.epsilon_by_observer["the server and its assumed colluders"] < 3.0
-    planned = planned_observers(job.plan)["the server and its assumed colluders"]
+    planned = Spending.planned(job.plan).by_observer()["the server and its assumed colluders"]
     assert 0.985 * 3.0 < planned <= 3.0
     assert "Towards all other hospitals together: epsilon" in result.statement
 
@@ -246,9 +246,9 @@ def agree(epsilon, other):
 
 def test_a_trusted_aggregator_is_named_with_what_it_could_learn(tmp_path):
     job = make(tmp_path, secure=False)
-    observers = planned_observers(job.plan)
+    observers = Spending.planned(job.plan).by_observer()
     assert observers["the server (trusted)"] == observers["all other hospitals together"] > observers["the outside"]
-    text = statement(job.plan, observers=observers)
+    text = statement(job.plan)
     assert "is trusted with it" in text
     assert "nobody's part of it" not in text
     assert "nobody's part of it" in statement(make(tmp_path / "s").plan)

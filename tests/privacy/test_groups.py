@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from medx.privacy.accountants import Release, gaussian_epsilon
+from medx.privacy.accountants import Event, Release, gaussian_epsilon, mixture, replacing
 from medx.privacy.accounting import calibrate_noise_multiplier, epsilon_spent
 from medx.privacy.base import ClientPlan, PrivacyPlan, SampledGaussian, SharedNoise
-from medx.privacy.groups import epsilon_by_group, epsilon_replace, mixture, replacing
-from medx.privacy.spending import epsilon_by_observer, privacy_result
+from medx.privacy.spending import Spending
+from medx.privacy.statement import privacy_result
+from tests.privacy.examples import configured
 
 DELTA = 1e-5
 
@@ -17,13 +18,19 @@ def test_at_full_batches_a_group_scales_the_sensitivity_and_a_replacement_double
     sigma = calibrate_noise_multiplier(10.0, DELTA, 1.0, 300)
     event = (SampledGaussian(1.0, sigma, 0.1), 300)
     single = epsilon_spent([event], DELTA).value
-    table = epsilon_by_group([[event]], DELTA, single)
+    spent = spending(shared_plan(4, 0), [event])
+    table = spent.by_group()
     assert list(table) == ["1", "2", "3", "5", "10"]
     assert table["1"] == single <= 10
     for size in (2, 3, 5, 10):
         assert table[str(size)] == pytest.approx(gaussian_epsilon(size * 300**0.5 / sigma, DELTA))
-    assert epsilon_replace([[event]], DELTA, single) == pytest.approx(24.4, abs=0.15), "where 10 is logged"
-    assert (epsilon_by_group([], DELTA, 0.0)["10"], epsilon_replace([], DELTA, 0.0)) == (0.0, 0.0)
+    assert spent.replaced() == pytest.approx(24.4, abs=0.15), "where 10 is logged"
+    nothing = spending(shared_plan(4, 0), [])
+    assert (nothing.by_group()["10"], nothing.replaced()) == (0.0, 0.0)
+
+
+def spending(plan: PrivacyPlan, history: list[Event]) -> Spending:
+    return Spending(plan, DELTA, [history])
 
 
 def hockey_stick(high: np.ndarray, low: np.ndarray, width: float, epsilon: float) -> float:
@@ -61,20 +68,20 @@ def shared_plan(minimum: int, colluders: int) -> PrivacyPlan:
     step = SampledGaussian(1.0, sigma, 0.1)
     clients = tuple(ClientPlan(i, 900, 1.0, 900.0, 1, 300, step, 4500.0) for i in range(5))
     shared = SharedNoise(minimum, colluders, trusted_aggregator=False)
-    return PrivacyPlan("distributed_dp", "record", "zero-out", DELTA, 10.0, "system", clients, shared_noise=shared)
+    return PrivacyPlan(configured("distributed_dp"), clients, DELTA, 10.0, "system", shared_noise=shared)
 
 
 def test_one_curious_hospital_knows_its_own_share() -> None:
     plan = shared_plan(4, 0)
     step = plan.clients[0].step
     assert step is not None
-    found = epsilon_by_observer(plan, [[(step, 300)]], [[]])
+    found = spending(plan, [(step, 300)]).by_observer()
     assert found["the outside"] == pytest.approx(9.98, abs=0.01)
     assert found["one other hospital"] == pytest.approx(11.92, abs=0.02)
     exact = gaussian_epsilon((4 / 3 * 300) ** 0.5 / step.noise_multiplier, DELTA)
     assert found["one other hospital"] == pytest.approx(exact, abs=0.02)
     assert found["one other hospital"] < found["all other hospitals together"]
-    alone = epsilon_by_observer(shared_plan(1, 0), [[(step, 300)]], [[]])
+    alone = spending(shared_plan(1, 0), [(step, 300)]).by_observer()
     assert alone["one other hospital"] == alone["all other hospitals together"], "the hospital's own share is there"
 
 

@@ -15,8 +15,7 @@ import pytest
 from medx.privacy import SampledGaussian
 from medx.privacy.accounting import epsilon_pld
 from medx.privacy.ledger import PrivacyLedger, Reservation
-from medx.privacy.ledger_file import make_folder
-from medx.privacy.records import record_set
+from medx.privacy.ledger_folder import make_folder, record_set
 from medx.schema import LedgerError
 
 DELTA = 1e-5
@@ -132,8 +131,7 @@ import os, signal, sys
 from pathlib import Path
 from medx.privacy import SampledGaussian
 from medx.privacy.ledger import PrivacyLedger, Reservation
-from medx.privacy.ledger_file import make_folder
-from medx.privacy.records import record_set
+from medx.privacy.ledger_folder import make_folder, record_set
 ledger = PrivacyLedger(Path(sys.argv[1]), create=True)
 ledger.reserve(Reservation("run", SampledGaussian(1.0, 15.0, 0.1), 60, "system"), delta=1e-5, budget=None)
 for index in range(1, 4):

@@ -1,24 +1,17 @@
 import math
-from pathlib import Path
+from dataclasses import fields
 
 import pytest
-import yaml
-from hydra.utils import instantiate
 from pydantic import ValidationError
 
-from medx.privacy import Exposure
+from medx.privacy import CalibratedMechanism, Exposure, GaussianMechanism, SampledGaussian
 from medx.privacy.accounting import epsilon_pld, epsilon_spent
-from medx.privacy.local_dp import LocalDP
-from medx.privacy.none import NoPrivacy
-from medx.privacy.spending import privacy_result
-from medx.privacy.statement import statement, summarise
-from medx.schema import ConfigError, PrivacyError
-
-CONF = Path(__file__).parents[2] / "conf" / "privacy"
-
-
-def configured(option, **changes):
-    return instantiate(yaml.safe_load((CONF / f"{option}.yaml").read_text()) | changes)
+from medx.privacy.base import ClientRelease, QuantileClipping, SharedNoise
+from medx.privacy.mechanisms import LocalDP, NoPrivacy
+from medx.privacy.spending import Spending
+from medx.privacy.statement import privacy_result, statement, summarise
+from medx.schema import ConfigError, PrivacyError, component
+from tests.privacy.examples import configured, keys_of
 
 
 def exposure(records=(400, 900, 900), q=(0.5, 0.25, 0.25), steps=6, rounds=10):
@@ -59,7 +52,7 @@ def test_options_build_and_hold_every_field():
     ],
 )
 def test_bad_settings_are_refused_at_construction(changes):
-    given = yaml.safe_load((CONF / "local_dp.yaml").read_text()) | {"noise_source": "system"} | changes
+    given = keys_of("local_dp") | {"noise_source": "system"} | changes
     del given["_target_"]
     with pytest.raises(ValidationError, match=next(iter(changes))):
         LocalDP(**given)
@@ -96,11 +89,9 @@ def test_delta_of_one_over_all_records_of_the_federation_is_refused(delta):
 
 @pytest.mark.parametrize("option", ["local_dp", "distributed_dp", "central_dp"])
 def test_noise_of_the_seed_is_asked_for_and_marked(option):
-    content = yaml.safe_load((CONF / f"{option}.yaml").read_text())
-    given = content.get("privacy", content)
     seen = exposure(q=(0.5,) * 3, steps=1 if option == "distributed_dp" else 6)
     more = {"trusted_aggregator": True} if option == "distributed_dp" else {}
-    default, seeded = (instantiate(given | more | noise).plan(seen) for noise in ({}, {"noise_source": "seed"}))
+    default, seeded = (configured(option, **more, **noise).plan(seen) for noise in ({}, {"noise_source": "seed"}))
     assert (default.noise_source, default.warning) == ("system", None)
     assert "study only" in seeded.warning
     assert seeded.warning in statement(seeded)
@@ -108,8 +99,7 @@ def test_noise_of_the_seed_is_asked_for_and_marked(option):
 
 
 def test_central_delta_fits_the_number_of_hospitals():
-    content = yaml.safe_load((CONF / "central_dp.yaml").read_text())["privacy"]
-    plans = {n: instantiate(content).plan(exposure((10,) * n, (0.5,) * n)) for n in (5, 100, 2000)}
+    plans = {n: configured("central_dp").plan(exposure((10,) * n, (0.5,) * n)) for n in (5, 100, 2000)}
     assert {n: plan.delta for n, plan in plans.items()} == {5: 1e-3, 100: 1e-3, 2000: 5e-5}
 
 
@@ -138,9 +128,8 @@ def test_statement_says_what_holds_and_what_does_not():
     assert len(text.splitlines()) <= 18
     assert "show nobody" in statement(plan, synthetic=True)
     assert "fit for release" in statement(configured("local_dp", epsilon=2.0).plan(exposure()))
-    half = statement(plan, executed=[[(c.step, 30)] for c in plan.clients], observers={"the server": 1.25})
+    half = statement(plan, spent=Spending.of(plan, dict.fromkeys(range(3), 30)))
     assert "30 of 60" in half
-    assert "the server: epsilon 1.250" in half
     spent = max(epsilon_spent([(c.step, 30)], 1e-5).value for c in plan.clients)
     assert f"epsilon {spent:.3f} (PRV" in half
     bare = statement(configured("none").plan(exposure()))
@@ -155,7 +144,7 @@ def test_summary_has_one_row_for_clients_that_do_the_same():
 
 
 def test_a_hospital_without_records_draws_nothing_and_refuses_no_sum():
-    mechanism = configured_in("distributed_dp", trusted_aggregator=True)
+    mechanism = configured("distributed_dp", trusted_aggregator=True)
     asked = exposure(records=(0, 400, 900), q=(1.0, 0.1, 0.1), steps=1)
     plan = mechanism.plan(asked)
     assert {client.step.sampling_probability for client in plan.clients} == {0.1}
@@ -164,8 +153,64 @@ def test_a_hospital_without_records_draws_nothing_and_refuses_no_sum():
         mechanism.plan(exposure(records=(100, 400, 900), q=(1.0, 0.1, 0.1), steps=1))
 
 
-def configured_in(option, **changes):
-    """A mechanism whose yaml sets other groups too."""
-    return instantiate(
-        yaml.safe_load((CONF / f"{option}.yaml").read_text())["privacy"] | {"noise_source": "seed"} | changes
-    )
+def own(base, **attributes):
+    """A mechanism of somebody's own, as its option would build it."""
+    kind = component("privacy/own")(type("Own", (base,), {"__annotations__": {}} | attributes))
+    keys = keys_of("local_dp") | {"noise_source": "system", "epsilon": 2.0}
+    given = {field.name: keys[field.name] for field in fields(kind)}
+    return kind(**given)
+
+
+def test_a_mechanism_is_held_to_what_it_promises():
+    plan = own(CalibratedMechanism).plan(exposure())
+    assert plan.clients == configured("local_dp", epsilon=2.0).plan(exposure()).clients
+    assert "privacy/own" not in statement(plan)
+    assert privacy_result(plan, {}, False).mechanism == "own"
+    calibrated = CalibratedMechanism.noise_for
+    quiet = own(CalibratedMechanism, noise_for=lambda self, *asked: 0.9 * calibrated(self, *asked))
+    with pytest.raises(PrivacyError, match=r"privacy=own: its noise comes to epsilon 2\.\d+, above the 2 that"):
+        quiet.plan(exposure())
+    given = own(GaussianMechanism, noise_for=lambda self, *asked: 4.0)  # promises nothing: epsilon is what it comes to
+    plan = given.plan(exposure())
+    covered = 6 * 11  # steps of ten rounds and a spare one
+    assert plan.target_epsilon == epsilon_spent([(SampledGaussian(0.5, 4.0, 0.1), covered)], 1e-5).value
+    assert f"the noise was given, and covers no more than epsilon {plan.target_epsilon:.4g}" in statement(plan)
+    assert "more noise" not in statement(plan)
+
+
+def test_what_is_executed_and_what_is_accounted_may_not_differ():
+    def rarer(self, asked, delta):
+        return [SampledGaussian(q / 2, 9.0, 0.1) for q in asked.sampling_probability]
+
+    with pytest.raises(PrivacyError, match=r"privacy=own: client 0 samples with 0.5 but accounts 0.25"):
+        own(CalibratedMechanism, _steps=rarer).plan(exposure())
+    with pytest.raises(PrivacyError, match=r"privacy=own: client 0 would train without noise"):
+        own(CalibratedMechanism, _steps=lambda self, *asked: [None] * 3).plan(exposure())
+    event = SampledGaussian(1.0, 2.0, 0.1)
+    with pytest.raises(ConfigError, match=r"privacy\.quantile_noise=1: accepted is more than half .* 2, or null"):
+        ClientRelease(event, QuantileClipping(0.5, 0.2, 1.0))
+    release = ClientRelease(event, None)
+    said = {"what": "sums", "sees": ("all", "the sum"), "client_release": lambda self, *asked: release}
+    with pytest.raises(PrivacyError, match="goes with the unit client"):
+        own(CalibratedMechanism, **said).plan(exposure())
+    shared = {"what": "sums", "sees": ("all", "the sum"), "shared_noise": lambda self, asked: SharedNoise(2, 0, True)}
+    for seen in (exposure(steps=1), exposure(q=(0.5,) * 3)):  # drawn at several rates, or in several steps a round
+        with pytest.raises(PrivacyError, match="a sum is one release a round, the same at all clients"):
+            own(CalibratedMechanism, **shared).plan(seen)
+    assert own(CalibratedMechanism, **shared).plan(exposure(q=(0.5,) * 3, steps=1)).shared_noise
+    with pytest.raises(TypeError, match="Own releases something else than its base"):
+        own(CalibratedMechanism, client_release=said["client_release"])
+
+
+def test_baselines_are_refused_where_no_epsilon_covers_them():
+    for mechanism, why in (
+        (configured("central_dp"), "central_dp hides a hospital among many"),
+        (configured("local_dp", num_runs=2), "num_runs: baselines train on the same records"),
+        (configured("local_dp", ledger="ledgers"), r"privacy\.ledger would not show"),
+        (own(GaussianMechanism, noise_for=lambda self, *asked: 4.0), "own has no epsilon that models .* could share"),
+    ):
+        mechanism.check_baselines([])
+        with pytest.raises(ConfigError, match=rf"baseline=.*local_only.*{why}.*accepted: baseline=null"):
+            mechanism.check_baselines(["local_only"])
+    configured("none").check_baselines(["local_only"])
+    assert configured("local_dp").shared_by(3).num_runs == 3

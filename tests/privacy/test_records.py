@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medx.privacy import SampledGaussian
-from medx.privacy.records import Entry, RecordSet, histories, record_set, worst
+from medx.privacy.ledger_folder import Entry, RecordSet, histories, record_set, worst
 
 STEPS = [SampledGaussian(1.0, 15.0, 0.1), SampledGaussian(0.2, 3.0, 0.1)]
 

@@ -21,6 +21,7 @@ from medx.results import (
 
 GOLDEN = Path(__file__).parent / "golden"
 STUDY = Study(
+    name="tiny",
     title="A tiny study",
     question="Is the report stable?",
     seeds=[0, 1],
@@ -187,7 +188,7 @@ def changed(runs: list[Run], number: int, metric: str, value: float) -> list[Run
 
 
 def tiny_report(runs: list[Run], draw: bool = False) -> Report:
-    return build_report("tiny", STUDY, "make report STUDY=tiny", runs, ["one job: not run"], draw=draw)
+    return build_report(STUDY, "make report STUDY=tiny", runs, ["one job: not run"], draw=draw)
 
 
 def main() -> None:

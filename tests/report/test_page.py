@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from medx.figures import GROUND, INK
 from medx.report.figures import convergence_figures
 from medx.report.page import Report, render, write_csv, write_report
 from medx.report.rows import Run
-from medx.report.style import GROUND, INK
 from medx.results import STUDY_ONLY
 from tests.report.examples import GOLDEN, changed, load_runs, tiny_report
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -15,10 +16,10 @@ from medx.configuration import plain, typed
 from medx.dataset import InputSpec, Task
 from medx.model.export import describe, load_model, save_model
 from medx.model.objectives import objective_for
-from medx.report.readme import BEGIN, END, results_block, update, with_block
+from medx.report.page import BEGIN, END, publish, with_results
 from medx.report.study import STUDIES
 from medx.schema import CONF, CheckpointError, MedxError
-from tests.report.examples import GOLDEN
+from tests.report.examples import GOLDEN, STUDY, load_runs, tiny_report
 
 RESULTS = STUDIES / "reference_report" / "results.csv"
 README = STUDIES.parent / "README.md"
@@ -27,11 +28,15 @@ README = STUDIES.parent / "README.md"
 @pytest.mark.parametrize(("path", "short"), [(README, True), (STUDIES / "reference_report" / "README.md", False)])
 def test_the_committed_table_is_the_results(path: Path, short: bool) -> None:
     text = path.read_text()
-    assert with_block(text, results_block(RESULTS, short=short), path.name) == text, "python -m medx.report --publish"
+    assert with_results(text, RESULTS, path.name, short=short) == text, "python -m medx.report --publish"
+
+
+def table_of(results: Path, *, short: bool) -> list[str]:
+    return with_results(f"{BEGIN}\n{END}", results, "README.md", short=short).splitlines()[1:-1]
 
 
 def test_the_front_page_has_rows_of_the_full_table_and_reaches_them_soon() -> None:
-    full, short = (results_block(RESULTS, short=short).splitlines() for short in (False, True))
+    full, short = (table_of(RESULTS, short=short) for short in (False, True))
     assert set(short) < set(full)
     assert len(short) <= 20
     for word in ("always the majority", "| local_dp | 0.998", "| none | none", "| distributed_dp | 9.980", "privately"):
@@ -81,10 +86,8 @@ def test_the_readme_s_own_model_fits_every_task_and_comes_back(tmp_path: Path, m
 
 
 def test_a_table_that_differs_is_seen_and_mended(tmp_path: Path) -> None:
-    markdown = tmp_path / "README.md"
-    markdown.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    assert update(markdown, GOLDEN / "results.csv")
-    text = markdown.read_text()
+    old = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    text = with_results(old, GOLDEN / "results.csv", "README.md", short=True)
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert (
@@ -92,13 +95,27 @@ def test_a_table_that_differs_is_seen_and_mended(tmp_path: Path) -> None:
     )
     assert "| retinamnist | always the majority class | - | 0 | 0.500 | 45.0 % | 33.3 % | - |" in text
     assert "| pneumoniamnist | scatternet | none | none | 0.985 |" in text
-    assert not update(markdown, GOLDEN / "results.csv")
+    assert with_results(text, GOLDEN / "results.csv", "README.md", short=True) == text
     csv = tmp_path / "results.csv"
     csv.write_text((GOLDEN / "results.csv").read_text().replace("0.96,", "0.94,"))
-    assert update(markdown, csv), "one figure changed"
+    assert with_results(text, csv, "README.md", short=True) != text, "one figure changed"
+
+
+def test_publishing_writes_the_study_and_of_the_reference_the_front_page(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    report = tiny_report(load_runs())
+    publish(report, tmp_path / "tiny", readme)
+    assert readme.read_text() == f"{BEGIN}\n{END}\n", "of another study"
+    study = STUDY.model_copy(update={"name": "reference_report"})
+    publish(replace(report, study=study), tmp_path / "reference", readme)
+    written = tmp_path / "reference" / "results.csv"
+    assert written.read_text() == (GOLDEN / "results.csv").read_text()
+    assert readme.read_text().splitlines()[1:-1] == table_of(written, short=True)
+    assert "\n".join(table_of(written, short=False)) in (tmp_path / "reference" / "README.md").read_text()
 
 
 def test_comments_must_be_there_once() -> None:
     for text in ("nothing", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}{BEGIN}{END}"):
         with pytest.raises(MedxError, match="results:begin"):
-            with_block(text, "x", "README.md")
+            with_results(text, RESULTS, "README.md")

@@ -82,7 +82,7 @@ def test_a_study_whose_parts_all_lack_is_refused_with_what_they_lack() -> None:
     grids = [{"role": "skew", "optional": True, "overrides": {"privacy": "telepathy"}}]
     study = Study.model_validate({"title": "t", "question": "q", "seeds": [0], "grids": grids})
     with pytest.raises(ConfigError, match="telepathy"):
-        plan_jobs("s", study)
+        plan_jobs(study)
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"\xff\xfe"])

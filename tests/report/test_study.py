@@ -28,14 +28,14 @@ TINY: dict[str, Value | list[Value]] = {
 
 
 def study_of(*grids: Grid, seeds: tuple[int, ...] = (0, 1)) -> Study:
-    return Study(title="t", question="q", seeds=list(seeds), grids=list(grids))
+    return Study(name="s", title="t", question="q", seeds=list(seeds), grids=list(grids))
 
 
 def test_the_reference_study_asks_what_the_report_answers() -> None:
     study = load_study("reference_report")
     assert len(study.seeds) == 5
     assert not set(study.seeds) & {100, 101}, "the search's seeds"
-    jobs, _ = plan_jobs("reference_report", study, study.seeds[:1])
+    jobs, _ = plan_jobs(study, study.seeds[:1])
     assert len({job.folder for job in jobs}) == len(jobs)
     utility = [job for job in jobs if "utility" in job.roles and "scatternet" in job.name]
     for dataset in ("pneumoniamnist", "retinamnist"):
@@ -50,18 +50,18 @@ def test_the_reference_study_asks_what_the_report_answers() -> None:
 def test_hashes_know_settings_and_not_seeds() -> None:
     grid = Grid(role="utility", overrides={**TINY, "privacy": "local_dp", "privacy.epsilon": [1, 5]})
     again = Grid(role="skew", overrides={**TINY, "privacy": "local_dp", "privacy.epsilon": 5})
-    jobs, left_out = plan_jobs("s", study_of(grid, again))
+    jobs, left_out = plan_jobs(study_of(grid, again))
     assert left_out == []
     assert [job.seed for job in jobs] == [0, 1, 0, 1], "the same job wanted twice runs once"
     assert len({job.config_hash for job in jobs}) == 2
     assert [job.roles for job in jobs] == [("utility",)] * 2 + [("utility", "skew")] * 2
-    only, _ = plan_jobs("s", study_of(grid), seeds=[7])
+    only, _ = plan_jobs(study_of(grid), seeds=[7])
     assert [job.folder for job in only] == [f"{jobs[0].config_hash}-7", f"{jobs[2].config_hash}-7"]
 
 
 def test_extra_overrides_reach_their_data_set_alone() -> None:
     grid = Grid(role="utility", overrides={"dataset": ["pneumoniamnist", "retinamnist"]})
-    jobs, _ = plan_jobs("s", study_of(grid), [0], ["pneumoniamnist:dataset.md5=" + "0" * 32, "trainer.momentum=0.5"])
+    jobs, _ = plan_jobs(study_of(grid), [0], ["pneumoniamnist:dataset.md5=" + "0" * 32, "trainer.momentum=0.5"])
     assert [job.config["dataset"]["md5"] for job in jobs] == ["0" * 32, None]
     assert [job.config["trainer"]["momentum"] for job in jobs] == [0.5, 0.5]
 
@@ -69,14 +69,14 @@ def test_extra_overrides_reach_their_data_set_alone() -> None:
 def test_an_optional_grid_may_be_missing_and_another_may_not() -> None:
     unknown: dict[str, Value | list[Value]] = {"privacy": "telepathy"}
     there = Grid(role="utility", overrides=TINY)
-    jobs, left_out = plan_jobs("s", study_of(there, Grid(role="utility", optional=True, overrides=unknown)))
+    jobs, left_out = plan_jobs(study_of(there, Grid(role="utility", optional=True, overrides=unknown)))
     assert len(jobs) == 2
     assert len(left_out) == 1
     assert "telepathy" in left_out[0]
     with pytest.raises(ConfigError, match="telepathy"):
-        plan_jobs("s", study_of(Grid(role="utility", overrides=unknown)))
+        plan_jobs(study_of(Grid(role="utility", overrides=unknown)))
     with pytest.raises(ConfigError, match=r"privacy\.epsilonn"):
-        plan_jobs("s", study_of(Grid(role="utility", overrides={"privacy.epsilonn": 1})))
+        plan_jobs(study_of(Grid(role="utility", overrides={"privacy.epsilonn": 1})))
 
 
 def test_words_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +94,7 @@ def test_runs_what_is_missing_and_nothing_else(
     monkeypatch.chdir(tmp_path)
     good = Grid(role="utility", overrides=TINY)
     bad = Grid(role="skew", seeds=[0], overrides={**TINY, "trainer.expected_batch_size": 999})
-    jobs, _ = plan_jobs("s", study_of(good, bad))
+    jobs, _ = plan_jobs(study_of(good, bad))
     store = tmp_path / "outputs" / "s"
     errors = run_jobs(jobs, store, 1)
     told = [line for line in capsys.readouterr().out.splitlines() if " of 3 done" in line]
@@ -127,7 +127,7 @@ def test_runs_what_is_missing_and_nothing_else(
 
 
 def test_a_foreign_or_unfinished_result_does_not_count(tmp_path: Path) -> None:
-    jobs, _ = plan_jobs("s", study_of(Grid(role="utility", overrides=TINY), seeds=(0,)))
+    jobs, _ = plan_jobs(study_of(Grid(role="utility", overrides=TINY), seeds=(0,)))
     folder = tmp_path / jobs[0].folder
     folder.mkdir()
     result = make_result("pneumoniamnist", None, 0, 0.9).model_copy(update={"tracking": {}})

@@ -12,7 +12,7 @@ from medx.report.study import Claim, Grid, Role, Study, job_name
 from medx.results import ExperimentResult
 from tests.report.examples import STUDY, make_result
 
-OTHER = Study(title="Other", question="Why?", seeds=[0], grids=[Grid(role="utility", overrides={})])
+OTHER = Study(name="other", title="Other", question="Why?", seeds=[0], grids=[Grid(role="utility", overrides={})])
 
 
 def with_size(result: ExperimentResult, size: int, **data: Any) -> ExperimentResult:
@@ -24,7 +24,7 @@ def with_size(result: ExperimentResult, size: int, **data: Any) -> ExperimentRes
 
 
 def report_of(*named: tuple[Sequence[Role], ExperimentResult], study: Study = OTHER) -> Report:
-    return build_report("other", study, "make report", runs_of(*named), [], draw=False)
+    return build_report(study, "make report", runs_of(*named), [], draw=False)
 
 
 def runs_of(*named: tuple[Sequence[Role], ExperimentResult]) -> list[Run]:

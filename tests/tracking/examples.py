@@ -1,37 +1,85 @@
 """Runs that never ran, for tests and for looking at the comparison."""
 
+import json
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medx.federation.checkpoint import append_record
+from medx.folder import RESULT_FILE, SWEEP_FILE
 from medx.metrics import curve_data
+from medx.observer import RunContext
 from medx.results import DatasetInfo, ExperimentResult, Interval, PrivacyResult, RoundRecord
-from medx.tracking.base import TrackedRun
+from medx.tracking.store import Destination
+from medx.tracking.tracker import MlflowTracker, MlflowTracking
 
 METRICS = ("auc", "accuracy", "balanced_accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold")
 
 
-def make_run(
-    folder: Path, epsilon: float | None = 5.0, seed: int = 0, sweep: Path | None = None, synthetic: bool = False
-) -> TrackedRun:
-    return TrackedRun(
-        run=sha256(str(folder).encode()).hexdigest()[:32],
-        output_dir=folder,
-        sweep_dir=sweep,
-        study="example",
-        seed=seed,
-        dataset="pneumoniamnist",
-        model="scatternet",
-        privacy="none" if epsilon is None else "local_dp",
-        target_epsilon=epsilon,
-        synthetic=synthetic,
-        public=True,
-        config_hash="abc",
-        config={"seed": seed, "privacy": {"epsilon": epsilon, "delta": 1e-5}, "partition": {"sizes": [1, 2]}},
-        environment={"git": "0123abcd"},
-    )
+def make_context(folder: Path, epsilon: float | None = 5.0, seed: int = 0, **changes: Any) -> RunContext:
+    mechanism = "none" if epsilon is None else "local_dp"
+    config = {
+        "study": "example",
+        "seed": seed,
+        "model": {"_target_": "medx.model.scatternet.Scatternet"},
+        "privacy": {"_target_": f"medx.privacy.{mechanism}.Mechanism", "epsilon": epsilon, "delta": 1e-5},
+        "partition": {"sizes": [1, 2]},
+    }
+    values: dict[str, Any] = {
+        "title": "an example",
+        "dataset": "pneumoniamnist",
+        "run": sha256(str(folder).encode()).hexdigest()[:32],
+        "config_hash": "abc",
+        "folder": folder,
+        "config": config,
+        "num_rounds": 3,
+        "resumed": False,
+        "synthetic": False,
+        "public": True,
+        "warning": None,
+        "statement": "Privacy statement\nMechanism: none.\n",
+        "plan_rows": [],
+        "partition_rows": [],
+    }
+    return RunContext(**(values | changes))
+
+
+class ToldRun:
+    """A run that does for its folder and its tracker what a real one does, and computes nothing."""
+
+    def __init__(
+        self,
+        destination: Destination,
+        folder: Path,
+        *,
+        sweep: Path | None = None,
+        owner_view: bool | None = None,
+        wait: float = 60,
+        **context: Any,
+    ) -> None:
+        self.folder = folder
+        where = {"uri": destination.uri, "experiment": destination.experiment, "request_timeout": 10}
+        self.tracker = MlflowTracker(MlflowTracking(**where, final_wait=wait, owner_view=owner_view), sweep)  # type: ignore[arg-type]
+        if sweep is not None and not (sweep / SWEEP_FILE).exists():
+            sweep.mkdir(parents=True, exist_ok=True)
+            (sweep / SWEEP_FILE).write_text(json.dumps({"id": sha256(str(sweep).encode()).hexdigest()[:32]}))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tracker.on_start(make_context(folder, **context))
+
+    def rounds(self, *numbers: int, **values: Any) -> None:
+        for number in numbers:
+            record = make_record(number, 1.5 * number, **values)
+            append_record(self.folder / "checkpoints", record)
+            self.tracker.on_round(record)
+
+    def finish(self, **changes: Any) -> dict[str, str]:
+        """End with a result; gives where it is recorded."""
+        result = make_result(**changes)
+        result.save(self.folder / RESULT_FILE)
+        self.tracker.on_end(result)
+        return result.tracking
 
 
 def make_record(number: int, epsilon: float | None = None, auc: float | None = 0.9) -> RoundRecord:
@@ -60,8 +108,8 @@ def make_result(epsilon: float | None = 5.0, auc: float = 0.95, **changes: Any) 
             name="pneumoniamnist",
             title="PneumoniaMNIST",
             task="binary",
-            md5=None,
-            content_hash="0",
+            md5="f00df00df00d",
+            content_hash="f00df00df00d",
             synthetic=False,
             public=True,
             sizes={"train": 4708, "validation": 524, "test": 624},

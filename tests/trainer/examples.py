@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from medx.dataset import InputSpec
-from medx.model.base import Objective
+from medx.model import Objective
 from medx.model.cnn import Cnn
-from medx.model.heads import LinearHead
+from medx.model.layers import LinearHead
 from medx.model.objectives import objective_for
 from medx.model.resnet18 import ResNet18
 from medx.trainer.gradients import MODES

@@ -6,12 +6,11 @@ import math
 import pytest
 import torch
 
-from medx.model.weight_standardisation import standardise_convolutions
+from medx.model.layers import standardise_convolutions
 from medx.randomness import torch_generator
 from medx.schema import ConfigError
 from medx.trainer.augmentation import RandomViews, shifted
-from medx.trainer.gradients import MODES, Auto, BookKeeping, Hooks
-from medx.trainer.gradients.plain import Plain
+from medx.trainer.gradients import MODES, Auto, BookKeeping, Hooks, Plain
 from medx.trainer.gradients.record_loss import RecordLoss, UnsupportedModuleError
 from medx.trainer.micro_batches import MicroBatches
 from tests.trainer.examples import build_batch, build_network, norm, objective, relative_error

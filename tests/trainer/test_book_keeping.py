@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from medx.trainer.gradients import BookKeeping, convolution, layer_rules
+from medx.trainer.gradients import BookKeeping, book_keeping, convolution, layer_rules
 from medx.trainer.gradients.record_loss import RecordLoss, UnsupportedModuleError
 from tests.trainer.examples import build_batch, norm, record_loss, reference, relative_error
 from tests.trainer.test_gradients import LAYERS, functional_cross_entropy
@@ -74,7 +74,7 @@ def test_book_keeping_lets_go_of_output_gradients(monkeypatch):
         calls.append(weakref.ref(call))
         return layer_rules.group_norm(call, gradient)
 
-    monkeypatch.setitem(layer_rules.RULES, nn.GroupNorm, watched)
+    monkeypatch.setitem(book_keeping.RULES, nn.GroupNorm, watched)
     BookKeeping(loss).clipped_sum(inputs, labels, 0.1)
     assert alive == [0, 0, 0, 0]
     assert all(call() is None for call in calls)
@@ -90,7 +90,7 @@ def test_nothing_is_left_for_the_collector(monkeypatch):
         seen.extend(weakref.ref(thing) for thing in (gradient, call.inputs, *parts))
         return parts
 
-    monkeypatch.setitem(layer_rules.RULES, nn.Conv2d, watched)
+    monkeypatch.setitem(book_keeping.RULES, nn.Conv2d, watched)
     gc.disable()
     try:
         BookKeeping(loss).clipped_sum(inputs, labels, 0.1)

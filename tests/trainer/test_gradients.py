@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from medx.schema import PrivacyError
-from medx.trainer.gradients import MODES, Auto, BookKeeping, Hooks
-from medx.trainer.gradients.plain import Plain
+from medx.trainer.gradients import MODES, Auto, BookKeeping, Hooks, Plain
 from medx.trainer.gradients.record_loss import (
     NonFiniteGradientError,
     RecordLoss,

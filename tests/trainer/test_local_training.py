@@ -14,7 +14,7 @@ from scipy import stats
 from torch import nn
 
 from medx.aggregation.integer_noise import NoiseStream, accounting_gap, discrete_gaussian, grid_sensitivity
-from medx.model.heads import LinearHead
+from medx.model.layers import LinearHead
 from medx.privacy.base import ClientPlan, SampledGaussian
 from medx.randomness import derive_key, derive_seed, torch_generator
 from medx.schema import ConfigError, PrivacyError

@@ -6,8 +6,7 @@ from torch import nn
 
 from medx.model.objectives import objective_for
 from medx.schema import PrivacyError
-from medx.trainer.gradients import MODES
-from medx.trainer.gradients.trial import try_mode
+from medx.trainer.gradients import MODES, try_mode
 from tests.trainer.examples import BINARY, build_network
 from tests.trainer.test_local_training import make_plan, make_trainer, run
 

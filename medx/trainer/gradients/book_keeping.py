@@ -7,8 +7,18 @@ import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from medx.trainer.gradients.contributions import Call, Contribution, Rows, Rule
-from medx.trainer.gradients.layer_rules import find_rule
+from medx.model.layers import CutPoints
+from medx.trainer.gradients.convolution import conv2d
+from medx.trainer.gradients.layer_rules import (
+    Call,
+    Contribution,
+    Rows,
+    Rule,
+    added_parameter,
+    group_norm,
+    layer_norm,
+    linear,
+)
 from medx.trainer.gradients.record_loss import (
     RecordLoss,
     UnsupportedModuleError,
@@ -17,6 +27,14 @@ from medx.trainer.gradients.record_loss import (
     sum_dtype,
     sum_of_rows,
 )
+
+RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: linear,
+    nn.Conv2d: conv2d,
+    nn.GroupNorm: group_norm,
+    nn.LayerNorm: layer_norm,
+    CutPoints: added_parameter,
+}
 
 
 class _Tape:
@@ -149,6 +167,15 @@ def supported_layers(module: nn.Module) -> list[tuple[str, nn.Module, Rule]]:
         owners.update(trained)
         layers.append((name, child, rule))
     return layers
+
+
+def find_rule(module: nn.Module) -> Rule | None:
+    """The rule for this exact type and these options, or None; a subclass may compute something else."""
+    if isinstance(module, nn.Conv2d) and (
+        module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str)
+    ):
+        return None
+    return RULES.get(type(module))
 
 
 def refuse_reused_parameters(losses: torch.Tensor, called: list[nn.Module], parameters: list[nn.Parameter]) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from medx.trainer.gradients.contributions import Call, Contribution, Rows, gram_is_cheaper, materialised
-from medx.trainer.gradients.record_loss import gram_rounding, squared_norms, sum_of_rows
+from medx.trainer.gradients.layer_rules import Call, Contribution, Rows, gram_is_cheaper, materialised
+from medx.trainer.gradients.record_loss import gram_norms, gram_rounding, squared_norms, sum_of_rows
 
 Tensor = torch.Tensor
 convolution_backward = torch.ops.aten.convolution_backward.default
@@ -129,9 +129,7 @@ def _pixel_gram(module: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> Tensor:
     )
     gradients = gradient.flatten(2).double()
     pairs, products = patches.flatten(3).flatten(1, 2), gradients.mT @ gradients
-    sizes = pairs.diagonal(dim1=1, dim2=2), products.diagonal(dim1=1, dim2=2)
-    rounding = gram_rounding(sizes[0], sizes[1], len(module.weight), module.weight[0].numel())
-    return (pairs * products).sum((1, 2)).clamp_(min=0) + rounding
+    return gram_norms(pairs, products, len(module.weight), module.weight[0].numel())
 
 
 def _shifted_sum(rows: Tensor, count: int, step: int) -> Tensor:

@@ -1,14 +1,16 @@
-"""Per-record gradients by Opacus's grad samplers."""
+"""Per-record gradients by Opacus's grad samplers, with samplers for this package's own layers."""
 
+import copy
 from contextlib import suppress
 from typing import Any
 
 import torch
-from opacus.grad_sample import GradSampleHooks
+from opacus.grad_sample import GradSampleHooks, register_grad_sampler
+from opacus.grad_sample.conv import compute_conv_grad_sample
 from opacus.grad_sample.functorch import prepare_layer
 from torch import nn
 
-import medx.model.opacus_samplers  # noqa: F401  (registers this package's layers with Opacus)
+from medx.model.layers import CutPoints, StandardisedConv2d, raw_weight_gradient
 from medx.trainer.gradients.record_loss import RecordLoss, UnsupportedModuleError, clip_and_sum
 
 
@@ -99,3 +101,24 @@ def _forget_activations(module: nn.Module) -> None:
         for name in ("activations", "max_batch_len"):
             with suppress(AttributeError):
                 delattr(child, name)
+
+
+@register_grad_sampler(CutPoints)
+def cut_points_grad_sample(
+    layer: CutPoints, activations: list[torch.Tensor], backprops: torch.Tensor
+) -> dict[nn.Parameter, torch.Tensor]:
+    """``[batch, cuts]``: the cut points are added to every output, so each record's gradient is its own."""
+    return {layer.cutpoints: backprops} if layer.cutpoints.requires_grad else {}
+
+
+@register_grad_sampler(StandardisedConv2d)
+def standardised_conv_grad_sample(
+    layer: StandardisedConv2d, activations: list[torch.Tensor], backprops: torch.Tensor
+) -> dict[torch.Tensor, torch.Tensor]:
+    """``[batch, *weight.shape]`` for the raw weight: the standardisation depends on it alone, not on a record."""
+    plain: nn.Conv2d = copy.copy(layer)  # the same parameters under the exact type that Opacus's rule asks for
+    plain.__class__ = nn.Conv2d
+    samples: dict[torch.Tensor, torch.Tensor] = compute_conv_grad_sample(plain, activations, backprops)
+    if layer.weight.requires_grad:
+        samples[layer.weight] = raw_weight_gradient(layer.weight.detach(), samples[layer.weight])
+    return samples

@@ -5,17 +5,74 @@ norm); Goodfellow 2015 for the linear layer. A rule takes a layer's call and the
 respect to the layer's output ``[batch, ...]``, and answers for each parameter of the layer.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import nn
+from torch.autograd.graph import Node
 from torch.nn import functional
 
-from medx.model.heads import CutPoints
-from medx.trainer.gradients.contributions import Call, Contribution, Rows, Rule, gram_is_cheaper, materialised
-from medx.trainer.gradients.convolution import conv2d
-from medx.trainer.gradients.record_loss import factor_norms, gram_rounding, sum_of_products
+from medx.trainer.gradients.record_loss import (
+    factor_norms,
+    gram_norms,
+    squared_norms,
+    sum_of_products,
+    sum_of_rows,
+)
 
 Tensor = torch.Tensor
 group_norm_backward = torch.ops.aten.native_group_norm_backward.default
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward call of a layer: its input ``[batch, ...]`` and the node of the graph that made its output."""
+
+    module: nn.Module
+    inputs: Tensor
+    node: Node | None
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One parameter's part: squared gradient norms ``[batch]`` (float64) and the sum weighted by ``[batch]``.
+
+    ``weighted_sum`` holds what it needs, and no more: activation and output gradient, or per-record gradients.
+    """
+
+    parameter: Tensor
+    squared_norms: Tensor
+    weighted_sum: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One small parameter's per-record gradients ``[batch, n]``: those of all layers are normed and summed at once."""
+
+    parameter: Tensor
+    per_record: Tensor
+
+
+Rule = Callable[[Call, Tensor], list[Contribution | Rows]]
+FEW = 1024  # numbers of a parameter whose own operations would cost more than the arithmetic in them
+
+
+def materialised(parameter: Tensor, per_record: Tensor) -> Contribution | Rows:
+    """From the per-record gradients themselves, ``[batch, *parameter.shape]``."""
+    flat = per_record.flatten(1)
+    if flat.shape[1] <= FEW:
+        return Rows(parameter, flat)
+    return Contribution(parameter, squared_norms(flat), lambda factors: sum_of_rows(factors, flat).view_as(parameter))
+
+
+def gram_is_cheaper(multiply_adds: int, weights: int) -> bool:
+    """Whether float64 Gram matrices beat writing, squaring and summing ``weights`` gradients of every record.
+
+    The product that materialises costs as much as the weighted sum that Gram matrices need besides, so it drops
+    out; 16 is fitted on one CPU core (60 ps a multiply-add, 1 ns an element).
+    """
+    return multiply_adds < 16 * weights
 
 
 def linear(call: Call, gradient: Tensor) -> list[Contribution | Rows]:
@@ -48,9 +105,7 @@ def _linear_weight(weight: Tensor, inputs: Tensor, gradient: Tensor) -> Contribu
         return materialised(weight, gradient.mT @ inputs)
     # Terms of both signs cancel in this sum, which in float32 loses digits of the norm.
     inputs64, gradient64 = inputs.double(), gradient.double()
-    left, right = inputs64 @ inputs64.mT, gradient64 @ gradient64.mT
-    rounding = gram_rounding(left.diagonal(dim1=1, dim2=2), right.diagonal(dim1=1, dim2=2), outputs, features)
-    squared = (left * right).sum((1, 2)).clamp(min=0) + rounding
+    squared = gram_norms(inputs64 @ inputs64.mT, gradient64 @ gradient64.mT, outputs, features)
     return Contribution(weight, squared, weighted_sum)
 
 
@@ -107,26 +162,3 @@ def added_parameter(call: Call, gradient: Tensor) -> list[Contribution | Rows]:
     per_record = gradient.sum(tuple(range(1, 1 + extra))) if extra else gradient
     kept = [dim + 1 for dim, size in enumerate(parameter.shape) if size == 1 and per_record.shape[dim + 1] != 1]
     return [materialised(parameter, per_record.sum(kept, keepdim=True) if kept else per_record)]
-
-
-RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: linear,
-    nn.Conv2d: conv2d,
-    nn.GroupNorm: group_norm,
-    nn.LayerNorm: layer_norm,
-    CutPoints: added_parameter,
-}
-
-
-def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
-    """Teach the book-keeping mode another layer; ``rule`` must hold for that exact type."""
-    RULES[module_type] = rule
-
-
-def find_rule(module: nn.Module) -> Rule | None:
-    """The rule for this exact type and these options, or None; a subclass may compute something else."""
-    if isinstance(module, nn.Conv2d) and (
-        module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str)
-    ):
-        return None
-    return RULES.get(type(module))

@@ -55,6 +55,12 @@ class RecordLoss:
             )
         return losses
 
+    def gradient(self, inputs: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+        """The gradient of the summed losses, one tensor for each trainable parameter, float32 or wider."""
+        loss = self(inputs, labels).sum()
+        found = torch.autograd.grad(loss, self.parameters(), allow_unused=True, materialize_grads=True)
+        return [gradient.to(sum_dtype(gradient)) for gradient in found]
+
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters in order of ``module.parameters()``."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
@@ -108,6 +114,12 @@ def gram_rounding(inputs: torch.Tensor, gradient: torch.Tensor, outputs: int, fe
     """
     sizes = (inputs.clamp(min=0).sqrt() * gradient.clamp(min=0).sqrt()).sum(1)
     return (features + outputs + inputs.shape[1] ** 2) * 2.0**-52 * sizes.square()
+
+
+def gram_norms(inputs: torch.Tensor, gradient: torch.Tensor, outputs: int, features: int) -> torch.Tensor:
+    """``[batch]`` squared norms, rounded up, from Gram matrices ``[batch, positions, positions]`` in float64."""
+    diagonals = inputs.diagonal(dim1=1, dim2=2), gradient.diagonal(dim1=1, dim2=2)
+    return (inputs * gradient).sum((1, 2)).clamp_(min=0) + gram_rounding(*diagonals, outputs, features)
 
 
 def clip_factors(squared_norms: torch.Tensor, clip_norm: float) -> torch.Tensor:

@@ -1,0 +1,189 @@
+"""A folder of ledgers: its files, and which training records the runs in them touch.
+
+A budget follows the records, whatever they are dealt, split or labelled as. A ledger keeps keyed digests of a run's
+images; the key lies beside the ledgers, at the hospital, so that a digest alone says nothing about an image. Labels are
+left out: a record with another label is the same record.
+"""
+
+import hashlib
+import secrets
+import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from medx import files
+from medx.privacy.accountants import Event, Release, merge_events
+from medx.schema import LedgerError
+
+KEY_FILE = "records.key"
+KEY_BYTES = 32
+DIGEST_BYTES = 8  # two of 10^6 records share a digest with a chance of 1 in 30 million, and are then counted as one
+APPLICATION_ID = 0x4D656458
+VERSION = 2
+SCHEMA = f"""
+PRAGMA journal_mode = WAL;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {VERSION};
+CREATE TABLE runs (
+    run_id TEXT PRIMARY KEY, step TEXT NOT NULL, steps INTEGER NOT NULL CHECK (steps >= 0),
+    noise_source TEXT NOT NULL CHECK (noise_source IN ('seed', 'system')), open INTEGER NOT NULL,
+    unit TEXT NOT NULL DEFAULT 'record', records_key TEXT, records BLOB
+) STRICT;
+CREATE TABLE rounds (
+    run_id TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    steps INTEGER NOT NULL CHECK (steps >= 0), committed INTEGER NOT NULL, model BLOB NOT NULL DEFAULT x'',
+    PRIMARY KEY (run_id, round, attempt)
+) STRICT, WITHOUT ROWID;
+"""
+# Version 1 knew neither records nor models: its runs count for every record, and no round of them repeats another.
+FROM_VERSION_1 = (
+    "ALTER TABLE runs ADD COLUMN unit TEXT NOT NULL DEFAULT 'record'",
+    "UPDATE runs SET unit = 'client' WHERE data LIKE '% clients'",
+    "ALTER TABLE runs DROP COLUMN data",
+    "ALTER TABLE runs ADD COLUMN records_key TEXT",
+    "ALTER TABLE runs ADD COLUMN records BLOB",
+    "ALTER TABLE rounds ADD COLUMN model BLOB NOT NULL DEFAULT x''",
+    f"PRAGMA user_version = {VERSION}",
+)
+NO_COPY = "an older copy in its place would forget what was spent since: count the budget of its records as used up"
+
+
+def check_header(path: Path) -> None:
+    """Refuse what is no SQLite file before SQLite sees it, which would take an empty file for a new database."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(16)
+    except OSError as error:
+        raise LedgerError(f"ledger {path} cannot be read: {error.strerror}") from error
+    if header != b"SQLite format 3\x00":
+        raise LedgerError(f"ledger {path} is not a privacy ledger; {NO_COPY}")
+
+
+def make_folder(folder: Path) -> None:
+    """A folder for ledgers in which files can be made; raises LedgerError where there can be none."""
+    try:
+        files.make_folder(folder)
+    except OSError as error:
+        raise LedgerError(
+            f"privacy.ledger={folder}: {error.strerror}; accepted: a folder in which this user may write"
+        ) from error
+
+
+def refuse_or_create(path: Path, create: bool) -> None:
+    """Make an empty ledger, or refuse a path without one: where it should be there, or where its journal is."""
+    if not create:
+        raise LedgerError(f"ledger {path} is missing, and this run had one; find the very file: {NO_COPY}")
+    if (wal := path.with_name(path.name + "-wal")).exists():
+        raise LedgerError(
+            f"ledger {path} is missing, but its journal {wal.name} is there; find the very file: {NO_COPY}"
+        )
+    make_folder(path.parent)
+    try:
+        with suppress(FileExistsError), files.created(path) as aside:  # one that appears meanwhile is kept
+            database = sqlite3.connect(aside, isolation_level=None)
+            database.executescript(SCHEMA)
+            database.close()
+    except (OSError, sqlite3.Error) as error:
+        raise LedgerError(f"ledger {path} cannot be created: {error}") from error
+
+
+def key_of(folder: Path) -> bytes:
+    """The key of the ledgers in ``folder``, made at first; all who start at once read one key."""
+    path = folder / KEY_FILE
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError), files.created(path, private=True) as aside:
+                aside.write_bytes(secrets.token_bytes(KEY_BYTES))
+        key = path.read_bytes()
+    except OSError as error:
+        raise LedgerError(f"{path}: the key of the ledgers' records cannot be used: {error.strerror}") from error
+    if len(key) != KEY_BYTES:
+        raise LedgerError(
+            f"{path}: {len(key)} bytes; accepted is the key of {KEY_BYTES} that was made with the ledgers"
+        )
+    return key
+
+
+@dataclass(frozen=True)
+class RecordSet:
+    """Digests ``uint64``, little-endian, sorted and each once, under the key that ``key`` names."""
+
+    key: str
+    digests: bytes = field(repr=False)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The digests ``uint64 [records]``."""
+        return np.frombuffer(self.digests, "<u8")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run in a ledger: what it spent or may still spend, and on which records (None: not known)."""
+
+    run_id: str
+    unit: str
+    records: RecordSet | None
+    event: Event
+
+
+def record_set(images: np.ndarray, folder: Path) -> RecordSet:
+    """The set of ``images uint8 [n, ...]`` under the key of the ledgers in ``folder``, which is made at first."""
+    key = key_of(folder)
+    digests = {hashlib.blake2b(image.tobytes(), key=key, digest_size=DIGEST_BYTES).digest() for image in images}
+    values = np.sort(np.frombuffer(b"".join(digests), "<u8"))
+    return RecordSet(hashlib.blake2b(key, digest_size=8).hexdigest(), values.tobytes())
+
+
+def overlaps(mine: RecordSet | None, other: RecordSet | None) -> np.ndarray:
+    """Which of my records, ``bool [records]``, are in the other set: all of them where that cannot be known.
+
+    Without a set of my own there is one value, for whatever record is touched.
+    """
+    if mine is None:
+        return np.ones(1, bool)
+    if other is None or other.key != mine.key:
+        return np.ones(len(mine.values), bool)
+    return np.isin(mine.values, other.values, assume_unique=True)
+
+
+def histories(mine: RecordSet | None, unit: str, entries: Sequence[Entry]) -> list[list[Entry]]:
+    """What was spent on my records by ``entries`` of this unit: one list for each kind of record, none for no record.
+
+    The unit ``client`` is a hospital, known by any record that it shares; it spends once where several ledgers show
+    one run.
+    """
+    entries = [entry for entry in entries if entry.unit == unit]
+    touched = [overlaps(mine, entry.records) for entry in entries]
+    if unit == "client":
+        runs: dict[str, Entry] = {}
+        for entry, mask in zip(entries, touched, strict=True):
+            most = runs.get(entry.run_id)
+            if mask.any() and (most is None or most.event[1] < entry.event[1]):
+                runs[entry.run_id] = entry
+        return [list(runs.values())]
+    size = 1 if mine is None else len(mine.values)
+    if size == 0 or not entries:
+        return [[]] * bool(size)
+    kinds = np.unique(np.array(touched, bool).reshape(len(entries), size), axis=1)
+    return [[entry for entry, inside in zip(entries, kind, strict=True) if inside] for kind in kinds.T]
+
+
+def worst(spent: Sequence[Sequence[Entry]]) -> list[list[Entry]]:
+    """The histories that no other contains: epsilon is the largest of theirs."""
+    kept: dict[tuple[Release, ...], list[Entry]] = {}
+    for history in sorted(spent, key=lambda history: -sum(entry.event[1] for entry in history)):
+        merged = merge_events([entry.event for entry in history])
+        if not any(_contains(other, merged) for other in kept):
+            kept[merged] = list(history)
+    return list(kept.values())
+
+
+def _contains(whole: tuple[Release, ...], part: tuple[Release, ...]) -> bool:
+    steps = {(q, sigma): count for q, sigma, count in whole}
+    return all(steps.get((q, sigma), 0) >= count for q, sigma, count in part)

@@ -1,0 +1,181 @@
+"""Tables of what stands around utility: how sure and how equal it is, what privacy costs, and every run behind it."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from medx.report.cells import (
+    DASH,
+    TITLES,
+    Row,
+    Table,
+    cited,
+    holm,
+    number,
+    paired,
+    settled,
+    signed,
+    spent,
+    spread,
+    spreads,
+    summarise,
+)  # fmt: skip
+from medx.report.rows import SKEW_SETTING, WHO, Run, settings_of, skew_rows, with_role
+from medx.report.words import listed
+
+
+def images_table(frame: pd.DataFrame) -> Table:
+    """Noise of the test images beside the spread over seeds, for AUC."""
+    rows = []
+    for setting, part in settings_of(with_role(frame, "utility")):
+        low, high = (part[f"auc_images_{end}"].astype(float).mean() for end in ("low", "high"))
+        summary = summarise(part["auc"])
+        data = {"auc_mean": summary.mean, "auc_sd": summary.sd, "images_low": low, "images_high": high}
+        shown = {"AUC": number(summary.mean), "sd over seeds": number(summary.sd, digits=4),
+                 "over images": f"[{number(low)}, {number(high)}]"}  # fmt: skip
+        rows.append(settled(setting, "dataset", *WHO) | spent(part) | Row(data, shown))
+    note = (
+        "Over images: 95 % percentile bootstrap with the model fixed, the bounds averaged over the runs. Over seeds: "
+        "what another seed changes, on the same images. The two are different questions and are not added up."
+    )
+    return Table.of("image_noise", "Two kinds of uncertainty", note, rows)
+
+
+def paired_table(frame: pd.DataFrame) -> Table:
+    """Two privacy modes at the same epsilon and seed; differences inside noise are said to be."""
+    private = with_role(frame, "utility")
+    private = private[private["target_epsilon"].notna()]
+    found = [
+        (setting, part, first, second, metric)
+        for setting, part in settings_of(private, ["dataset", "model", "partition", "target_epsilon"])
+        for first, second in itertools.combinations(dict.fromkeys(part["mode"]), 2)
+        for metric in ("auc", "balanced_accuracy_at_threshold")
+    ]
+    tests = []
+    for _, part, first, second, metric in found:
+        wide = part.pivot_table(index="seed", columns="mode", values=metric)
+        tests.append(paired(wide[first].tolist(), wide[second].tolist()))
+    adjusted = holm([p for _, p in tests])
+    rows = []
+    for (setting, part, first, second, metric), (test, p), p_holm in zip(found, tests, adjusted, strict=True):
+        verdict = "not tested" if np.isnan(p_holm) else "beyond noise" if p_holm < 0.05 else "inside noise"
+        data = {"first": first, "second": second, "metric": metric, "pairs": test.n, "low": test.low,
+                "difference": test.mean, "high": test.high, "p": p, "p_holm": p_holm, "verdict": verdict}  # fmt: skip
+        shown = {"difference": f"{second} - {first}", "metric": TITLES[metric], "mean": signed(test.mean),
+                 "95 %": f"[{signed(test.low)}, {signed(test.high)}]", "pairs": str(test.n),
+                 "p (Holm)": number(p_holm), "verdict": verdict} | cited(part).shown  # fmt: skip
+        rows.append(settled(setting, "dataset", "model", "target_epsilon") | Row(data, shown))
+    pairs = max((test.n for test, _ in tests), default=0)
+    note = (
+        "Paired t test over seeds (the same partition in a pair), adjusted for the number of rows (Holm 1979). It "
+        "speaks of these test images and of retraining, not of other patients"
+        + (f"; with at most {pairs} pairs only large differences can show." if pairs < 10 else ".")
+    )
+    return Table.of("paired_modes", "Two modes at the same ε", note, rows)
+
+
+def hospital_table(frame: pd.DataFrame) -> Table:
+    """Utility under unequal hospitals, with the worst and the best of them."""
+    metrics = ("auc", "balanced_accuracy_at_threshold", "hospital_worst", "hospital_best")
+    rows = [
+        settled(setting, *SKEW_SETTING[:-1]) | spreads(part, metrics)
+        | Row({"seeds": part["seed"].nunique()}, {}) | cited(part)
+        for setting, part in settings_of(skew_rows(frame), SKEW_SETTING)
+    ]  # fmt: skip
+    note = (
+        "Test AUC and balanced accuracy; then accuracy of the final model on the worst and best hospital's own "
+        "training images. The study holds all data and can compute it; in a deployment it would not leave, and ε does "
+        "not cover it."
+    )
+    return Table.of("hospitals", "Unequal hospitals", note, rows)
+
+
+def class_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Table:
+    """Recall of every class, one row a class."""
+    chosen = skew_rows(frame)
+    rows = []
+    for setting, part in settings_of(chosen[chosen["strategy"] == "fedavg"], SKEW_SETTING):
+        for index, name in enumerate(class_names[setting["dataset"]]):
+            recall = summarise(part[f"recall_{index}"])
+            measured = Row({"class": name, "recall_mean": recall.mean, "recall_sd": recall.sd},
+                           {"class": name, "recall": spread(recall, True)})  # fmt: skip
+            rows.append(settled(setting, *SKEW_SETTING[:-1]) | measured | cited(part))
+    note = "Share of a class's test images that get that class as the most probable one."
+    return Table.of("classes", "Recall by class", note, rows)
+
+
+def calibration_table(frame: pd.DataFrame) -> Table:
+    """Expected calibration error and Brier score of the most probable class and of the probabilities."""
+    rows = [
+        settled(setting, "dataset", *WHO) | spent(part) | spreads(part, ("ece", "brier"))
+        for setting, part in settings_of(with_role(frame, "utility"))
+    ]
+    note = (
+        "ECE: 15 bins of equal width over the most probable class's probability. Brier: squared error; lower is better."
+    )
+    return Table.of("calibration", "Calibration on test", note, rows)
+
+
+def step_overhead_table(frame: pd.DataFrame) -> Table:
+    """Seconds of a training step with and without DP-SGD, by batch size."""
+    every = with_role(frame, "step_overhead")
+    every = every.assign(step=every["round_seconds"].astype(float) / (every["num_clients"] * every["local_steps"]))
+    rows = []
+    for setting, part in settings_of(every.sort_values("batch"), ["model", "batch"]):
+        plain, private = (float(part["step"][part["target_epsilon"].isna() == is_plain].median())
+                          for is_plain in (True, False))  # fmt: skip
+        if np.isnan([plain, private]).any():
+            continue
+        data = {"plain_seconds": plain, "private_seconds": private, "ratio": private / plain}
+        shown = {"expected batch": f"{setting['batch']:g}", "plain, ms a step": f"{1000 * plain:.1f}",
+                 "DP-SGD, ms a step": f"{1000 * private:.1f}", "ratio": f"{private / plain:.2f}"}  # fmt: skip
+        rows.append(settled(setting, "model") | Row(data, shown) | cited(part))
+    note = (
+        "Wall time of a round's training over hospitals and steps, the median over rounds, the first left out where "
+        "there are more. It includes what a round costs around the steps, in both columns."
+    )
+    return Table.of("step_overhead", "Cost of DP-SGD by batch size", note, rows)
+
+
+def sum_overhead_table(frame: pd.DataFrame) -> Table:
+    """Seconds and bytes of a round with plain and with secure aggregation, by model size."""
+    every = with_role(frame, "sum_overhead").sort_values("parameters")
+    every = every.assign(megabytes=every["round_bytes_up"] / every["num_clients"])
+    rows = []
+    for setting, part in settings_of(every, ["model", "parameters"]):
+        medians = part.groupby("aggregation")[["round_seconds", "megabytes"]].median()
+        if not {"plain", "secure"} <= set(medians.index):
+            continue
+        plain, secure = (float(medians["round_seconds"][name]) for name in ("plain", "secure"))
+        plain_up, secure_up = (float(medians["megabytes"][name]) / 1e6 for name in ("plain", "secure"))
+        data = {"plain_seconds": plain, "secure_seconds": secure, "plain_megabytes_up": plain_up,
+                "secure_megabytes_up": secure_up}  # fmt: skip
+        shown = {"parameters": f"{setting['parameters']:,.0f}", "plain, s a round": f"{plain:.3f}",
+                 "secure, s a round": f"{secure:.3f}", "extra, s": f"{secure - plain:.3f}",
+                 "plain, MB up": f"{plain_up:.3f}", "secure, MB up": f"{secure_up:.3f}"}  # fmt: skip
+        rows.append(settled(setting, "model") | Row(data, shown) | cited(part))
+    steps = listed(sorted({int(count) for count in every["local_steps"]})) if len(every) else ""
+    note = (
+        f"A round's time without evaluation, with {steps} local step{'' if steps == '1' else 's'}; MB up are per "
+        "hospital and round. Median over rounds, the first left out where there are more."
+    )
+    return Table.of("sum_overhead", "Cost of secure aggregation by model size", note, rows)
+
+
+def appendix_table(runs: Sequence[Run], frame: pd.DataFrame) -> Table:
+    """Every run behind the report."""
+    kept = ["roles", "config_hash", "seed", "mlflow_run", "git", "seconds"]
+    rows = [
+        Row(
+            {"run": run.number, "name": run.name} | {name: record[name] for name in kept},
+            {"run": str(run.number), "job": run.name,
+             "used for": ", ".join(role.replace("_", " ") for role in run.roles), "hash": record["config_hash"],
+             "MLflow run": record["mlflow_run"] or "not tracked", "code": record["git"] or DASH,
+             "seconds": number(record["seconds"], digits=1)},
+        )
+        for run, record in zip(runs, frame[kept].to_dict("records"), strict=True)
+    ]  # fmt: skip
+    note = "`HASH-SEED` is the run's folder in the study's store; the hash covers all that its numbers depend on."
+    return Table.of("runs", "Runs", note, rows)
