@@ -88,6 +88,7 @@ def _sections(study: Study, runs: Sequence[Run], frame: pd.DataFrame, results: R
     )  # fmt: skip
     found = [tables.utility_table(frame, name, len(names[name])) for name in dict.fromkeys(frame["dataset"])]
     found += [tables.ordinal_table(frame, names), tables.selection_table(frame)]
+    found += [tables.baselines_table(frame, name, len(names[name])) for name in dict.fromkeys(frame["dataset"])]
     found += [effects.images_table(frame), effects.paired_table(frame)]
     yield Section(
         "utility", "Privacy and utility", words.utility_words(frame, {table.name for table in found if table.rows}),

@@ -26,6 +26,7 @@ SKEW_SETTING = ("dataset", "model", "mode", "target_epsilon", "partition", "stra
 # What the tables of a role show of a setting: runs that are alike in these and differ beyond the seed need a name.
 NAMED_BY: dict[Role, tuple[str, ...]] = {
     "utility": ("dataset", "model", "mode", "target_epsilon"),
+    "baselines": ("dataset", "model", "mode", "target_epsilon"),
     "convergence": ("dataset", "model", "mode", "target_epsilon", "rounds"),
     "skew": ("dataset", "model", "mode", "target_epsilon", "partition", "strategy"),
 }

@@ -20,7 +20,7 @@ from medx.released import Record
 from medx.schema import CONF, ConfigError, option_of
 
 STUDIES = CONF.parent / "experiments"
-Role = Literal["utility", "convergence", "skew", "selection", "step_overhead", "sum_overhead"]
+Role = Literal["utility", "baselines", "convergence", "skew", "selection", "step_overhead", "sum_overhead"]
 Value = str | int | float | None
 Axis = Annotated[list[Value], Field(min_length=1)]
 Seeds = Annotated[list[int], Field(min_length=1)]

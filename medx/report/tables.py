@@ -109,15 +109,27 @@ def round_values(rows: pd.DataFrame, results: Results, metric: str | None) -> di
 def utility_table(frame: pd.DataFrame, dataset: str, class_count: int) -> Table:
     """The privacy-utility table of one data set, with its reference rows."""
     chosen = with_role(frame[frame["dataset"] == dataset], "utility")
-    rows = [
-        Row({"row": kind}, {"row": kind}) | settled(setting, *WHO) | spent(part) | spreads(part, HEADLINE)
-        for setting, every in settings_of(chosen)
-        for kind, part in _with_baselines(every)
-    ]
+    rows = _beside_baselines(chosen)
     note = _utility_note(chosen, class_count, {row.data["row"] for row in rows})
     if rows:
         rows.append(_majority(chosen, class_count))
     return Table.of(f"utility_{dataset}", f"Privacy and utility: {dataset}", note, rows)
+
+
+def baselines_table(frame: pd.DataFrame, dataset: str, class_count: int) -> Table:
+    """Hospitals together, alone, and all records in one place, where these models share one epsilon."""
+    chosen = with_role(frame[frame["dataset"] == dataset], "baselines")
+    rows = _beside_baselines(chosen)
+    note = _utility_note(chosen, class_count, {row.data["row"] for row in rows})
+    return Table.of(f"baselines_{dataset}", f"Together, alone, in one place: {dataset}", note, rows)
+
+
+def _beside_baselines(chosen: pd.DataFrame) -> list[Row]:
+    return [
+        Row({"row": kind}, {"row": kind}) | settled(setting, *WHO) | spent(part) | spreads(part, HEADLINE)
+        for setting, every in settings_of(chosen)
+        for kind, part in _with_baselines(every)
+    ]
 
 
 def _with_baselines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

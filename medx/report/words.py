@@ -66,6 +66,8 @@ def utility_words(frame: pd.DataFrame, shown: set[str]) -> Iterable[str]:
         yield "Nothing is set in bold: where two modes differ by more than noise, the paired test says so."
     if "selection" in shown:
         yield "Settings that were chosen inside the guarantee have a table of their own."
+    if any(name.startswith("baselines_") for name in shown):
+        yield "So have runs that share their ε with the models they are compared with, and are noisier for it."
 
 
 def seed_count(rows: pd.DataFrame) -> str:

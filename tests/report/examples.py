@@ -152,8 +152,8 @@ def make_all() -> list[tuple[tuple[Role, ...], ExperimentResult]]:
     return [
         (("utility",), make_result(pneumonia, 1.0, 0, 0.90)),
         (("utility",), make_result(pneumonia, 1.0, 1, 0.92)),
-        (both, make_result(pneumonia, 10.0, 0, 0.95, baselines=True)),
-        (both, make_result(pneumonia, 10.0, 1, 0.96, baselines=True)),
+        (both, make_result(pneumonia, 10.0, 0, 0.95)),
+        (both, make_result(pneumonia, 10.0, 1, 0.96)),
         (("utility",), make_result(pneumonia, 10.0, 0, 0.97, mode="distributed_dp", aggregation="secure")),
         (("utility",), make_result(pneumonia, 10.0, 1, 0.98, mode="distributed_dp", aggregation="secure")),
         (("utility",), make_result(pneumonia, None, 0, 0.985)),
@@ -167,6 +167,7 @@ def make_all() -> list[tuple[tuple[Role, ...], ExperimentResult]]:
         (("skew",), make_result(pneumonia, 10.0, 0, 0.89, alpha=0.1, strategy="fedadam")),
         (("selection",), make_result(pneumonia, 10.0, 0, 0.94, num_runs=2, batch=32)),
         (("selection",), make_result(pneumonia, 10.0, 0, 0.93, num_runs=2, batch=16)),
+        (("baselines",), make_result(pneumonia, 10.0, 0, 0.94, baselines=True)),
     ]
 
 
