@@ -21,10 +21,15 @@ Task = Literal["binary", "multiclass", "ordinal"]
 
 @dataclass(frozen=True)
 class Split:
-    """Images ``uint8 [n, height, width, channels]`` and labels ``int64 [n]``."""
+    """Images ``uint8`` or ``uint16 [n, height, width, channels]``, white at the type's most, and labels ``int64 [n]``.
+
+    ``patients`` and ``hospitals`` are ``int64 [n]`` where they are known: a number for each, the same in all splits.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    patients: np.ndarray | None = None
+    hospitals: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,6 +60,7 @@ class DataSplits:
     ``content_hash`` is over the multiset of (image, label) rows of each split, so it ignores row order.
     ``mean`` and ``std`` (one a channel, on the 0..1 scale) are public constants, never computed from the data.
     ``public`` is true where everybody has these records: drawn images, a published benchmark's very file.
+    ``copies_accepted``: whoever configured it knows that test images may be in train too.
     """
 
     name: str
@@ -70,6 +76,7 @@ class DataSplits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     public: bool = False
+    copies_accepted: bool = False
 
     @property
     def spec(self) -> InputSpec:
@@ -78,8 +85,9 @@ class DataSplits:
         return InputSpec(channels, height, len(self.class_names), self.task)
 
     def to_tensor(self, images: np.ndarray) -> torch.Tensor:
-        """Normalised ``float32 [n, channels, height, width]`` from ``uint8 [n, height, width, channels]``."""
-        tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+        """Normalised ``float32 [n, channels, height, width]`` from images ``[n, height, width, channels]``."""
+        white = int(np.iinfo(images.dtype).max)
+        tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(torch.float32).div_(white)
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return tensor.sub_(mean).div_(std).contiguous()
 

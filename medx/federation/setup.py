@@ -17,6 +17,7 @@ from medx.aggregation import Aggregation
 from medx.aggregation.ring import Layout
 from medx.aggregation.roster import Roster
 from medx.dataset import FEATURE_VALUE, Dataset, DataSplits, InputSpec, refuse_beyond_memory
+from medx.dataset.checks import check_splits
 from medx.federation.checkpoint import ServerState
 from medx.federation.strategies import Federation
 from medx.model import FixedFeatures, Model, Objective
@@ -169,6 +170,7 @@ def prepare(setup: Setup) -> Prepared:
 def _load(setup: Setup) -> Prepared:
     say("preparing: the data set")
     splits = setup.dataset.load()
+    check_splits(splits)
     generator = numpy_generator(derive_seed(setup.seed, "partition"))
     spec = splits.spec
     parts = setup.partition.split(splits.train.labels, spec.num_classes, setup.federation.num_clients, generator)
