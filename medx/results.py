@@ -15,6 +15,7 @@ from medx.released import Covered, Named, Owner, Public, Record, released
 
 log = logging.getLogger(__name__)
 STUDY_ONLY = "epsilon holds only while the seed is secret; study only"
+DATA_FILES = ("md5", "path", "csv", "columns")  # checksum, places and names of columns
 Status = Literal["finished", "failed", "killed", "budget_exhausted", "aborted"]
 
 
@@ -195,8 +196,8 @@ def read_rounds(path: Path) -> list[RoundRecord]:
 
 
 def released_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without the seed, which may undo the noise, and without the checksum of the data's file."""
+    """The configuration without the seed, which may undo the noise, and without what tells of the data's files."""
     kept = {key: value for key, value in config.items() if key != "seed"}
     if isinstance(kept.get("dataset"), dict):
-        kept["dataset"] = {key: value for key, value in kept["dataset"].items() if key != "md5"}
+        kept["dataset"] = {key: value for key, value in kept["dataset"].items() if key not in DATA_FILES}
     return kept

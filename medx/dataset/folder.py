@@ -1,0 +1,181 @@
+"""A hospital's own images: a folder with a CSV, or with one folder a class, of PNG, JPEG, TIFF, BMP, WebP and DICOM."""
+
+import logging
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BeforeValidator
+
+from medx.dataset import DataSplits, Split, Task, content_hash
+from medx.dataset.dealing import refuse_shared_patients, split_codes
+from medx.dataset.decoded import Colour, Decoded, Rules, decode
+from medx.dataset.fitting import Fit
+from medx.dataset.pictures import Reading
+from medx.dataset.table import Columns, Table, read_table
+from medx.schema import ConfigError, DataError, Place, component
+
+log = logging.getLogger(__name__)
+NORMALISATION = 0.5
+MOST_CLASSES = 200  # beyond, the column is hardly a label, and what it holds must not become names of classes
+
+
+def _texts(value: object) -> object:
+    """``[0,1]`` are names of classes as well as ``["0","1"]``."""
+    return [str(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+@component("dataset/folder")
+class Folder:
+    """Images below ``path`` with the rows of ``csv``, or of ``labels.csv``; with neither, one folder a class.
+
+    Labels are the classes in their order (numbers by size), or in that of ``classes``. ``size`` is in pixels; see
+    ``fitting`` for ``fit`` and ``pictures`` for what becomes of depths, windows and frames. What the split column lacks
+    is dealt by whole patients, from ``seed`` and apart from the experiment's seed, so that all runs share one split.
+    A share of more than ``max_unreadable`` files without a picture is refused; fewer are left out and listed.
+    """
+
+    path: Place | None
+    csv: Place | None
+    columns: Columns
+    classes: Annotated[list[str] | None, BeforeValidator(_texts)]
+    task: Task | None
+    size: Annotated[int, Ge(16), Le(1024)]
+    fit: Fit
+    colour: Colour | None
+    window: tuple[float, Annotated[float, Gt(0)]] | None
+    frame: Annotated[int, Ge(0)] | None
+    validation_fraction: Annotated[float, Gt(0), Lt(1)]
+    test_fraction: Annotated[float, Gt(0), Lt(1)]
+    seed: Annotated[int, Ge(0)]
+    shared_patients: Literal["refuse", "accept"]
+    max_unreadable: Annotated[float, Ge(0), Lt(1)]
+
+    def __post_init__(self) -> None:
+        if self.fit == "medmnist" and self.colour == "rgb":
+            raise ConfigError("dataset.colour=rgb: dataset.fit=medmnist is a recipe for grey pictures; accepted: grey")
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ConfigError(
+                f"dataset.test_fraction={self.test_fraction}: with dataset.validation_fraction="
+                f"{self.validation_fraction} nothing is left for train; accepted: a sum below 1"
+            )
+
+    def table(self) -> Table:
+        """The rows, before any image is read."""
+        if self.path is None:
+            raise ConfigError("dataset.path=None: accepted: a folder with labels.csv, or with one folder a class")
+        return read_table(self.path, self.csv, self.columns)
+
+    def num_hospitals(self) -> int | None:
+        """How many hospitals have training rows; None where nothing tells."""
+        table = self.table()
+        if table.hospitals is None:
+            return None
+        codes = self.split_of(table, self.labels_of(table)[0])
+        return len({hospital for hospital, code in zip(table.hospitals, codes, strict=True) if code == 0})
+
+    def load(self) -> DataSplits:
+        """Read, fit and deal the images; raises DataError where that cannot be, in one line without names."""
+        table = self.table()
+        labels, names = self.labels_of(table)
+        codes = self.split_of(table, labels)
+        order = np.argsort(codes, kind="stable")  # so that each split is one stretch of the mapped file
+        ratios = None if table.aspect_ratios is None else [table.aspect_ratios[row] for row in order]
+        rules = Rules(self.size, self.fit, self.colour, Reading(self.window, self.frame))
+        decoded = decode([table.paths[row] for row in order], ratios, rules, _cache())
+        self._check_unreadable(decoded)
+        kept = order[decoded.kept]
+        columns = {
+            name: None if (column := getattr(table, name)) is None else numbered(column)[kept]
+            for name in ("patients", "hospitals")
+        }
+        stretches = np.searchsorted(codes[kept], [0, 1, 2, 3])
+        parts = [
+            Split(
+                decoded.images[start:end],
+                labels[kept][start:end],
+                **{name: None if column is None else column[start:end] for name, column in columns.items()},
+            )
+            for start, end in pairwise(stretches)
+        ]
+        return self._splits(parts, names)
+
+    def _splits(self, parts: list[Split], names: tuple[str, ...]) -> DataSplits:
+        train, validation, test = parts
+        channels = train.images.shape[3]
+        task: Task = self.task or ("binary" if len(names) == 2 else "multiclass")
+        return DataSplits(
+            name="folder",
+            title="own images",
+            task=task,
+            class_names=names,
+            train=train,
+            validation=validation,
+            test=test,
+            md5=None,
+            content_hash=content_hash(train, validation, test),
+            synthetic=False,
+            mean=(NORMALISATION,) * channels,
+            std=(NORMALISATION,) * channels,
+            copies_accepted=self.shared_patients == "accept",
+        )
+
+    def labels_of(self, table: Table) -> tuple[np.ndarray, tuple[str, ...]]:
+        """``int64 [n]`` and the names of the classes."""
+        names = self.classes or sorted(set(table.labels), key=_by_number)
+
+        def refuse(problem: str, accepted: str) -> NoReturn:
+            raise DataError(f"dataset.columns.label={self.columns.label}: {problem}; accepted: {accepted}")
+
+        if len(set(names)) != len(names):
+            refuse("dataset.classes has a name twice", "each class once")
+        if not 2 <= len(names) <= MOST_CLASSES:
+            refuse(f"{len(names)} different labels in {len(table)} rows", f"2 to {MOST_CLASSES}, or dataset.classes")
+        if self.task == "binary" and len(names) != 2:
+            refuse(f"dataset.task=binary with {len(names)} classes", "2 classes, or dataset.task=multiclass or ordinal")
+        codes = {name: code for code, name in enumerate(names)}
+        unknown = sum(label not in codes for label in table.labels)
+        if unknown:
+            refuse(f"{unknown} of {len(table)} labels are not in dataset.classes", "all labels in it")
+        return np.array([codes[label] for label in table.labels], np.int64), tuple(names)
+
+    def split_of(self, table: Table, labels: np.ndarray) -> np.ndarray:
+        """0, 1, 2 a row: train, validation, test; raises DataError where a patient is on two sides."""
+        patients = np.arange(len(table)) if table.patients is None else numbered(table.patients)
+        fractions = {"validation": self.validation_fraction, "test": self.test_fraction}
+        codes = split_codes(table.splits, labels, patients, fractions, self.seed)
+        if self.shared_patients == "refuse":
+            refuse_shared_patients(codes, patients)
+        return codes
+
+    def _check_unreadable(self, decoded: Decoded) -> None:
+        count, total = len(decoded.unreadable), len(decoded.unreadable) + len(decoded.kept)
+        if not count:
+            return
+        told = f"{count} of {total} files give no picture ({decoded.reasons()})"
+        if count > self.max_unreadable * total:
+            raise DataError(
+                f"dataset.max_unreadable={self.max_unreadable:g}: {told}, listed in {decoded.listed}; "
+                "accepted: at most that share, or a larger one"
+            )
+        log.warning("dataset: %s and are left out; python -m medx.data check lists them", told)
+
+
+def numbered(names: list[str]) -> np.ndarray:
+    """A number from 0 for each different name, ``int64 [n]``."""
+    return np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+def _by_number(label: str) -> tuple[float, str]:
+    """Numbers by size and before words."""
+    try:
+        return float(label), label
+    except ValueError:
+        return float("inf"), label
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("MEDX_CACHE") or Path.home() / ".cache" / "medx")
