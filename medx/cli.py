@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, list[str], str]] = {
     "compare": ("medx.report", ["compare"], "two runs side by side"),
     "ui": ("medx.tracking", ["ui"], "MLflow's pages on this machine"),
     "sync": ("medx.tracking", ["sync"], "bring what waits below a folder to MLflow"),
+    "data": ("medx.data", [], "look at your own images before anybody trains: data check DIR"),
     "identity": ("medx.aggregation", ["identity"], "make a hospital's identity for secure sums"),
     "roster": ("medx.aggregation", ["roster"], "pin who takes part in secure sums, and how"),
     "show": ("medx.aggregation", ["show"], "check a roster and print its hash"),

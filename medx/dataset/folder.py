@@ -10,6 +10,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator
 
+from medx.arguments import as_called
 from medx.dataset import DataSplits, Split, Task, content_hash
 from medx.dataset.dealing import refuse_shared_patients, split_codes
 from medx.dataset.decoded import Colour, Decoded, Rules, decode
@@ -69,6 +70,11 @@ class Folder:
             raise ConfigError("dataset.path=None: accepted: a folder with labels.csv, or with one folder a class")
         return read_table(self.path, self.csv, self.columns)
 
+    @property
+    def reading(self) -> Reading:
+        """How a file is read."""
+        return Reading(self.window, self.frame)
+
     def num_hospitals(self) -> int | None:
         """How many hospitals have training rows; None where nothing tells."""
         table = self.table()
@@ -84,7 +90,7 @@ class Folder:
         codes = self.split_of(table, labels)
         order = np.argsort(codes, kind="stable")  # so that each split is one stretch of the mapped file
         ratios = None if table.aspect_ratios is None else [table.aspect_ratios[row] for row in order]
-        rules = Rules(self.size, self.fit, self.colour, Reading(self.window, self.frame))
+        rules = Rules(self.size, self.fit, self.colour, self.reading)
         decoded = decode([table.paths[row] for row in order], ratios, rules, _cache())
         self._check_unreadable(decoded)
         kept = order[decoded.kept]
@@ -161,7 +167,7 @@ class Folder:
                 f"dataset.max_unreadable={self.max_unreadable:g}: {told}, listed in {decoded.listed}; "
                 "accepted: at most that share, or a larger one"
             )
-        log.warning("dataset: %s and are left out; python -m medx.data check lists them", told)
+        log.warning(as_called(f"dataset: {told} and are left out; python -m medx.data check lists them"))
 
 
 def numbered(names: list[str]) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""What a hospital would contribute, looked at before anybody trains: ``python -m medx.data check DIR``."""
