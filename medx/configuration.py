@@ -84,6 +84,7 @@ def typed(config: dict[str, Any]) -> Composed:
     """Build every component; raises ConfigError with one line."""
     from medx.experiment import Experiment
 
+    config = with_hospitals(config)
     built = {group: build(config, group) for group in GROUPS}
     tracking = built["tracking"] = built["tracking"].settled(Path.cwd())
     scalars = {key: value for key, value in config.items() if key not in (*GROUPS, "resume")}
@@ -91,6 +92,15 @@ def typed(config: dict[str, Any]) -> Composed:
     experiment: Experiment = construct(Experiment, scalars | parts, "")
     values = {key: held(getattr(experiment, key), key) for key in scalars}
     return Composed(experiment, tracking, values | {group: named(config, group, part) for group, part in built.items()})
+
+
+def with_hospitals(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with as many clients as the data have hospitals, where the partition follows them."""
+    partition, federation = build(config, "partition"), config.get("federation")
+    if not hasattr(partition, "num_clients") or not isinstance(federation, dict):
+        return config
+    count = partition.num_clients(build(config, "dataset"))
+    return config if count is None else config | {"federation": federation | {"num_clients": count}}
 
 
 def named(config: dict[str, Any], group: str, part: object) -> dict[str, Any]:
@@ -158,6 +168,7 @@ def resumed_config(folder: Path, current: dict[str, Any], overrides: list[str]) 
     """
     _, _, saved = read_config(folder)
     groups = {override.lstrip("+~").split("=", 1)[0].partition(".")[0].partition("@")[0] for override in overrides}
+    current = with_hospitals(current)
     current = {  # what is compared, as its component holds it
         key: named(current, key, build(current, key)) if key in GROUPS and key in groups else value
         for key, value in current.items()

@@ -133,6 +133,7 @@ def make_setup(experiment: Experiment, config: dict[str, Any], draw_key: str) ->
     """The set-up that every process builds its data and clients from."""
     groups = {name: config[name] for name in ("dataset", "partition", "model")}
     clients = experiment.federation.num_clients
+    files = getattr(experiment.dataset, "fingerprint", str)()  # a person may change them between two runs of a process
     return Setup(
         seed=experiment.seed,
         device=resolve_device(experiment.device),
@@ -144,7 +145,7 @@ def make_setup(experiment: Experiment, config: dict[str, Any], draw_key: str) ->
         federation=experiment.federation,
         aggregation=experiment.aggregation,
         cache=experiment.cache,
-        data_key=data_key(experiment.seed, num_clients=clients, **groups),
+        data_key=data_key(experiment.seed, num_clients=clients, files=files, **groups),
         draw_key=draw_key,
     )
 

@@ -1,13 +1,17 @@
-"""Partitions: disjoint rows for every hospital that together are all rows, drawn from one generator."""
+"""Partitions: disjoint rows for every hospital that together are all rows, drawn from one generator.
+
+Where patients are known, all images of one are at one hospital. ``patients`` and ``hospitals`` are numbers, one a row.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from annotated_types import Ge, Gt
 from numpy.random import Generator
 
+from medx.dataset.dealing import majority_labels
 from medx.schema import ConfigError, component
 
 Rows = list[np.ndarray]  # of every client
@@ -18,8 +22,13 @@ MAX_DRAWS = 1000  # before a demand on the sizes counts as out of reach
 class Partition(Protocol):
     """A configured partition: one class, one yaml."""
 
-    def split(self, labels: np.ndarray, num_classes: int, num_clients: int, generator: Generator) -> Rows:
-        """Sorted row indices ``int64`` of every client, disjoint, covering all rows of ``labels``."""
+    def split(
+        self, labels: np.ndarray, num_classes: int, num_clients: int, generator: Generator, **known: np.ndarray
+    ) -> Rows:
+        """Sorted row indices ``int64`` of every client, disjoint, covering all rows of ``labels``.
+
+        ``known`` has ``patients`` and ``hospitals``, each where the data set tells them.
+        """
         ...
 
 
@@ -37,8 +46,24 @@ class RandomPartition(ABC):
     def draw(self, labels: np.ndarray, num_classes: int, num_clients: int, generator: Generator) -> Rows:
         """One draw, whatever its sizes."""
 
-    def split(self, labels: np.ndarray, num_classes: int, num_clients: int, generator: Generator) -> Rows:
-        """The first draw whose sizes are accepted; raises ConfigError where none is."""
+    def split(
+        self,
+        labels: np.ndarray,
+        num_classes: int,
+        num_clients: int,
+        generator: Generator,
+        *,
+        patients: np.ndarray | None = None,
+        hospitals: np.ndarray | None = None,
+    ) -> Rows:
+        """The first draw whose sizes are accepted; raises ConfigError where none is.
+
+        What is drawn are patients where they are known, each under the label of most of the images. Hospitals that the
+        data have play no part.
+        """
+        del hospitals
+        units = None if patients is None else np.unique(patients, return_inverse=True)[1]
+        drawn = labels if units is None else majority_labels(labels, units)
         least = max(self.min_records, 1)
         if least * num_clients > len(labels) and not self.allow_empty:
             raise ConfigError(
@@ -46,7 +71,9 @@ class RandomPartition(ABC):
                 f"each need {least * num_clients}, the training split has {len(labels)}"
             )
         for _ in range(MAX_DRAWS):
-            parts = self.draw(labels, num_classes, num_clients, generator)
+            parts = self.draw(drawn, num_classes, num_clients, generator)
+            if units is not None:
+                parts = [np.flatnonzero(np.isin(units, part)) for part in parts]
             if all(len(part) >= least or (self.allow_empty and not len(part)) for part in parts):
                 return [np.sort(part).astype(np.int64) for part in parts]
         raise ConfigError(
@@ -54,6 +81,54 @@ class RandomPartition(ABC):
             f"hospitals at least {least} of {len(labels)} records (the last draw: {min(map(len, parts))} to "
             f"{max(map(len, parts))}); lower it, have fewer hospitals or less skew, or set partition.allow_empty=true"
         )
+
+
+@component("partition/site")
+class Site:
+    """The hospitals that the data have, in the order of their names: as many clients as have training records.
+
+    A patient at several of them is refused, or with ``shared_patients=accept`` stays at each.
+    """
+
+    shared_patients: Literal["refuse", "accept"]
+
+    def num_clients(self, dataset: Any) -> int | None:
+        """How many hospitals a configured data set has; None where it has none, or cannot tell before it is loaded."""
+        count: int | None = dataset.num_hospitals() if hasattr(dataset, "num_hospitals") else None
+        return count
+
+    def split(
+        self,
+        labels: np.ndarray,
+        num_classes: int,
+        num_clients: int,
+        generator: Generator,
+        *,
+        patients: np.ndarray | None = None,
+        hospitals: np.ndarray | None = None,
+    ) -> Rows:
+        """The rows of each hospital; raises ConfigError where there are none, or another number of them."""
+        del num_classes, generator
+        if hospitals is None:
+            raise ConfigError(
+                "partition=site: the data set has no hospitals; accepted: dataset=folder with a column of hospitals "
+                "(dataset.columns.hospital)"
+            )
+        parts = [np.flatnonzero(hospitals == hospital).astype(np.int64) for hospital in np.unique(hospitals)]
+        if len(parts) != num_clients:
+            raise ConfigError(
+                f"federation.num_clients={num_clients}: partition=site takes as many as there are hospitals with "
+                f"training records, {len(parts)}"
+            )
+        if patients is not None and self.shared_patients == "refuse":
+            met = np.concatenate([np.unique(patients[part]) for part in parts])
+            shared = len(met) - len(np.unique(met))
+            if shared:
+                raise ConfigError(
+                    f"partition.shared_patients=refuse: {shared} times a patient of one hospital is also at another, "
+                    "so no hospital's guarantee covers all of them; accepted: accept, or each patient at one hospital"
+                )
+        return parts
 
 
 @component("partition/iid")

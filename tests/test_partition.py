@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from medx.partition import Dirichlet, Iid, Label, Quantity, RandomPartition, partition_table, shards_by_class
+from medx.partition import Dirichlet, Iid, Label, Quantity, RandomPartition, Site, partition_table, shards_by_class
 from medx.randomness import numpy_generator
 from medx.schema import ConfigError
 
@@ -157,3 +157,39 @@ def test_unknown_keys_and_bad_values_are_refused() -> None:
     for bad in ({"alhpa": 1.0}, {"alpha": 0.0}, {"alpha": float("nan")}, {"min_records": -1}):
         with pytest.raises(ValidationError):
             Dirichlet(**(good | bad))
+
+
+def test_a_patient_is_at_one_hospital() -> None:
+    patients = numpy_generator(1).permutation(np.arange(len(LABELS)) // 3)
+    for partition in every():
+        parts = partition.split(LABELS, NUM_CLASSES, 7, numpy_generator(0), patients=patients, hospitals=None)
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(LABELS)))
+        assert all(part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts)
+        met = np.concatenate([np.unique(patients[part]) for part in parts])
+        assert len(met) == len(np.unique(met)), partition
+
+
+def test_patients_of_one_image_each_change_no_draw() -> None:
+    for partition in every():
+        known = partition.split(LABELS, NUM_CLASSES, 7, numpy_generator(0), patients=np.arange(len(LABELS)) + 5)
+        assert all(np.array_equal(a, b) for a, b in zip(split(partition), known, strict=True))
+
+
+def test_sites_are_the_hospitals_of_the_data() -> None:
+    hospitals = numpy_generator(2).choice([3, 5, 9], len(LABELS), p=[0.7, 0.2, 0.1])
+    patients = np.arange(len(LABELS))
+
+    def sites(shared: str = "refuse", clients: int = 3, **known: np.ndarray) -> list[np.ndarray]:
+        return Site(shared_patients=shared).split(LABELS, NUM_CLASSES, clients, numpy_generator(0), **known)
+
+    parts = sites(hospitals=hospitals, patients=patients)
+    for hospital, part in zip((3, 5, 9), parts, strict=True):
+        np.testing.assert_array_equal(part, np.flatnonzero(hospitals == hospital))
+    with pytest.raises(ConfigError, match=r"the data set has no hospitals; accepted: .*dataset\.columns\.hospital"):
+        sites()
+    with pytest.raises(ConfigError, match=r"federation\.num_clients=5: .* training records, 3"):
+        sites(clients=5, hospitals=hospitals)
+    patients[np.flatnonzero(hospitals == 9)[0]] = patients[np.flatnonzero(hospitals == 3)[0]]
+    with pytest.raises(ConfigError, match=r"partition\.shared_patients=refuse: 1 times a patient"):
+        sites(hospitals=hospitals, patients=patients)
+    assert len(sites("accept", hospitals=hospitals, patients=patients)) == 3

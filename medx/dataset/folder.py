@@ -1,5 +1,6 @@
 """A hospital's own images: a folder with a CSV, or with one folder a class, of PNG, JPEG, TIFF, BMP, WebP and DICOM."""
 
+import hashlib
 import logging
 import os
 from itertools import pairwise
@@ -74,6 +75,12 @@ class Folder:
     def reading(self) -> Reading:
         """How a file is read."""
         return Reading(self.window, self.frame)
+
+    def fingerprint(self) -> str:
+        """Another text once a row or a file has changed: where a process runs again, so that it reads again."""
+        table = self.table()
+        stats = [(each.st_size, each.st_mtime_ns) if (each := _stat(path)) else None for path in table.paths]
+        return hashlib.sha256(repr((table, stats)).encode(errors="surrogateescape")).hexdigest()
 
     def num_hospitals(self) -> int | None:
         """How many hospitals have training rows; None where nothing tells."""
@@ -181,6 +188,13 @@ def _by_number(label: str) -> tuple[float, str]:
         return float(label), label
     except ValueError:
         return float("inf"), label
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (OSError, ValueError):
+        return None
 
 
 def _cache() -> Path:

@@ -173,7 +173,10 @@ def _load(setup: Setup) -> Prepared:
     check_splits(splits)
     generator = numpy_generator(derive_seed(setup.seed, "partition"))
     spec = splits.spec
-    parts = setup.partition.split(splits.train.labels, spec.num_classes, setup.federation.num_clients, generator)
+    train, clients = splits.train, setup.federation.num_clients
+    told = {"patients": train.patients, "hospitals": train.hospitals}
+    known = {name: numbers for name, numbers in told.items() if numbers is not None}
+    parts = setup.partition.split(train.labels, spec.num_classes, clients, generator, **known)
     features = setup.model.features(spec)
     if features is not None:
         _check_memory(splits, features)

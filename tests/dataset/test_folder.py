@@ -215,3 +215,21 @@ def test_a_run_on_own_images_tells_nobody_of_them(tmp_path: Path) -> None:
     assert "Jane_Doe" not in (tmp_path / "run" / "released.json").read_text()
     refused = call(tmp_path / "refused", *given, "dataset.max_unreadable=0", base=base)
     assert "dataset.max_unreadable=0: 1 of 120 files" in refused.refusal
+
+
+def test_the_hospitals_of_the_data_are_the_clients(tmp_path: Path) -> None:
+    folder = hospital(tmp_path / "data", 160, images_each=1)
+    base = tuple(part for part in TINY if not part.startswith(("dataset", "federation.num_clients")))
+    given = ("dataset=folder", f"dataset.path={folder}", "dataset.size=16", "partition=site")
+    ran = call(tmp_path / "run", *given, "federation.num_rounds=1", base=base)
+    assert ran.code == 0, ran.err
+    splits = folder_at(folder).load()
+    assert [client.num_records for client in ran.result.clients] == np.bincount(splits.train.hospitals).tolist()
+    assert ran.result.config["federation"]["num_clients"] == 4
+    again = call(tmp_path / "again", f"resume={tmp_path / 'run'}", base=())
+    assert again.code == 0, again.err
+    told = call(tmp_path / "phantom", "partition=site")
+    assert "partition=site: the data set has no hospitals" in told.refusal
+    hospital(tmp_path / "data", 160)  # every patient at three of them
+    told = call(tmp_path / "shared", *given, base=base)
+    assert "partition.shared_patients=refuse" in told.refusal
