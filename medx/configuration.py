@@ -72,11 +72,13 @@ class Composed:
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
 
     def _identified(self, key: str, value: Any) -> Any:
-        """A group under its component's name and without its paths; anything else as it is."""
+        """A group under its component's name, without its paths and keys that came later; anything else as it is."""
         if key not in GROUPS:
             return value
         part = self.tracking if key == "tracking" else getattr(self.experiment, key)
         kept = {name: each for name, each in value.items() if name != "_target_" and (key, name) not in PLACES}
+        added = getattr(type(part), "added", {})  # with what was before, which is then the run that it was before
+        kept = {name: each for name, each in kept.items() if name not in added or each != added[name]}
         return {"component": identity_of(type(part)), **kept}
 
 

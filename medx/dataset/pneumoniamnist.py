@@ -1,0 +1,119 @@
+"""PneumoniaMNIST with its patients, whom MedMNIST's own split has on two sides."""
+
+import csv
+import gzip
+import hashlib
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from medx.dataset import DataSplits, Split, content_hash
+from medx.dataset.dealing import deal_patients
+from medx.dataset.medmnist import MedMNIST
+from medx.randomness import derive_seed, numpy_generator
+from medx.schema import ConfigError, DataError, component
+
+TABLE = Path(__file__).with_name("pneumoniamnist_patients.csv.gz")  # its source and licence are in the .md beside it
+DIGITS = 16  # of an image's SHA-256 in the table
+
+log = logging.getLogger(__name__)
+
+
+@component("dataset/medmnist")
+class PneumoniaMNIST(MedMNIST):
+    """The set, and with ``patients`` the patient of every image, by a table of the images themselves.
+
+    ``validation=by_patient`` deals train and validation anew, by whole patients, always in the same way; test, which
+    shares nobody, stays. ``official`` is MedMNIST's: most of its validation images are of patients who are in train.
+    """
+
+    patients: bool
+    validation: Literal["official", "by_patient"]
+
+    # Keys that came later, with what was before: a run that leaves them so keeps its hash and its draws.
+    added: ClassVar[dict[str, Any]] = {"patients": False, "validation": "official"}
+
+    def __post_init__(self) -> None:
+        if self.validation == "by_patient" and not self.patients:
+            raise ConfigError("dataset.validation=by_patient: it needs dataset.patients=true")
+        if self.patients and self.size != 28:
+            raise ConfigError(f"dataset.patients=true: the patients are known at dataset.size=28, not {self.size}")
+
+    def load(self) -> DataSplits:
+        """As MedMNIST, then with patients; raises DataError where an image is not in the table."""
+        splits = super().load()
+        if not self.patients:
+            return splits
+        known = replace(
+            splits,
+            train=with_patients(splits.train),
+            validation=with_patients(splits.validation),
+            test=with_patients(splits.test),
+        )
+        if self.validation == "by_patient":
+            return dealt_by_patient(known)
+        assert known.validation.patients is not None
+        assert known.train.patients is not None
+        shared = int(np.isin(known.validation.patients, known.train.patients).sum())
+        log.warning(
+            "dataset: %s of %s validation images are of patients who are in train (dataset.validation=by_patient)",
+            *(shared, len(known.validation)),
+        )
+        return known
+
+
+def with_patients(split: Split) -> Split:
+    """The split with the patients' numbers."""
+    numbers = patient_numbers()
+    found = [numbers.get(hashlib.sha256(image.tobytes()).hexdigest()[:DIGITS]) for image in split.images]
+    unknown = found.count(None)
+    if unknown:
+        raise DataError(
+            f"dataset.patients=true: {unknown} of {len(found)} images are not in the table of patients; "
+            "accepted: dataset.patients=false, or the published images"
+        )
+    return replace(split, patients=np.array(found, np.int64))
+
+
+@cache
+def patient_numbers() -> dict[str, int]:
+    """The patient of each image, by the beginning of the digest of its pixels."""
+    return {row["image_sha256"]: int(row["patient"]) for row in _rows()}
+
+
+def _rows() -> Iterator[dict[str, str]]:
+    with gzip.open(TABLE) as file:
+        yield from csv.DictReader(io.TextIOWrapper(file))
+
+
+def dealt_by_patient(splits: DataSplits) -> DataSplits:
+    """Train and validation dealt anew so that they share nobody, validation with as large a share as before."""
+    pool = _joined(splits.train, splits.validation)
+    assert pool.patients is not None
+    share = len(splits.validation) / len(pool)
+    generator = numpy_generator(derive_seed(0, "validation", splits.name))
+    chosen = deal_patients(pool.labels, pool.patients, share, np.arange(len(pool)), generator)
+    train, validation = (_part(pool, rows) for rows in (~chosen, chosen))
+    whole = content_hash(train, validation, splits.test)
+    return replace(splits, train=train, validation=validation, content_hash=whole)
+
+
+def _joined(one: Split, other: Split) -> Split:
+    assert one.patients is not None
+    assert other.patients is not None
+    return Split(
+        np.concatenate([one.images, other.images]),
+        np.concatenate([one.labels, other.labels]),
+        np.concatenate([one.patients, other.patients]),
+    )
+
+
+def _part(split: Split, rows: np.ndarray) -> Split:
+    assert split.patients is not None
+    return Split(split.images[rows], split.labels[rows], split.patients[rows])
