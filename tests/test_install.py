@@ -76,8 +76,11 @@ def test_carries_what_the_report_needs(installed: Path, tmp_path: Path) -> None:
     """The study's yaml and the templates."""
     ran = call(installed, tmp_path, str(installed / "bin" / "medx"), "report", "--study", "nothing")
     assert ran.stderr.endswith("accepted: phantom_report, reference_report\n"), ran.stderr
-    written = {path.name for path in (REPOSITORY / "medx" / "report" / "templates").iterdir()}
-    assert {path.name for path in (installed / "medx" / "report" / "templates").iterdir()} == written
+    for place in ("report", "data"):
+        written = {path.name for path in (REPOSITORY / "medx" / place / "templates").iterdir()}
+        assert {path.name for path in (installed / "medx" / place / "templates").iterdir()} == written
+    for ending in ("csv.gz", "md"):
+        assert (installed / "medx" / "dataset" / f"pneumoniamnist_patients.{ending}").exists()
 
 
 def test_carries_every_option_and_plugin(installed: Path) -> None:

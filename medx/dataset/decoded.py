@@ -22,9 +22,9 @@ import numpy as np
 from medx.dataset import IMAGE_VALUE, refuse_beyond_memory
 from medx.dataset.fitting import Fit, Target, fitted
 from medx.dataset.pictures import Header, Reading, UnreadableError, quiet, read_header, read_picture
-from medx.files import replaced, write_json
+from medx.files import locked, replaced, write_json
 from medx.preparing import counted
-from medx.schema import ConfigError
+from medx.schema import ConfigError, DataError
 
 RECIPE = 1  # to be raised where the same files and rules give other pixels
 CHUNK = 64  # files decoded together: what is in memory at once
@@ -75,12 +75,14 @@ def decode(paths: Sequence[Path], ratios: Sequence[float] | None, rules: Rules, 
         named = [_File(path, None if ratios is None else ratios[row]) for row, path in enumerate(paths)]
         files = in_threads(_scan, named, f"preparing: looking at {len(named)} files")
         target = _target(files, rules)
+        needed = (IMAGE_VALUE - 1.0) * len(files) * rules.size**2 * target.channels  # what is decoded stays on disk
+        refuse_beyond_memory(f"dataset.size={rules.size}: {len(files)} images", needed, "a smaller dataset.size")
         folder = cache / "pictures" / _key(files, rules, target)
-        index = _read_index(folder)
-        if index is None:
-            needed = (IMAGE_VALUE - 1.0) * len(files) * rules.size**2 * target.channels  # the files' own stay on disk
-            refuse_beyond_memory(f"dataset.size={rules.size}: {len(files)} images", needed, "a smaller dataset.size")
-            index = _write(folder, files, rules, target)
+        try:
+            with locked(folder.with_suffix(".lock")):  # the jobs of a sweep wait for the first
+                index = _read_index(folder) or _write(folder, files, rules, target)
+        except OSError as error:
+            raise ConfigError(f"cache={folder}: {error.strerror}; accepted: a folder that can be written") from error
     unreadable = {int(row): reason for row, reason in index["unreadable"].items()}
     kept = np.array([row for row in range(len(files)) if row not in unreadable], np.int64)
     shape = (len(kept), rules.size, rules.size, target.channels)
@@ -168,34 +170,34 @@ def _write(folder: Path, files: Sequence[_File], rules: Rules, target: Target) -
     """Decode into the folder; the index, written last, is what makes it an entry."""
     unreadable: dict[int, str] = {}
     progress = counted(f"preparing: decoding {len(files)} images, once", len(files))
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with replaced(folder / PIXELS) as aside, aside.open("wb") as pixels, ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(files), CHUNK):
-                some = files[start : start + CHUNK]
-                for row, found in enumerate(pool.map(lambda file: _picture(file, rules, target), some), start):
-                    if isinstance(found, str):
-                        unreadable[row] = found
-                    else:
-                        pixels.write(np.ascontiguousarray(found).data)
-                progress(start + len(some))
-            pixels.flush()
-            size = pixels.tell()
-        with replaced(folder / LIST) as aside, aside.open("w", newline="", errors="surrogateescape") as file:
-            rows = ((files[row].path, reason) for row, reason in unreadable.items())
-            csv.writer(file).writerows([("file", "reason"), *rows])
-        index = {"bytes": size, "unreadable": {str(row): reason for row, reason in unreadable.items()}}
-        write_json(folder / INDEX, index)
-    except OSError as error:
-        raise ConfigError(f"cache={folder}: {error.strerror}; accepted: a folder that can be written") from error
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with replaced(folder / PIXELS) as aside, aside.open("wb") as pixels, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(files), CHUNK):
+            some = files[start : start + CHUNK]
+            for row, found in enumerate(pool.map(lambda file: _picture(file, rules, target), some), start):
+                if isinstance(found, str):
+                    unreadable[row] = found
+                else:
+                    pixels.write(np.ascontiguousarray(found).data)
+            progress(start + len(some))
+        size = pixels.tell()
+    with replaced(folder / LIST) as aside, aside.open("w", newline="", errors="surrogateescape") as file:
+        rows = ((files[row].path, reason) for row, reason in unreadable.items())
+        csv.writer(file).writerows([("file", "reason"), *rows])
+    index = {"bytes": size, "unreadable": {str(row): reason for row, reason in unreadable.items()}}
+    write_json(folder / INDEX, index)
     return index
 
 
 def _picture(file: _File, rules: Rules, target: Target) -> np.ndarray | str:
     """The fitted pixels, or why there are none."""
+    if file.problem is not None:
+        return file.problem
     try:
-        if file.problem is not None:
-            return file.problem
-        return fitted(read_picture(read_file(file.path), rules.reading).pixels, target, file.ratio)
+        content = read_file(file.path)
+    except UnreadableError as problem:  # no property of the content, under whose key it would be kept
+        raise DataError(f"dataset.path: a file that was read a moment ago is {problem}; accepted: try again") from None
+    try:
+        return fitted(read_picture(content, rules.reading).pixels, target, file.ratio)
     except UnreadableError as problem:
         return str(problem)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -183,11 +184,12 @@ def numbered(names: list[str]) -> np.ndarray:
 
 
 def _by_number(label: str) -> tuple[float, str]:
-    """Numbers by size and before words."""
+    """Numbers by size and before words, among which is ``nan``: it has no place in any order."""
     try:
-        return float(label), label
+        number = float(label)
     except ValueError:
-        return float("inf"), label
+        number = math.inf
+    return (math.inf if math.isnan(number) else number), label
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -1,9 +1,10 @@
 """One image file to pixels: PNG, JPEG, TIFF, BMP, WebP by Pillow, DICOM by pydicom. What cannot be read says why.
 
 The rules, the same for every file: values of 8 bits stay as they are, all others become 0 to 65535. Of 16 bits in a
-plain file 0 is black and 65535 is white; ``dataset.window`` names another range. A DICOM file is shown as its own
-window says; without one, black and white are the least and the largest value that its bits can hold. What is
-transparent is black, a palette is looked up, and a photograph is turned as its EXIF orientation says.
+plain file 0 is black and 65535 is white; ``dataset.window`` names another range; of colours with 16 bits the upper 8
+are read. A DICOM file is shown as its own window says; without one, black and white are the least and the largest value
+that its bits can hold. What is transparent is black, a palette is looked up, and a photograph is turned as its EXIF
+orientation says.
 """
 
 import io

@@ -4,6 +4,7 @@ Messages count rows and name lines of the CSV; they never show an image's name, 
 """
 
 import csv
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def read_table(folder: Path, given: Path | None, columns: Columns) -> Table:
 def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Header and rows (line, cells) of a CSV in UTF-8, UTF-16 or Windows-1252, by whatever it is delimited."""
     try:
-        lines = decode(path.read_bytes()).splitlines(keepends=True)
+        lines = list(io.StringIO(decode(path.read_bytes()), newline=""))
     except OSError as problem:
         raise DataError(f"{path}: cannot be read ({problem.strerror})") from problem
     first = next((line for line in lines if line.strip()), "")

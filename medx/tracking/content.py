@@ -40,6 +40,7 @@ from medx.model.export import load_model
 model = load_model(Path("{checkpoint}"))  # a torch.nn.Module on the CPU
 mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (model.mean, model.std))
 inputs = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std  # images: uint8 [n, size, size, channels]
+# uint16, of a data set with more than 8 bits: .to(torch.float32) / 65535
 probabilities = model.probabilities(model(inputs))  # [n, classes]
 ```
 

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,18 @@ def test_big_endian_tiff_of_16_bits() -> None:
         ">u2"
     ).tobytes()
     np.testing.assert_array_equal(pixels(content), DEEP)
+
+
+def test_of_colours_with_16_bits_the_upper_8_are_read() -> None:
+    colours = RNG.integers(0, 65536, (20, 30, 3), dtype=np.uint16)
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    header = (30).to_bytes(4, "big") + (20).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    np.testing.assert_allclose(pixels(content), colours / 257, atol=1)
 
 
 def test_what_is_transparent_is_black() -> None:

@@ -135,6 +135,7 @@ def test_labels_become_classes_in_their_order_or_in_the_one_that_is_given(folder
 
     assert classes("well sick well") == ([1, 0, 1], ("sick", "well"))
     assert classes("10 2 1") == ([2, 1, 0], ("1", "2", "10"))
+    assert classes("nan 3 b 1 a") == ([4, 1, 3, 0, 2], ("1", "3", "a", "b", "nan"))
     assert classes("1 0 1", classes=[1, 0]) == ([0, 1, 0], ("1", "0"))
     assert classes("a b a", classes=["b", "a", "c"])[1] == ("b", "a", "c")
     for labels, changes, says in (
