@@ -240,19 +240,19 @@ def _quoted(text: str) -> str:
 @contextmanager
 def _progress(quiet: bool) -> Iterator[None]:
     """Show slow steps that are no round; on a terminal how far each is, elsewhere each once."""
-    from medx import preparing
+    from medx import output
 
-    line = preparing.Line()
+    line = output.Line()
 
     def show(text: str) -> None:
         line(text if sys.stdout.isatty() else re.sub(r": \d+ of \d+$", "", text))
 
-    before = preparing.shown_by(*([] if quiet else [show]))
+    before = output.shown_by(*([] if quiet else [show]))
     try:
         yield
     finally:
-        preparing.say("")
-        preparing.shown_by(*before)
+        output.say("")
+        output.shown_by(*before)
 
 
 def _sweep_arguments(overrides: Sequence[str], folder: Path | str | None) -> tuple[list[str], Path]:

@@ -32,9 +32,9 @@ from medx.model import Model
 from medx.model.export import describe as describe_model
 from medx.model.export import save_model
 from medx.observer import Observer, RunContext
+from medx.output import say
 from medx.partition import Partition, partition_table
 from medx.preflight import check_model
-from medx.preparing import say
 from medx.privacy.base import PrivacyMechanism
 from medx.privacy.statement import privacy_result, statement, summarise
 from medx.results import ExperimentResult, PrivacyResult, RoundRecord, Status

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import medx
-from medx import api, output, preparing
+from medx import api, output
 from medx.arguments import as_called
 from medx.configuration import plain, refuse_lists
 from medx.folder import CONFIG_FILE
@@ -53,7 +53,7 @@ def task(cfg: DictConfig) -> float | None:
                 return None
             cfg.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
         if "medx.job" not in sys.modules:
-            preparing.say("preparing: libraries")
+            output.say("preparing: libraries")
         import medx.job
         from medx.machine import keep_freed_memory
 
@@ -95,7 +95,7 @@ def remove_empty(folder: Path) -> None:
 
 def main() -> None:
     """Run Hydra with errors of one line; exit code 2 for a refusal, 1 where a job of a sweep failed."""
-    preparing.shown_by(preparing.Line())
+    output.shown_by(output.Line())
     if "--version" in sys.argv[1:]:
         print(f"medx {medx.__version__}")
         return
@@ -168,7 +168,7 @@ def tell(error: Exception) -> NoReturn:
 
 def refuse(message: str) -> int:
     """Print the one line and give the exit code."""
-    preparing.say("")
+    output.say("")
     print(f"medx: {' '.join(message.split())}", file=sys.stderr)
     return 2
 

@@ -14,10 +14,9 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from medx import preparing
 from medx.arguments import as_called
 from medx.observer import RunContext
-from medx.output import plain_text
+from medx.output import Show, plain_text, say, shown_by
 from medx.results import ExperimentResult, Interval, RoundRecord
 from medx.tables import Table
 
@@ -57,11 +56,11 @@ class Screen:
         self._num_rounds = 0
         self._folder: Path | None = None
         self._said = time.monotonic()
-        self._before: tuple[preparing.Show, ...] = ()
+        self._before: tuple[Show, ...] = ()
 
     def on_start(self, context: RunContext) -> None:
         """Show the plan and begin the progress display."""
-        preparing.say("")
+        say("")
         self._num_rounds, self._folder = context.num_rounds, context.folder
         self._began = self._said = time.monotonic()
         shouts = [SYNTHETIC] * context.synthetic + _of_noise(context.warning) + [OWNER] * (not context.public)
@@ -84,7 +83,7 @@ class Screen:
         )  # fmt: skip
         self._progress.start()
         self._task = self._progress.add_task("", total=context.num_rounds, text="first round", completed=0)
-        self._before = preparing.shown_by(self._say)
+        self._before = shown_by(self._say)
 
     def on_round(self, record: RoundRecord) -> None:
         """Show a round; without a terminal about ten of them, or one in half a minute."""
@@ -114,10 +113,10 @@ class Screen:
     def close(self) -> None:
         """End the live display, if there is one; safe to call again."""
         if self._progress is not None:
-            preparing.shown_by(*self._before)
+            shown_by(*self._before)
             self._progress.stop()
             self._progress = None
-        preparing.say("")
+        say("")
 
     def _say(self, text: str) -> None:
         if self._progress is not None and text:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from medx.files import locked, replaced
 from medx.machine import all_threads
 from medx.model import FixedFeatures
-from medx.preparing import counted, say
+from medx.output import counted, say
 from medx.schema import CheckpointError, ConfigError
 
 Tensors = dict[str, torch.Tensor]
