@@ -31,13 +31,12 @@ from medx.metrics.evaluate import refuse_unknown_metric
 from medx.model import Model
 from medx.model.export import describe as describe_model
 from medx.model.export import save_model
-from medx.observer import Observer, RunContext
 from medx.output import say
 from medx.partition import Partition, partition_table
 from medx.preflight import check_model
 from medx.privacy.base import PrivacyMechanism
 from medx.privacy.statement import privacy_result, statement, summarise
-from medx.results import ExperimentResult, PrivacyResult, RoundRecord, Status
+from medx.results import ExperimentResult, Observer, PrivacyResult, RoundRecord, RunContext, Status
 from medx.runtime import Runtime
 from medx.schema import CheckpointError, LedgerError, Place, component, option_of
 from medx.trainer.local_training import Trainer

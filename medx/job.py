@@ -10,8 +10,7 @@ from medx.configuration import resumed_config, typed
 from medx.experiment import make_setup, run_experiment
 from medx.federation.setup import draw_key
 from medx.folder import SWEEP_FILE, RunFolder
-from medx.observer import Observer
-from medx.results import ExperimentResult
+from medx.results import ExperimentResult, Observer
 from medx.screen import Screen
 
 

@@ -1,9 +1,11 @@
-"""Standard output and error that take every word, and a word for every slow step that is no round.
+"""How the program speaks: on streams that take every word, of slow steps, and with its commands as they were called.
 
-Streams take it in whatever encoding, and whether or not anybody reads them. A step is told when it begins, so that
-nobody wonders whether the program hangs: whoever computes says it; who shows it, if anybody, is up to the program.
+Streams take it in whatever encoding, and whether or not anybody reads them. A step that is no round is told when it
+begins, so that nobody wonders whether the program hangs: whoever computes says it; who shows it, if anybody, is up to
+the program. A mistake on a command line is one line, as everywhere.
 """
 
+import argparse
 import codecs
 import io
 import os
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from shutil import get_terminal_size
+from typing import NoReturn
 
 SPELLED = {"ε": "epsilon", "δ": "delta", "σ": "sigma", "α": "alpha", "±": "+-", "–": "-", "—": "-", "…": "..."}
 SPELL_OUT = "medx.spell_out"
@@ -18,6 +21,15 @@ Show = Callable[[str], None]
 EVERY = 3.0  # seconds between two words of one step
 ERASE = "\x1b[K"
 _SHOWN: list[Show] = []
+CALLED = "MEDX_CALLED"  # set by the console script: for this process and the jobs that it starts
+_VERBS = {
+    "python -m medx.run": "medx run",
+    "python -m medx.report compare": "medx compare",
+    "python -m medx.report": "medx report",
+    "python -m medx.tracking": "medx",
+    "python -m medx.aggregation": "medx",
+    "make ui": "medx ui",
+}
 
 
 def plain_text(text: str) -> str:
@@ -105,6 +117,31 @@ class Line:
         elif text:
             print(plain_text(text), flush=True)
         self._last = text
+
+
+def as_called(text: str) -> str:
+    """The text with commands as this program was called: ``medx run`` for ``python -m medx.run``, where that is so."""
+    if CALLED in os.environ:
+        for module, verb in _VERBS.items():
+            text = text.replace(module, verb)
+    return text
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are one line without the page of usage."""
+
+    def format_usage(self) -> str:
+        """As it was called."""
+        return as_called(super().format_usage())
+
+    def format_help(self) -> str:
+        """As it was called."""
+        return as_called(super().format_help())
+
+    def error(self, message: str) -> NoReturn:
+        """Exit code 2."""
+        print(f"medx: {message}; {as_called(self.prog)} --help tells what is accepted", file=sys.stderr)
+        sys.exit(2)
 
 
 codecs.register_error(SPELL_OUT, _spell_out)

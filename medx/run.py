@@ -19,8 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import medx
-from medx import api, output
-from medx.arguments import as_called
+from medx import api
 from medx.configuration import plain, refuse_lists
 from medx.folder import CONFIG_FILE
 from medx.hints import explain, options_of
@@ -28,6 +27,7 @@ from medx.launcher.checks import has_callback, refuse_jobs, refuse_without_callb
 from medx.launcher.outcomes import FAILURE_FILE, failures_kept, is_done
 from medx.launcher.sweep import conclude
 from medx.launcher.sweeper import AGAIN, written
+from medx.output import Line, as_called, say, shown_by, take_all
 from medx.schema import CONF, MedxError, one_line
 
 _RAISED: list[Exception] = []
@@ -53,7 +53,7 @@ def task(cfg: DictConfig) -> float | None:
                 return None
             cfg.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
         if "medx.job" not in sys.modules:
-            output.say("preparing: libraries")
+            say("preparing: libraries")
         import medx.job
         from medx.machine import keep_freed_memory
 
@@ -95,7 +95,7 @@ def remove_empty(folder: Path) -> None:
 
 def main() -> None:
     """Run Hydra with errors of one line; exit code 2 for a refusal, 1 where a job of a sweep failed."""
-    output.shown_by(output.Line())
+    shown_by(Line())
     if "--version" in sys.argv[1:]:
         print(f"medx {medx.__version__}")
         return
@@ -168,12 +168,12 @@ def tell(error: Exception) -> NoReturn:
 
 def refuse(message: str) -> int:
     """Print the one line and give the exit code."""
-    output.say("")
+    say("")
     print(f"medx: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
 api.callable_module(sys.modules[__name__])  # medx.run("seed=1") works whether or not this has been imported
 if __name__ == "__main__":
-    output.take_all()
+    take_all()
     main()

@@ -14,10 +14,8 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from medx.arguments import as_called
-from medx.observer import RunContext
-from medx.output import Show, plain_text, say, shown_by
-from medx.results import ExperimentResult, Interval, RoundRecord
+from medx.output import Show, as_called, plain_text, say, shown_by
+from medx.results import ExperimentResult, Interval, RoundRecord, RunContext
 from medx.tables import Table
 
 HEADERS = (

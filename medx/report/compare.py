@@ -10,9 +10,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as Printed
 
-from medx.arguments import Parser
 from medx.configuration import flat
 from medx.figures import COLOURS, MARKERS, Picture, drawing, finish, legend
+from medx.output import Parser
 from medx.report.cells import DASH, Table, number, signed
 from medx.report.runner import read_result
 from medx.results import ExperimentResult, Interval

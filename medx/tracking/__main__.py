@@ -13,8 +13,7 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from medx import output
-from medx.arguments import Parser
+from medx.output import Parser, take_all
 from medx.schema import MedxError
 from medx.tracking.store import (
     SQLITE,
@@ -135,5 +134,5 @@ def _absolute(uri: str) -> str:
 
 
 if __name__ == "__main__":
-    output.take_all()
+    take_all()
     sys.exit(main())

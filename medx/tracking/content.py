@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from medx.observer import RunContext
-from medx.results import DatasetInfo, ExperimentResult, Interval, RoundRecord
+from medx.results import DatasetInfo, ExperimentResult, Interval, RoundRecord, RunContext
 from medx.schema import option_of
 from medx.tracking.record import TrackedRun
 

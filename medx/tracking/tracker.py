@@ -16,8 +16,7 @@ from pydantic import field_validator
 
 from medx import files
 from medx.folder import SWEEP_FILE
-from medx.observer import Observer, RunContext
-from medx.results import ExperimentResult, RoundRecord, Status, released_config
+from medx.results import ExperimentResult, Observer, RoundRecord, RunContext, Status, released_config
 from medx.schema import component
 from medx.tracking.content import WITHHELD, run_name, start_tags
 from medx.tracking.record import (
