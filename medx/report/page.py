@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from medx.figures import Picture
-from medx.report import curves, effects, figures, tables, words
+from medx.report import effects, figures, tables, words
 from medx.report.cells import Table, runs_text
 from medx.report.rows import Results, Run, make_frame
 from medx.report.study import Study, dataset_name
@@ -112,7 +112,7 @@ def _sections(study: Study, runs: Sequence[Run], frame: pd.DataFrame, results: R
     yield Section(
         "calibration", "Calibration and errors",
         ["Whether the model's probabilities can be believed, and what it confuses."],
-        [effects.calibration_table(frame)], drawn(lambda name: curves.curve_figures(frame, results, name)),
+        [effects.calibration_table(frame)], drawn(lambda name: figures.curve_figures(frame, results, name)),
     )  # fmt: skip
     stated = "For each mode what its run with the largest ε states, from the steps that were executed."
     yield Section("statement", "Privacy statement", [stated], statements=_statements(frame, results))
