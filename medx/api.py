@@ -100,16 +100,9 @@ def compose(*overrides: str, config_dir: Path | str | None = None) -> "Experimen
 
 def load_result(path: Path | str) -> "ExperimentResult":
     """The result of a run, from its folder, its ``result.json`` or its ``released.json``; raises ``MedxError``."""
-    file = Path(path)
-    file = file / "result.json" if file.is_dir() else file
-    from medx.results import ExperimentResult
+    from medx.folder import read_result
 
-    try:
-        return ExperimentResult.load(file)
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}; accepted: a run's folder or its result.json") from None
-    except ValueError:
-        raise DataError(f"{file}: not a result of this version; accepted: a run's folder or its result.json") from None
+    return read_result(Path(path))
 
 
 def load_results(folder: Path | str) -> Results:
