@@ -289,11 +289,11 @@ def _command(arguments: list[str], show: Callable[[str], None] | None) -> tuple[
 
 def _results_in(folder: Path) -> tuple[Results, list[str]]:
     """The results below a folder in the order of its jobs, and a line for each job without one."""
-    from medx.launcher.outcomes import FAILURE_FILE, error_of, jobs_in, result_or_why_not
+    from medx.launcher.outcomes import ended, jobs_in
 
     results, missing = Results(), []
     for job in jobs_in(folder):
-        result = error_of(job) if (job / FAILURE_FILE).exists() else result_or_why_not(job)
+        result = ended(job)
         if isinstance(result, str):
             missing.append(f"job {job.name}: {result}")
         else:
