@@ -23,10 +23,9 @@ from medx import api
 from medx.configuration import plain, refuse_lists
 from medx.folder import CONFIG_FILE
 from medx.hints import explain, options_of
-from medx.launcher.checks import has_callback, refuse_jobs, refuse_without_callback
+from medx.launcher.jobs import AGAIN, has_callback, refuse_jobs, refuse_without_callback, written
 from medx.launcher.outcomes import FAILURE_FILE, failures_kept, is_done
 from medx.launcher.sweep import conclude
-from medx.launcher.sweeper import AGAIN, written
 from medx.output import Line, as_called, say, shown_by, take_all
 from medx.schema import CONF, MedxError, one_line
 

@@ -15,9 +15,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from medx.files import created
 from medx.folder import CONFIG_FILE, SWEEP_FILE, read_config, refuse_used
-from medx.launcher.checks import refuse_chdir, refuse_jobs, refuse_selection, refuse_unknown
+from medx.launcher.jobs import (
+    AGAIN,
+    combinations,
+    jobs_of,
+    left_out,
+    refuse_chdir,
+    refuse_jobs,
+    refuse_selection,
+    refuse_unknown,
+    written,
+)
 from medx.launcher.outcomes import show
-from medx.launcher.sweeper import AGAIN, combinations, jobs_of, left_out, written
 from medx.schema import CheckpointError, ConfigError, one_line
 
 BESIDE_RESUME = ("jobs", "cache", "tracking", "runtime")  # what a sweep may change when it goes on

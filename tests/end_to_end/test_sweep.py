@@ -11,8 +11,8 @@ from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
 
 from medx.federation.hospital import Hospital
+from medx.launcher.jobs import meaningful
 from medx.launcher.outcomes import record_failure, show
-from medx.launcher.sweeper import meaningful
 from medx.results import ExperimentResult
 from medx.run import dismiss_workers
 from tests.program import TINY, call, call_plainly
