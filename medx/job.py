@@ -26,8 +26,9 @@ def run_job(config: dict[str, Any], folder: Path, overrides: list[str], *, quiet
         config = resumed_config(folder, config, overrides)
     composed = typed(config)
     place = RunFolder.new(folder, composed.hash) if resume is None else RunFolder.of(folder, composed.hash)
+    sweep = next((parent for parent in folder.parents if (parent / SWEEP_FILE).exists()), None)
     observers: list[Observer] = [] if quiet else [Screen()]
-    observers += composed.tracking.observers(sweep_folder(folder))
+    observers += composed.tracking.observers(sweep)
     setup = make_setup(composed.experiment, composed.config, draw_key(composed.what))
     try:
         with cache_at(composed.experiment.cache):
@@ -48,11 +49,3 @@ def cache_at(folder: Path) -> Iterator[None]:
             del os.environ["MEDX_CACHE"]
         else:
             os.environ["MEDX_CACHE"] = before
-
-
-def sweep_folder(folder: Path) -> Path | None:
-    """The sweep that this job belongs to, found by the file that names it."""
-    for parent in folder.parents:
-        if (parent / SWEEP_FILE).exists():
-            return parent
-    return None

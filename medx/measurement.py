@@ -1,7 +1,6 @@
 """What is measured when the rounds are over: intervals, curves, every hospital, and the baselines' inputs."""
 
 import numpy as np
-import torch
 from torch import nn
 
 from medx.dataset import DataSplits, Split
@@ -107,8 +106,3 @@ def mean_intervals(measured: list[dict[str, Interval]]) -> dict[str, Interval]:
 def count_parameters(module: nn.Module) -> int:
     """Trainable numbers of a module."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
-def state_of(module: nn.Module) -> Tensors:
-    """A copy of the module's tensors on the CPU."""
-    return {name: torch.clone(tensor.detach().cpu()) for name, tensor in module.state_dict().items()}
