@@ -149,7 +149,7 @@ def hospital_figures(frame: pd.DataFrame, results: Results, dataset: str) -> Ite
                     client for run in part[part["partition"] == name]["run"] for client in results[int(run)].clients
                 ]
                 _hospital_dots(axes, place, clients)
-            axes.set_xticks(range(len(names)), [_partition_title(name) for name in names])
+            axes.set_xticks(range(len(names)), [name.replace("(", "\n(") for name in names])
             axes.set_xlim(-0.6, len(names) - 0.4)
             axes.set(ylabel="accuracy on a hospital's own images", xlabel="how the images are dealt out")
             caption = (
@@ -173,10 +173,6 @@ def _hospital_dots(axes: Axes, place: int, clients: list[ClientResult]) -> None:
         axes.scatter(place + offset, value, s=12 + 40 * client.num_records / most, alpha=0.8, linewidths=0,
                      color=COLOURS[client.client % len(COLOURS)])  # fmt: skip
     axes.hlines(float(np.mean([value for _, value in known])), place - 0.3, place + 0.3, color=INK, linewidth=1.2)
-
-
-def _partition_title(name: str) -> str:
-    return name.replace("(", "\n(")
 
 
 def overhead_figures(steps: pd.DataFrame, sums: pd.DataFrame) -> Iterator[Picture]:
