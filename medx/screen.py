@@ -214,11 +214,8 @@ def progress_line(text: str) -> str:
 
 
 def _accuracies(test: dict[str, Interval]) -> list[str]:
-    return [_value(test, f"{name}_at_threshold") for name in ("accuracy", "balanced_accuracy")]
-
-
-def _value(test: dict[str, Interval], name: str) -> str:
-    return _number(test.get(name, Interval(value=None)).value)
+    names = ("accuracy_at_threshold", "balanced_accuracy_at_threshold")
+    return [_number(test.get(name, Interval(value=None)).value) for name in names]
 
 
 def _number(value: float | None) -> str:
