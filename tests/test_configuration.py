@@ -147,7 +147,7 @@ def test_where_files_lie_is_fixed_at_the_start_and_is_no_part_of_the_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ("privacy.ledger=ledgers", "dataset.root=data", "cache=c", "tracking.uri=sqlite:///t.db")
-    plain_hash = typed(composed()).hash.hash
+    plain_hash = typed(composed()).hash
     monkeypatch.chdir(tmp_path)
     found = typed(composed(*given))
     assert found.hash == plain_hash
