@@ -24,8 +24,7 @@ from medx.launcher.outcomes import INTERRUPTED, outcome
 from medx.launcher.progress import SCREEN_FILE, JobFiles, Progress, overall
 from medx.screen import clock
 
-# What the fork server imports, once for all jobs; nothing there computes.
-PRELOAD = ["medx.job", "medx.launcher.sweep", "medx.trainer.module"]
+PRELOAD = "medx.launcher.preload"
 WARNINGS_FILE = ".warnings"
 STREAMS = ((1, SCREEN_FILE), (2, WARNINGS_FILE))
 MOST = 8  # at once unless more are asked for: each holds its data in memory
@@ -53,7 +52,7 @@ def run_jobs(jobs: Iterable[Job], total: int, asked: int | None) -> None:
     """
     output.say("preparing: libraries")
     where = get_context("forkserver") if "forkserver" in get_all_start_methods() else get_context("spawn")
-    where.set_forkserver_preload(PRELOAD)
+    where.set_forkserver_preload([PRELOAD])
     pool = _Pool(where, jobs_at_once(asked, total, *_machine(where)), total)
     try:
         for job in jobs:
