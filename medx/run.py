@@ -1,5 +1,6 @@
 """``python -m medx.run``: compose the configuration, run the experiment, or a sweep of them with ``-m``."""
 
+import gc
 import os
 import signal
 import sys
@@ -53,8 +54,11 @@ def task(cfg: DictConfig) -> float | None:
             cfg.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
         if "medx.job" not in sys.modules:
             say("preparing: libraries")
+        gc.disable()  # thousands of modules leave it nothing to collect; looking is a tenth of the time
         import medx.job
         from medx.machine import keep_freed_memory
+
+        gc.enable()
 
         (folder / FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt in this folder
         refuse_jobs(cfg)

@@ -56,13 +56,15 @@ class Hospitals:
 
     def hospital(self, client: int) -> "Hospital":
         """One hospital; at its first message here its ledger reserves the run, before any data is touched."""
-        if client not in self._known:
+        known = self._known.get(client)
+        if known is None:
             inputs, labels = self.prepared.client(client)
             ledger = open_ledger(self.job, self.prepared, client) if keeps_ledger(self.job) else None
-            self._known[client] = Hospital(self, client, self.job.plan.clients[client], inputs, labels, ledger)
+            known = Hospital(self, client, self.job.plan.clients[client], inputs, labels, ledger)
+            self._known[client] = known
             while len(self._known) > MOST:
                 self._known.popitem(last=False)
-        return self._known[client]
+        return known  # and not what the dictionary has: another thread may have made room by now
 
     def module(self) -> nn.Module:
         """A module for this thread: hospitals load their state into it, so it holds nothing between rounds."""

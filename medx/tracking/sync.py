@@ -38,7 +38,7 @@ MOST_PARAMS = 100
 PARENT = "mlflow.parentRunId"
 GLANCE = 0.1  # seconds between two looks at what has changed
 PAUSE, LONGEST_PAUSE = 1.0, 30.0  # between two visits to the store; the longer, the longer it has not answered
-LINGER = 5.0  # after the last run below a folder, for the next one
+LINGER = 12.0  # after the last run below a folder, for the next one, which prepares before it is announced
 
 
 class Copy:

@@ -1,4 +1,4 @@
-"""Sums as a person runs them: plain against secure, on Ray, with a pinned roster, and what result and statement say."""
+"""Sums as a person runs them: plain against secure, with a pinned roster, and what result and statement say."""
 
 import json
 import shlex
@@ -60,15 +60,6 @@ def test_the_result_says_what_the_protocol_stands_against(secure):
         assert said in text
     assert len(secure.privacy.epsilon_by_observer) == 4
     assert secure.privacy.epsilon == pytest.approx(secure.rounds[-1].epsilon)
-
-
-def test_a_secure_run_on_ray_is_the_same_run(secure, tmp_path):
-    """Between stages a client's state lies in Flower's context, and its ledger in its own file."""
-    pytest.importorskip("ray")
-    ran = call(tmp_path, *SUMMED, "runtime=ray", "runtime.num_cpus=1", base=BASE)
-    assert ran.code == 0, ran.err
-    assert metrics(ran.result) == metrics(secure)
-    assert [record.epsilon for record in ran.result.rounds] == [record.epsilon for record in secure.rounds]
 
 
 def test_a_pinned_roster_is_asked_for_made_and_used(tmp_path, capsys):

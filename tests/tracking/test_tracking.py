@@ -25,7 +25,7 @@ from medx.tracking.__main__ import main
 from medx.tracking.content import WITHHELD, as_markdown, final_metrics, flatten, round_metrics
 from medx.tracking.record import RUN_FILE, SYNCED_FILE, change_backlog, read_run, read_synced
 from medx.tracking.store import VIEW_TAG, Destination, connect, embedded_uri, has_experiment
-from medx.tracking.sync import Followed, sync
+from medx.tracking.sync import LINGER, Followed, sync
 from medx.tracking.tracker import MlflowTracking
 from tests.tracking.examples import ToldRun, make_context, make_record, make_result
 
@@ -467,7 +467,7 @@ def test_processes_share_one_follower_and_one_parent_and_import_no_mlflow(tmp_pa
     children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
     assert len(children) == 2
     assert {run.info.status for run in found} == {"FINISHED"}
-    wait_until(lambda: not any(str(sweep).encode() in _read(path) for path in following), 15)
+    wait_until(lambda: not any(str(sweep).encode() in _read(path) for path in following), LINGER + 15)
 
 
 def _read(path: Path) -> bytes:
