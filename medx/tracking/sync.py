@@ -86,9 +86,8 @@ class Copy:
 
     def _complete(self, store: Store, synced: Synced, run: TrackedRun) -> bool:
         """Whether an ended run is known to be there, and is."""
-        if run.status == "running" or synced.saved != run.saved or synced.problem is not None:
-            return False
-        return store.status(str(synced.run_id)) == content.RUN_STATUS[run.status]
+        brought = run.status != "running" and synced.has(run)
+        return brought and store.status(str(synced.run_id)) == content.RUN_STATUS[run.status]
 
     def _bring(self, store: Store, run: TrackedRun) -> None:
         if self._open != run.run:
@@ -238,10 +237,17 @@ class Followed:
         except (OSError, ValueError, TrackingError):  # removed, or nothing that can be read
             return False
         ended = run.status != "running"
-        if ended or (run.saved != self._arrived and time.monotonic() >= self._next):
+        if (ended and not self._is_there()) or (
+            not ended and run.saved != self._arrived and time.monotonic() >= self._next
+        ):
             self._attempt()
         self._settled = written if ended else 0
         return not ended
+
+    def _is_there(self) -> bool:
+        """Whether an earlier process has brought the whole run: of a study's hundreds none is asked for anew."""
+        run = read_run(self._copy.folder)  # as it says itself: of one that was killed the store may lack the end
+        return run is not None and run.status != "running" and read_synced(self._copy.folder, run.destination).has(run)
 
     def _attempt(self) -> None:
         try:

@@ -166,7 +166,7 @@ class MlflowTracker:
         self._running.close()
         synced = self._wait()
         uri = self._run.destination.uri
-        if not self._arrived(synced):
+        if not synced.has(self._run):
             change_backlog(backlog_of(self._run.destination), add=[str(self._folder)])
             log.warning(
                 "tracking: %s has not all of this run%s; bring it there with: python -m medx.tracking sync %s",
@@ -193,9 +193,6 @@ class MlflowTracker:
                 follow(self._root)
             time.sleep(GLANCE)
         return synced
-
-    def _arrived(self, synced: Synced) -> bool:
-        return synced.saved == self._run.saved and synced.problem is None
 
     def _synced(self) -> Synced:
         return read_synced(self._folder, self._run.destination)

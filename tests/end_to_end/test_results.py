@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from medx.randomness import numpy_generator
 from medx.results import STUDY_ONLY, ExperimentResult
 from tests.audit import recompute
 from tests.end_to_end import golden
-from tests.program import SCATTERNET, WORK, Ran, call
+from tests.program import DATA, SCATTERNET, WORK, Ran, call
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +44,18 @@ def test_the_documented_lines_load_the_model_and_find_the_logged_accuracy(
     capsys.readouterr()
     exec(lines, {})
     assert float(capsys.readouterr().out) == ran.result.test["accuracy"].value
+
+
+def test_an_empty_cache_and_a_filled_one_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDX_CACHE", str(tmp_path / "cache"))
+    results = []
+    for number in range(2):
+        monkeypatch.setattr("medx.federation.setup._PREPARED", OrderedDict())
+        results.append(
+            call(tmp_path / str(number), "privacy=none", *SCATTERNET, base=(*DATA, *WORK, "tracking=none")).result
+        )
+    assert results[0].test == results[1].test
+    assert [each.metrics for each in results[0].rounds] == [each.metrics for each in results[1].rounds]
 
 
 @pytest.mark.parametrize("partition", ["iid", "quantity partition.min_records=25"])
