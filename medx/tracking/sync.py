@@ -237,9 +237,8 @@ class Followed:
         except (OSError, ValueError, TrackingError):  # removed, or nothing that can be read
             return False
         ended = run.status != "running"
-        if (ended and not self._is_there()) or (
-            not ended and run.saved != self._arrived and time.monotonic() >= self._next
-        ):
+        due = not self._is_there() if ended else run.saved != self._arrived and time.monotonic() >= self._next
+        if due:
             self._attempt()
         self._settled = written if ended else 0
         return not ended

@@ -24,7 +24,7 @@ from medx.tracking import tracker
 from medx.tracking.__main__ import main
 from medx.tracking.content import WITHHELD, as_markdown, final_metrics, flatten, round_metrics
 from medx.tracking.record import RUN_FILE, SYNCED_FILE, change_backlog, read_run, read_synced
-from medx.tracking.store import VIEW_TAG, Destination, connect, embedded_uri, has_experiment
+from medx.tracking.store import VIEW_TAG, Destination, Store, connect, embedded_uri, has_experiment
 from medx.tracking.sync import LINGER, Followed, sync
 from medx.tracking.tracker import MlflowTracking
 from tests.tracking.examples import ToldRun, make_context, make_record, make_result
@@ -343,6 +343,29 @@ def test_an_end_waits_for_no_pause(destination: Destination, tmp_path: Path, mon
     assert history(destination, run, "test/auc") == [(1, 0.9)]
     shutil.rmtree(tmp_path / "tracking")
     assert not followed.look(), "a folder that is removed ends no process"
+
+
+@pytest.mark.usefixtures("unfollowed")
+def test_a_run_that_has_arrived_is_not_asked_for_anew_and_one_that_was_killed_is(
+    destination: Destination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, killed = (ToldRun(destination, tmp_path / name, wait=0.1) for name in ("ended", "killed"))
+    ended.finish()
+    killed.rounds(1)
+    assert [error for _, error in sync(tmp_path)] == [None, None]
+    killed.tracker._running.close()  # its process has gone: its file still says that it runs, and that has arrived
+    asked: list[object] = []
+
+    def answer(destination: Destination) -> Store:
+        asked.append(destination)
+        return connect(destination)
+
+    monkeypatch.setattr(syncing, "connect", answer)
+    assert not Followed(tmp_path / "ended").look()
+    assert asked == []
+    assert not Followed(tmp_path / "killed").look()
+    assert asked
+    assert sorted(run.info.status for run in runs(destination).values()) == ["FINISHED", "KILLED"]
     change_backlog(Path("mlartifacts/undelivered.txt"), drop=[str(tmp_path)])
 
 
