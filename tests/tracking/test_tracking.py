@@ -349,7 +349,8 @@ def test_an_end_waits_for_no_pause(destination: Destination, tmp_path: Path, mon
 def test_a_run_that_has_arrived_is_not_asked_for_anew_and_one_that_was_killed_is(
     destination: Destination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended, killed = (ToldRun(destination, tmp_path / name, wait=0.1) for name in ("ended", "killed"))
+    names = ("ended", "killed")
+    ended, killed = (ToldRun(destination, tmp_path / name, seed=seed, wait=0.1) for seed, name in enumerate(names))
     ended.finish()
     killed.rounds(1)
     assert [error for _, error in sync(tmp_path)] == [None, None]
