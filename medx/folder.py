@@ -80,6 +80,11 @@ class RunFolder:
         self._lock = locked(self.path)
 
 
+def sweep_of(folder: Path) -> Path | None:
+    """The folder of the sweep that the run in ``folder`` belongs to; None of a run alone."""
+    return next((parent for parent in folder.parents if (parent / SWEEP_FILE).exists()), None)
+
+
 def locked(path: Path) -> ExitStack:
     """The folder's lock, which ends with the process at the latest; raises ConfigError where a run holds it."""
     lock = ExitStack()

@@ -9,7 +9,7 @@ from typing import Any
 from medx.configuration import resumed_config, typed
 from medx.experiment import make_setup, run_experiment
 from medx.federation.setup import draw_key
-from medx.folder import SWEEP_FILE, RunFolder
+from medx.folder import RunFolder, sweep_of
 from medx.results import ExperimentResult, Observer
 from medx.screen import Screen
 
@@ -26,9 +26,8 @@ def run_job(config: dict[str, Any], folder: Path, overrides: list[str], *, quiet
         config = resumed_config(folder, config, overrides)
     composed = typed(config)
     place = RunFolder.new(folder, composed.hash) if resume is None else RunFolder.of(folder, composed.hash)
-    sweep = next((parent for parent in folder.parents if (parent / SWEEP_FILE).exists()), None)
     observers: list[Observer] = [] if quiet else [Screen()]
-    observers += composed.tracking.observers(sweep)
+    observers += composed.tracking.observers(sweep_of(folder))
     setup = make_setup(composed.experiment, composed.config, draw_key(composed.what))
     try:
         with cache_at(composed.experiment.cache):

@@ -98,13 +98,14 @@ def selections(folder: Path, results: list[tuple[str, Any]]) -> tuple[list[str],
     Also whether what they ask for could be done.
     """
     from medx.results import ExperimentResult
-    from medx.selection import by_seed, total_epsilon
 
     jobs = {id(result): name for name, result in results if isinstance(result, ExperimentResult)}
     finished = [result for _, result in results if isinstance(result, ExperimentResult)]
     metrics = {str(metric) for result in finished if (metric := result.config.get("select"))}
     if not metrics:
         return [], True
+    from medx.selection import by_seed, total_epsilon  # which brings torch with it
+
     try:
         if len(finished) < len(results):
             raise ValueError("a job left no result, so what it spent is not known")

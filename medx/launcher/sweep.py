@@ -28,6 +28,7 @@ from medx.launcher.jobs import (
 )
 from medx.launcher.outcomes import show
 from medx.schema import CheckpointError, ConfigError, one_line
+from medx.tracking.tracker import follow_early
 
 BESIDE_RESUME = ("jobs", "cache", "tracking", "runtime")  # what a sweep may change when it goes on
 _SWEEPS: list[tuple[Path, list[list[str]]]] = []  # this process's, if it is one: its folder, and its jobs where known
@@ -65,6 +66,7 @@ class Sweep(Callback):
             if not resume:
                 claim(folder, config, jobs)
         _SWEEPS[:] = [(folder, jobs)]
+        follow_early((first or config).tracking, folder)
 
 
 @contextmanager

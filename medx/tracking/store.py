@@ -152,6 +152,13 @@ class Store:
         return list(self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{value}'"))
 
 
+def ready() -> None:
+    """Import what ``connect`` needs, which takes seconds."""
+    quiet_environment()
+    import mlflow.store.tracking.sqlalchemy_store
+    import mlflow.tracking  # noqa: F401
+
+
 def connect(destination: Destination) -> Store:
     """Open the store and find or create the experiment; the first process creates the embedded database alone."""
     quiet_environment()

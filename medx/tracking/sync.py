@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from medx import files
 from medx.figures import run_figures
+from medx.folder import SWEEP_FILE
 from medx.results import ExperimentResult
 from medx.tracking import content
 from medx.tracking.record import (
@@ -27,7 +28,7 @@ from medx.tracking.record import (
     runs_below,
     write_synced,
 )
-from medx.tracking.store import Destination, Store, TrackingError, connect
+from medx.tracking.store import Destination, Store, TrackingError, connect, ready
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -270,14 +271,34 @@ def bring_backlog(destination: Destination) -> None:
             change_backlog(path, drop=[line])
 
 
-def follow(root: Path) -> None:
-    """Copy the runs at and below ``root`` while one of them is running; at once where another process does."""
+def follow(root: Path, starter: int) -> None:
+    """Copy the runs at and below ``root`` while one of them is running; nothing where another process does.
+
+    Started before the first run is announced, it gets ready meanwhile, and waits as long as its parent is ``starter``.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if is_held(root / FOLLOW_LOCK):
+        return
+    ready()
+    content.installed_packages()
     try:
-        with files.locked(root / FOLLOW_LOCK, wait=False):
-            _follow(root)
+        # A sweep's folder is there, and its jobs see by the lock that they are followed; a run may still be refused,
+        # and that must leave no folder.
+        if (root / SWEEP_FILE).exists() or _announced(root, starter):
+            with files.locked(root / FOLLOW_LOCK, wait=False):
+                if _announced(root, starter):
+                    _follow(root)
     except BlockingIOError:
         return
+
+
+def _announced(root: Path, starter: int) -> bool:
+    """Wait for the first run at or below ``root``; False where the process that started this one has gone before."""
+    while not runs_below(root):
+        if not root.exists() or os.getppid() != starter:
+            return False
+        time.sleep(GLANCE)
+    return True
 
 
 def _follow(root: Path) -> None:

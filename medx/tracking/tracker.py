@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Gt
 from pydantic import field_validator
@@ -212,12 +213,18 @@ def follow(root: Path) -> None:
     if not is_followed(root):
         # A session of its own: Ctrl-C in the terminal is for the run, whose end still has to be copied.
         _FOLLOWERS[root] = subprocess.Popen(
-            [*COMMAND, str(root), "--follow"],
+            [*COMMAND, str(root), "--follow", str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+def follow_early(tracking: Mapping[str, Any], root: Path) -> None:
+    """Let that process get ready while a run or a sweep does; where that is refused, it ends and leaves nothing."""
+    if tracking["_target_"] == f"{__name__}.{MlflowTracking.__name__}":
+        follow(root.absolute())
 
 
 def is_followed(root: Path) -> bool:

@@ -326,6 +326,29 @@ def test_of_a_run_that_is_killed_the_rest_is_copied_and_it_is_told(destination: 
     assert (run.info.status, run.data.tags["error"]) == ("KILLED", "its process has gone")
 
 
+MLFLOW = {"_target_": "medx.tracking.tracker.MlflowTracking"}
+
+
+def test_the_process_that_copies_is_ready_before_its_run(destination: Destination, tmp_path: Path) -> None:
+    for name in ("job", "refused"):
+        (tmp_path / name).mkdir()
+        tracker.follow_early(MLFLOW, tmp_path / name)
+    tracker.follow_early({"_target_": "medx.tracking.tracker.NoTracking"}, tmp_path)
+    assert tmp_path not in tracker._FOLLOWERS
+    ready, refused = follower_of(tmp_path / "job"), follower_of(tmp_path / "refused")
+    command = [*tracker.COMMAND, str(tmp_path / "job"), "--follow", "1"]  # by a process that has gone since
+    assert subprocess.run(command, check=False, timeout=60).returncode == 0
+    assert (ready.poll(), refused.poll()) == (None, None)
+    assert not list(tmp_path.glob("*/*")), "nothing is left of a run that never was"
+    (tmp_path / "refused").rmdir()
+    assert refused.wait(10) == 0
+
+    whole_run(destination, tmp_path / "job")
+    assert follower_of(tmp_path / "job") is ready
+    assert [run.info.status for run in runs(destination).values()] == ["FINISHED"]
+    assert ready.wait(10) == 0
+
+
 @pytest.mark.usefixtures("unfollowed")
 def test_an_end_waits_for_no_pause(destination: Destination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syncing, "PAUSE", 1000.0)
