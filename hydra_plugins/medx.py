@@ -13,9 +13,8 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_gl
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from medx.launcher.checks import reason_to_queue, refuse_without_callback
+from medx.launcher.jobs import AGAIN, knows_beforehand, meaningful, reason_to_queue, refuse_without_callback
 from medx.launcher.outcomes import is_done, jobs_in, title
-from medx.launcher.sweeper import AGAIN, knows_beforehand, meaningful
 
 if TYPE_CHECKING:
     from medx.launcher.pool import Job

@@ -39,7 +39,7 @@ for _name, _off in {
 }.items():
     os.environ.setdefault(_name, _off)
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 __all__ = [
     "Experiment",
     "ExperimentResult",

@@ -100,16 +100,9 @@ def compose(*overrides: str, config_dir: Path | str | None = None) -> "Experimen
 
 def load_result(path: Path | str) -> "ExperimentResult":
     """The result of a run, from its folder, its ``result.json`` or its ``released.json``; raises ``MedxError``."""
-    file = Path(path)
-    file = file / "result.json" if file.is_dir() else file
-    from medx.results import ExperimentResult
+    from medx.folder import read_result
 
-    try:
-        return ExperimentResult.load(file)
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}; accepted: a run's folder or its result.json") from None
-    except ValueError:
-        raise DataError(f"{file}: not a result of this version; accepted: a run's folder or its result.json") from None
+    return read_result(Path(path))
 
 
 def load_results(folder: Path | str) -> Results:
@@ -240,19 +233,19 @@ def _quoted(text: str) -> str:
 @contextmanager
 def _progress(quiet: bool) -> Iterator[None]:
     """Show slow steps that are no round; on a terminal how far each is, elsewhere each once."""
-    from medx import preparing
+    from medx import output
 
-    line = preparing.Line()
+    line = output.Line()
 
     def show(text: str) -> None:
         line(text if sys.stdout.isatty() else re.sub(r": \d+ of \d+$", "", text))
 
-    before = preparing.shown_by(*([] if quiet else [show]))
+    before = output.shown_by(*([] if quiet else [show]))
     try:
         yield
     finally:
-        preparing.say("")
-        preparing.shown_by(*before)
+        output.say("")
+        output.shown_by(*before)
 
 
 def _sweep_arguments(overrides: Sequence[str], folder: Path | str | None) -> tuple[list[str], Path]:
@@ -296,11 +289,11 @@ def _command(arguments: list[str], show: Callable[[str], None] | None) -> tuple[
 
 def _results_in(folder: Path) -> tuple[Results, list[str]]:
     """The results below a folder in the order of its jobs, and a line for each job without one."""
-    from medx.launcher.outcomes import FAILURE_FILE, error_of, jobs_in, result_or_why_not
+    from medx.launcher.outcomes import ended, jobs_in
 
     results, missing = Results(), []
     for job in jobs_in(folder):
-        result = error_of(job) if (job / FAILURE_FILE).exists() else result_or_why_not(job)
+        result = ended(job)
         if isinstance(result, str):
             missing.append(f"job {job.name}: {result}")
         else:

@@ -18,7 +18,7 @@ from medx.federation.server import Server
 from medx.federation.setup import Job, Prepared, Setup, make_job
 from medx.federation.sums import alone, with_sums
 from medx.measurement import Measurement, mean_intervals, measure
-from medx.preparing import counted
+from medx.output import counted
 from medx.privacy.accounting import Event, epsilon_spent
 from medx.privacy.base import ClientPlan, PrivacyPlan
 from medx.results import Interval

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import medx
-from medx.arguments import CALLED
+from medx.output import CALLED
 
 # The module of each verb, what its command line begins with, and what it does.
 VERBS: dict[str, tuple[str, list[str], str]] = {

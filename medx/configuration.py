@@ -127,11 +127,6 @@ def held(value: Any, key: str) -> Any:
     raise ConfigError(f"{key}={value!r}: accepted in a configuration: text, numbers, lists and dictionaries of them")
 
 
-def config_hash(config: dict[str, Any]) -> str:
-    """The hash of the configuration that this one is once it is typed."""
-    return typed(config).hash
-
-
 def build(config: dict[str, Any], key: str) -> Any:
     """The component that ``config[key]`` describes; raises ConfigError naming ``key.field`` and what it may be."""
     if not isinstance(config.get(key), dict):

@@ -26,18 +26,16 @@ from medx.federation.strategies import Federation
 from medx.federation.sums import aggregation_result, with_sums
 from medx.folder import RESULT_FILE, RunFolder
 from medx.machine import environment, resolve_device
-from medx.measurement import count_parameters, describe, measure, measure_clients
+from medx.measurement import check_model, count_parameters, describe, measure, measure_clients
 from medx.metrics.evaluate import refuse_unknown_metric
 from medx.model import Model
 from medx.model.export import describe as describe_model
 from medx.model.export import save_model
-from medx.observer import Observer, RunContext
+from medx.output import say
 from medx.partition import Partition, partition_table
-from medx.preflight import check_model
-from medx.preparing import say
 from medx.privacy.base import PrivacyMechanism
 from medx.privacy.statement import privacy_result, statement, summarise
-from medx.results import ExperimentResult, PrivacyResult, RoundRecord, Status
+from medx.results import ExperimentResult, Observer, PrivacyResult, RoundRecord, RunContext, Status
 from medx.runtime import Runtime
 from medx.schema import CheckpointError, LedgerError, Place, component, option_of
 from medx.trainer.local_training import Trainer
@@ -177,11 +175,7 @@ def make_context(
         synthetic=splits.synthetic,
         public=splits.public,
         warning=job.plan.warning,
-        statement=statement(
-            job.plan,
-            splits.synthetic,
-            aggregation=aggregation_result(job),
-        ),
+        statement=statement(job.plan, splits.synthetic, aggregation=aggregation_result(job)),
         plan_rows=summarise(job.plan),
         partition_rows=partition_table(list(prepared.parts), splits.train.labels, splits.class_names),
     )
@@ -273,17 +267,11 @@ def finish(
         config_hash=config_hash,
         dataset=describe(prepared.splits),
         model={"name": option_of("model", config["model"]["_target_"]), "parameters": count_parameters(module)},
-        validation=measured.validation,
-        test=measured.test,
-        threshold=measured.threshold,
-        majority_accuracy=measured.majority_accuracy,
-        degenerate=measured.degenerate,
-        curves=measured.curves,
+        **dict(measured),
         clients=measure_clients(module.to(setup.device), average, prepared, setup.device),
         baselines=baselines.results,
         privacy=privacy,
         rounds=outcome.server.records,
-        timing={},
         checkpoint=str(checkpoint),
         environment=environment(setup.device),
         config=config,

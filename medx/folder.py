@@ -6,8 +6,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from medx import files
-from medx.schema import CheckpointError, ConfigError
+from medx.schema import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from medx.results import ExperimentResult
@@ -78,6 +80,11 @@ class RunFolder:
         self._lock = locked(self.path)
 
 
+def sweep_of(folder: Path) -> Path | None:
+    """The folder of the sweep that the run in ``folder`` belongs to; None of a run alone."""
+    return next((parent for parent in folder.parents if (parent / SWEEP_FILE).exists()), None)
+
+
 def locked(path: Path) -> ExitStack:
     """The folder's lock, which ends with the process at the latest; raises ConfigError where a run holds it."""
     lock = ExitStack()
@@ -124,6 +131,20 @@ def read_config(path: Path) -> tuple[str, str, dict[str, Any]]:
             f"resume={path}: {CONFIG_FILE} does not say which run this is ({type(error).__name__}: {error}); "
             "accepted: the folder of a run of this version"
         ) from error
+
+
+def read_result(path: Path) -> "ExperimentResult":
+    """The result in a run's folder, or in a file; raises DataError with one line."""
+    from medx.results import ExperimentResult
+
+    file = path / RESULT_FILE if path.is_dir() else path
+    try:
+        return ExperimentResult.load(file)
+    except ValidationError as error:
+        why = f"not a result of this version of medx ({error.error_count()} fields differ)"
+    except (OSError, UnicodeDecodeError) as error:
+        why = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    raise DataError(f"{file}: {why}; accepted: a run's output folder, or its {RESULT_FILE}")
 
 
 def load_result(path: Path) -> "ExperimentResult | None":

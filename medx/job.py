@@ -9,9 +9,8 @@ from typing import Any
 from medx.configuration import resumed_config, typed
 from medx.experiment import make_setup, run_experiment
 from medx.federation.setup import draw_key
-from medx.folder import SWEEP_FILE, RunFolder
-from medx.observer import Observer
-from medx.results import ExperimentResult
+from medx.folder import RunFolder, sweep_of
+from medx.results import ExperimentResult, Observer
 from medx.screen import Screen
 
 
@@ -28,7 +27,7 @@ def run_job(config: dict[str, Any], folder: Path, overrides: list[str], *, quiet
     composed = typed(config)
     place = RunFolder.new(folder, composed.hash) if resume is None else RunFolder.of(folder, composed.hash)
     observers: list[Observer] = [] if quiet else [Screen()]
-    observers += composed.tracking.observers(sweep_folder(folder))
+    observers += composed.tracking.observers(sweep_of(folder))
     setup = make_setup(composed.experiment, composed.config, draw_key(composed.what))
     try:
         with cache_at(composed.experiment.cache):
@@ -49,11 +48,3 @@ def cache_at(folder: Path) -> Iterator[None]:
             del os.environ["MEDX_CACHE"]
         else:
             os.environ["MEDX_CACHE"] = before
-
-
-def sweep_folder(folder: Path) -> Path | None:
-    """The sweep that this job belongs to, found by the file that names it."""
-    for parent in folder.parents:
-        if (parent / SWEEP_FILE).exists():
-            return parent
-    return None

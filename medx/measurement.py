@@ -1,4 +1,4 @@
-"""What is measured when the rounds are over: intervals, curves, every hospital, and the baselines' inputs."""
+"""What is computed around the rounds: the model is tried before, and measured when they are over."""
 
 import numpy as np
 import torch
@@ -6,11 +6,14 @@ from torch import nn
 
 from medx.dataset import DataSplits, Split
 from medx.federation.server import predict
-from medx.federation.setup import Prepared
+from medx.federation.setup import Job, Prepared, build_module
 from medx.metrics import bootstrap, choose_threshold, curve_data, evaluate, is_degenerate, majority_accuracy
+from medx.model.export import check_export, check_outputs
+from medx.privacy.preflight import check_independence, check_module, perturbed
 from medx.randomness import derive_seed, numpy_generator
 from medx.released import Record
 from medx.results import ClientResult, CurveData, DatasetInfo, Interval
+from medx.trainer.gradients import try_mode
 from medx.trainer.state import Tensors
 
 RESAMPLES = 1000
@@ -25,6 +28,28 @@ class Measurement(Record):
     majority_accuracy: float
     degenerate: bool
     curves: CurveData
+
+
+def check_model(job: Job, prepared: Prepared) -> None:
+    """Refuse a model that does not fit, could not be saved, or cannot be private, before any training."""
+    module, splits = build_module(job.setup, prepared), prepared.splits
+    trainer, seen = job.setup.trainer, prepared.inputs["validation"][:2]
+    inputs = torch.cat((seen, -seen))  # independence needs two records, of which some validation splits have one
+    check_module(module, job.plan.private)
+    check_outputs(module, prepared.objective, inputs)
+    images = splits.to_tensor(splits.validation.images[:2])
+    check_export(job.setup.model, splits, prepared.features, perturbed(module).float(), images)
+    if job.plan.private:
+        check_independence(module, prepared.objective, inputs)
+    if any(plan.step is not None for plan in job.plan.clients):
+        try_mode(
+            trainer.gradient_mode,
+            module,
+            prepared.objective,
+            views=trainer.augmentation_multiplicity,
+            shape=inputs.shape[1:],
+            num_classes=prepared.spec.num_classes,
+        )
 
 
 def measure(module: nn.Module, state: Tensors, prepared: Prepared, device: str, seed: int) -> Measurement:
@@ -107,8 +132,3 @@ def mean_intervals(measured: list[dict[str, Interval]]) -> dict[str, Interval]:
 def count_parameters(module: nn.Module) -> int:
     """Trainable numbers of a module."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
-def state_of(module: nn.Module) -> Tensors:
-    """A copy of the module's tensors on the CPU."""
-    return {name: torch.clone(tensor.detach().cpu()) for name, tensor in module.state_dict().items()}

@@ -1,12 +1,36 @@
-"""Standard output and error that take every word: in whatever encoding, and whether or not anybody reads them."""
+"""How the program speaks: on streams that take every word, of slow steps, and with its commands as they were called.
 
+Streams take it in whatever encoding, and whether or not anybody reads them. A step that is no round is told when it
+begins, so that nobody wonders whether the program hangs: whoever computes says it; who shows it, if anybody, is up to
+the program. A mistake on a command line is one line, as everywhere.
+"""
+
+import argparse
 import codecs
 import io
 import os
 import sys
+import time
+from collections.abc import Callable
+from shutil import get_terminal_size
+from typing import NoReturn
 
 SPELLED = {"ε": "epsilon", "δ": "delta", "σ": "sigma", "α": "alpha", "±": "+-", "–": "-", "—": "-", "…": "..."}
 SPELL_OUT = "medx.spell_out"
+Show = Callable[[str], None]
+EVERY = 3.0  # seconds between two words of one step
+ERASE = "\x1b[K"
+_SHOWN: list[Show] = []
+CALLED = "MEDX_CALLED"  # set by the console script: for this process and the jobs that it starts
+_VERBS = {
+    "python -m medx.run": "medx run",
+    "python -m medx.report compare": "medx compare",
+    "python -m medx.report": "medx report",
+    "python -m medx.data": "medx data",
+    "python -m medx.tracking": "medx",
+    "python -m medx.aggregation": "medx",
+    "make ui": "medx ui",
+}
 
 
 def plain_text(text: str) -> str:
@@ -49,6 +73,76 @@ def _spell_out(error: UnicodeError) -> tuple[str, int]:
         raise error
     letters = error.object[error.start : error.end]
     return "".join(SPELLED.get(letter, "?") for letter in letters), error.end
+
+
+def say(text: str) -> None:
+    """Say what begins; the empty text when it is over."""
+    for show in _SHOWN:
+        show(text)
+
+
+def counted(text: str, total: int) -> Callable[[int], None]:
+    """Say what begins; gives a function that is told how many of ``total`` are done, and says so now and then."""
+    said = time.monotonic()
+    say(text)
+
+    def progress(done: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= EVERY:
+            said = time.monotonic()
+            say(f"{text}: {done} of {total}")
+
+    return progress
+
+
+def shown_by(*shows: Show) -> tuple[Show, ...]:
+    """Let these show what is said from here on; gives those who did before."""
+    before = tuple(_SHOWN)
+    _SHOWN[:] = shows
+    return before
+
+
+class Line:
+    """Shows it on standard output: on a terminal in a line that goes again, else in plain lines, none of them twice."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, text: str) -> None:
+        """Show it."""
+        if text == self._last:
+            return
+        if sys.stdout.isatty():  # the cursor stays in front, so that a warning is printed over it and not behind it
+            sys.stdout.write(f"{text[: get_terminal_size().columns - 1]}{ERASE}\r")
+            sys.stdout.flush()
+        elif text:
+            print(plain_text(text), flush=True)
+        self._last = text
+
+
+def as_called(text: str) -> str:
+    """The text with commands as this program was called: ``medx run`` for ``python -m medx.run``, where that is so."""
+    if CALLED in os.environ:
+        for module, verb in _VERBS.items():
+            text = text.replace(module, verb)
+    return text
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are one line without the page of usage."""
+
+    def format_usage(self) -> str:
+        """As it was called."""
+        return as_called(super().format_usage())
+
+    def format_help(self) -> str:
+        """As it was called."""
+        return as_called(super().format_help())
+
+    def error(self, message: str) -> NoReturn:
+        """Exit code 2."""
+        print(f"medx: {message}; {as_called(self.prog)} --help tells what is accepted", file=sys.stderr)
+        sys.exit(2)
 
 
 codecs.register_error(SPELL_OUT, _spell_out)

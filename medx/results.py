@@ -1,12 +1,13 @@
-"""What a run leaves behind, to and from JSON. ``docs/results.md`` describes every field.
+"""What a run leaves behind, to and from JSON, and who is told of it. ``docs/results.md`` describes every field.
 
 Every field says by its type who may see it (``medx.released``): the owner's view is ``result.json``, what may leave
 the house is ``released.json``.
 """
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -201,3 +202,43 @@ def released_config(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(kept.get("dataset"), dict):
         kept["dataset"] = {key: value for key, value in kept["dataset"].items() if key not in DATA_FILES}
     return kept
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What observers hear before the first round. ``warning`` is None, or what a reader must know of the noise."""
+
+    title: str
+    dataset: str
+    run: str
+    config_hash: str
+    folder: Path
+    config: dict[str, Any]
+    num_rounds: int
+    resumed: bool
+    synthetic: bool
+    public: bool
+    warning: str | None
+    statement: str
+    plan_rows: list[dict[str, Any]]
+    partition_rows: list[dict[str, Any]]
+
+
+class Observer(Protocol):
+    """Who is told how a run goes: the screen, the tracking store."""
+
+    def on_start(self, context: RunContext) -> None:
+        """Before the first round; the plan stands, nothing is trained."""
+        ...
+
+    def on_round(self, record: RoundRecord) -> None:
+        """After every round."""
+        ...
+
+    def on_end(self, result: ExperimentResult) -> None:
+        """With the result, whatever its status."""
+        ...
+
+    def on_error(self, error: BaseException) -> None:
+        """Instead of ``on_end``, where a run that was announced ends without a result."""
+        ...

@@ -20,16 +20,16 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import medx
-from medx import api, output, preparing
-from medx.arguments import as_called
+from medx import api
 from medx.configuration import plain, refuse_lists
-from medx.folder import CONFIG_FILE
+from medx.folder import CONFIG_FILE, sweep_of
 from medx.hints import explain, options_of
-from medx.launcher.checks import has_callback, refuse_jobs, refuse_without_callback
+from medx.launcher.jobs import AGAIN, has_callback, refuse_jobs, refuse_without_callback, written
 from medx.launcher.outcomes import FAILURE_FILE, failures_kept, is_done
 from medx.launcher.sweep import conclude
-from medx.launcher.sweeper import AGAIN, written
+from medx.output import Line, as_called, say, shown_by, take_all
 from medx.schema import CONF, MedxError, one_line
+from medx.tracking.tracker import follow_early
 
 _RAISED: list[Exception] = []
 _UNFINISHED: list[Path] = []
@@ -54,12 +54,11 @@ def task(cfg: DictConfig) -> float | None:
                 return None
             cfg.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
         if "medx.job" not in sys.modules:
-            preparing.say("preparing: libraries")
-        gc.disable()  # thousands of modules leave it nothing to collect; looking is a tenth of the time
+            say("preparing: libraries")
+            follow_early(cfg.tracking, sweep_of(folder) or folder)
+            import_all()
         import medx.job
         from medx.machine import keep_freed_memory
-
-        gc.enable()
 
         (folder / FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt in this folder
         refuse_jobs(cfg)
@@ -72,6 +71,19 @@ def task(cfg: DictConfig) -> float | None:
     if result.status != "finished":
         _UNFINISHED.append(folder)
     return result.validation["auc"].value
+
+
+def import_all() -> None:
+    """Import what a run needs; thousands of modules leave the collector of cycles nothing to find, now or at the end.
+
+    Looking through them takes a tenth of the time that the imports take, and a second when the process ends.
+    """
+    gc.disable()
+    import medx.job
+    import medx.trainer.module  # noqa: F401
+
+    gc.enable()
+    gc.freeze()
 
 
 run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
@@ -99,7 +111,7 @@ def remove_empty(folder: Path) -> None:
 
 def main() -> None:
     """Run Hydra with errors of one line; exit code 2 for a refusal, 1 where a job of a sweep failed."""
-    preparing.shown_by(preparing.Line())
+    shown_by(Line())
     if "--version" in sys.argv[1:]:
         print(f"medx {medx.__version__}")
         return
@@ -116,11 +128,8 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # composing: a job's own are in _RAISED
         sys.exit(refuse(explain(error, sys.argv[1:])))
     except KeyboardInterrupt:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # all has ended in order, the table is quickly shown
-        try:
-            conclude(stopped=True)
-        finally:
-            signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all has ended in order, and so shall this process
+        conclude(stopped=True)
         sys.exit(130)
     except (OSError, MedxError) as error:
         tell(error)
@@ -172,12 +181,12 @@ def tell(error: Exception) -> NoReturn:
 
 def refuse(message: str) -> int:
     """Print the one line and give the exit code."""
-    preparing.say("")
+    say("")
     print(f"medx: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
 api.callable_module(sys.modules[__name__])  # medx.run("seed=1") works whether or not this has been imported
 if __name__ == "__main__":
-    output.take_all()
+    take_all()
     main()

@@ -14,11 +14,8 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from medx import preparing
-from medx.arguments import as_called
-from medx.observer import RunContext
-from medx.output import plain_text
-from medx.results import ExperimentResult, Interval, RoundRecord
+from medx.output import Show, as_called, plain_text, say, shown_by
+from medx.results import ExperimentResult, Interval, RoundRecord, RunContext
 from medx.tables import Table
 
 HEADERS = (
@@ -57,11 +54,11 @@ class Screen:
         self._num_rounds = 0
         self._folder: Path | None = None
         self._said = time.monotonic()
-        self._before: tuple[preparing.Show, ...] = ()
+        self._before: tuple[Show, ...] = ()
 
     def on_start(self, context: RunContext) -> None:
         """Show the plan and begin the progress display."""
-        preparing.say("")
+        say("")
         self._num_rounds, self._folder = context.num_rounds, context.folder
         self._began = self._said = time.monotonic()
         shouts = [SYNTHETIC] * context.synthetic + _of_noise(context.warning) + [OWNER] * (not context.public)
@@ -84,7 +81,7 @@ class Screen:
         )  # fmt: skip
         self._progress.start()
         self._task = self._progress.add_task("", total=context.num_rounds, text="first round", completed=0)
-        self._before = preparing.shown_by(self._say)
+        self._before = shown_by(self._say)
 
     def on_round(self, record: RoundRecord) -> None:
         """Show a round; without a terminal about ten of them, or one in half a minute."""
@@ -114,10 +111,10 @@ class Screen:
     def close(self) -> None:
         """End the live display, if there is one; safe to call again."""
         if self._progress is not None:
-            preparing.shown_by(*self._before)
+            shown_by(*self._before)
             self._progress.stop()
             self._progress = None
-        preparing.say("")
+        say("")
 
     def _say(self, text: str) -> None:
         if self._progress is not None and text:
@@ -217,11 +214,8 @@ def progress_line(text: str) -> str:
 
 
 def _accuracies(test: dict[str, Interval]) -> list[str]:
-    return [_value(test, f"{name}_at_threshold") for name in ("accuracy", "balanced_accuracy")]
-
-
-def _value(test: dict[str, Interval], name: str) -> str:
-    return _number(test.get(name, Interval(value=None)).value)
+    names = ("accuracy_at_threshold", "balanced_accuracy_at_threshold")
+    return [_number(test.get(name, Interval(value=None)).value) for name in names]
 
 
 def _number(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """The program as a person calls it, in this process, on a handful of synthetic images."""
 
 import io
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -76,7 +77,7 @@ def call_plainly(folder: Path, *arguments: str) -> Ran:
 @contextmanager
 def fresh_program(arguments: tuple[str, ...]) -> Iterator[None]:
     """The command line of a new process, and nothing remembered from an earlier call."""
-    before = sys.argv
+    before, handler = sys.argv, signal.getsignal(signal.SIGINT)
     medx.run._RAISED.clear()
     medx.run._UNFINISHED.clear()
     medx.launcher.sweep._SWEEPS.clear()
@@ -85,3 +86,4 @@ def fresh_program(arguments: tuple[str, ...]) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
+        signal.signal(signal.SIGINT, handler)

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import medx
-from medx import preparing
+from medx import output
 from medx.results import ExperimentResult
 from medx.schema import CONF, CheckpointError, ConfigError, DataError
 from tests.program import TINY, call
@@ -48,7 +48,7 @@ def test_leaves_the_process_as_it_was(
     def state() -> tuple[object, ...]:
         handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
         streams = (sys.stdout, sys.stderr, tuple(sys.argv))
-        threads = (torch.get_num_threads(), set(threading.enumerate()), preparing.shown_by(*preparing.shown_by()))
+        threads = (torch.get_num_threads(), set(threading.enumerate()), output.shown_by(*output.shown_by()))
         return handlers, streams, threads, Path.cwd(), dict(os.environ)
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):  # of a program that uses Hydra itself
@@ -127,7 +127,7 @@ def test_shows_no_flood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert len(lines) < 50
     with medx.api._progress(quiet=False):
         for count in range(5):
-            preparing.say(f"preparing: features: {count} of 5")
+            output.say(f"preparing: features: {count} of 5")
     assert capsys.readouterr().out == "preparing: features\n"
 
 

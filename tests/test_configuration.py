@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from medx.configuration import build, config_hash, plain, resumed_config, typed
+from medx.configuration import build, plain, resumed_config, typed
 from medx.federation.setup import draw_key
 from medx.hints import options_of
 from medx.job import cache_at
@@ -117,10 +117,10 @@ def test_a_key_that_is_no_field_is_named() -> None:
 
 
 def test_the_hash_leaves_out_the_seed_and_where_a_run_happens(tmp_path: Path) -> None:
-    plain_hash = config_hash(composed())
-    assert config_hash(composed("seed=7", "runtime=ray", "tracking=none", f"cache={tmp_path}")) == plain_hash
-    assert config_hash(composed("privacy.epsilon=9.99")) != plain_hash
-    assert config_hash(composed("trainer.local_steps=5")) != plain_hash
+    plain_hash = typed(composed()).hash
+    assert typed(composed("seed=7", "runtime=ray", "tracking=none", f"cache={tmp_path}")).hash == plain_hash
+    assert typed(composed("privacy.epsilon=9.99")).hash != plain_hash
+    assert typed(composed("trainer.local_steps=5")).hash != plain_hash
 
 
 SPELT = [

@@ -55,4 +55,4 @@ def test_the_program_goes_on_where_nobody_reads(stream: str, tmp_path: Path) -> 
 def test_every_command_takes_all_words(command: str) -> None:
     package = ROOT / "medx" / command
     source = (package / "__main__.py" if package.is_dir() else package.with_suffix(".py")).read_text()
-    assert "output.take_all()" in source.partition('if __name__ == "__main__":')[2].splitlines()[1]
+    assert "take_all()" in source.partition('if __name__ == "__main__":')[2].splitlines()[1]

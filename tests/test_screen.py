@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from medx import preparing
+from medx import output
 from medx.results import STUDY_ONLY, Interval
 from medx.screen import Outcome, Screen, progress_line, sweep_table, where
 from tests.tracking.examples import make_record, make_result
@@ -183,20 +183,20 @@ def test_progress_is_words_and_no_piece_of_a_table() -> None:
 
 
 def test_what_is_prepared_is_said_in_a_line_that_goes_and_beside_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparing, "_SHOWN", [preparing.Line()])
-    monkeypatch.setattr(preparing, "EVERY", 0.0)
+    monkeypatch.setattr(output, "_SHOWN", [output.Line()])
+    monkeypatch.setattr(output, "EVERY", 0.0)
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    preparing.counted("preparing: features of 4708 images", 4708)(1200)
+    output.counted("preparing: features of 4708 images", 4708)(1200)
     assert terminal.getvalue().endswith("features of 4708 images: 1200 of 4708\x1b[K\r")
     screen = Screen(terminal, 80)
     screen.on_start(context())
     assert "\r\x1b[K\r" in terminal.getvalue(), "the line is gone before the plan is shown"
-    preparing.say("measuring the model")
+    output.say("measuring the model")
     screen.close()
     assert "measuring the model" in terminal.getvalue().split("Hospitals")[1]
-    preparing.shown_by()
+    output.shown_by()
     monkeypatch.setattr(sys, "stdout", plain := io.StringIO())
-    preparing.shown_by(preparing.Line())
+    output.shown_by(output.Line())
     for text in ("preparing: the data set", "preparing: the data set", "", "accounting: ε"):
-        preparing.say(text)
+        output.say(text)
     assert plain.getvalue() == "preparing: the data set\naccounting: epsilon\n"

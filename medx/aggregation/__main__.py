@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from medx import output
 from medx.aggregation.roster import (
     Parameters,
     Roster,
@@ -21,7 +20,7 @@ from medx.aggregation.roster import (
     simulated_roster,
     write_identity,
 )
-from medx.arguments import Parser
+from medx.output import Parser, take_all
 from medx.schema import ConfigError, MedxError, one_line
 
 EPILOG = """examples:
@@ -133,5 +132,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    output.take_all()
+    take_all()
     sys.exit(main())

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medx import output, preparing
-from medx.arguments import Parser, as_called
+from medx.output import Parser, as_called
 from medx.configuration import build
 from medx.data.findings import Findings, find, nothing
 from medx.data.look import Records, look_at_folder, look_at_splits

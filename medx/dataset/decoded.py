@@ -23,7 +23,7 @@ from medx.dataset import IMAGE_VALUE, refuse_beyond_memory
 from medx.dataset.fitting import Fit, Target, fitted
 from medx.dataset.pictures import Header, Reading, UnreadableError, quiet, read_header, read_picture
 from medx.files import locked, replaced, write_json
-from medx.preparing import counted
+from medx.output import counted
 from medx.schema import ConfigError, DataError
 
 RECIPE = 1  # to be raised where the same files and rules give other pixels

@@ -12,7 +12,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator
 
-from medx.arguments import as_called
+from medx.output import as_called
 from medx.dataset import DataSplits, Split, Task, content_hash
 from medx.dataset.dealing import refuse_shared_patients, split_codes
 from medx.dataset.decoded import Colour, Decoded, Rules, decode

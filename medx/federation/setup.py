@@ -22,8 +22,8 @@ from medx.federation.checkpoint import ServerState
 from medx.federation.strategies import Federation
 from medx.model import FixedFeatures, Model, Objective
 from medx.model.storage import cached_features
+from medx.output import say
 from medx.partition import Partition
-from medx.preparing import say
 from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan
 from medx.randomness import NUMERICS, Key, derive_key, derive_seed, numpy_generator, system_key
 from medx.schema import DataError

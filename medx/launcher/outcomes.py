@@ -31,14 +31,9 @@ def outcome(folder: Path, title: str, code: int) -> str:
     if code not in (0, INTERRUPTED) and not (folder / FAILURE_FILE).exists():
         name = next((each.name for each in signal.Signals if each == -code), f"code {code}")
         record_failure(folder, title.split(), RuntimeError(f"its process ended by {name}"))
-    if (folder / FAILURE_FILE).exists():
-        return f"FAILED: {error_of(folder)}"
-    result = result_or_why_not(folder)
-    return result if isinstance(result, str) else summary(result)
-
-
-def summary(result: "ExperimentResult") -> str:
-    """A result in a few words."""
+    result = ended(folder)
+    if isinstance(result, str):
+        return result if failure(folder) is None else f"FAILED: {result}"
     auc, epsilon = result.test["auc"].value, result.privacy.epsilon
     words = [] if auc is None else [f"test AUC {auc:.3f}"]
     return ", ".join([result.status, *words, *([] if epsilon is None else [f"ε {epsilon:.3f}"])])
@@ -52,9 +47,9 @@ def show(folder: Path, jobs: list[list[str]], *, stopped: bool = False) -> bool:
     """
     results: list[tuple[str, ExperimentResult | str]] = []
     for job in jobs_in(folder):
-        failed = (job / FAILURE_FILE).exists()
-        result = f"{title(overrides_of(job), jobs)}: {error_of(job)}" if failed else result_or_why_not(job)
-        results.append((str(job.relative_to(folder)), result))
+        failed, result = failure(job), ended(job)
+        told = result if failed is None else f"{title(failed['overrides'], jobs)}: {result}"
+        results.append((str(job.relative_to(folder)), told))
     finished = all(not isinstance(result, str) and result.status == "finished" for _, result in results)
     if complete := len(results) >= len(jobs) or stopped:
         notes, selected = selections(folder, results)
@@ -81,10 +76,18 @@ def jobs_in(folder: Path) -> list[Path]:
     return sorted((job for job in found if found.isdisjoint(job.parents)), key=_job_order)
 
 
-def result_or_why_not(job: Path) -> "ExperimentResult | str":
+def failure(folder: Path) -> dict[str, Any] | None:
+    """What a job that failed has left: its ``overrides`` and its ``error`` in a line; None where there is none."""
+    path = folder / FAILURE_FILE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def ended(folder: Path) -> "ExperimentResult | str":
     """A job's result, or in words why it has none."""
+    if (failed := failure(folder)) is not None:
+        return str(failed["error"])
     try:
-        return load_result(job) or "ended without a result"
+        return load_result(folder) or "ended without a result"
     except MedxError as error:
         return str(error)
 
@@ -95,13 +98,14 @@ def selections(folder: Path, results: list[tuple[str, Any]]) -> tuple[list[str],
     Also whether what they ask for could be done.
     """
     from medx.results import ExperimentResult
-    from medx.selection import by_seed, total_epsilon
 
     jobs = {id(result): name for name, result in results if isinstance(result, ExperimentResult)}
     finished = [result for _, result in results if isinstance(result, ExperimentResult)]
     metrics = {str(metric) for result in finished if (metric := result.config.get("select"))}
     if not metrics:
         return [], True
+    from medx.selection import by_seed, total_epsilon  # which brings torch with it
+
     try:
         if len(finished) < len(results):
             raise ValueError("a job left no result, so what it spent is not known")
@@ -141,21 +145,9 @@ def record_failure(folder: Path, overrides: list[str], error: Exception) -> None
     write_json(folder / FAILURE_FILE, {"overrides": overrides, "error": text})
 
 
-def error_of(folder: Path) -> str:
-    """The line that a job which failed has left."""
-    return str(json.loads((folder / FAILURE_FILE).read_text())["error"])
-
-
-def overrides_of(folder: Path) -> list[str]:
-    """The overrides of a job which failed."""
-    return list(json.loads((folder / FAILURE_FILE).read_text())["overrides"])
-
-
 def why_unfinished(folder: Path) -> str | None:
     """In words why a job did not finish, or None where it did."""
-    if (folder / FAILURE_FILE).exists():
-        return error_of(folder)
-    result = result_or_why_not(folder)
+    result = ended(folder)
     if isinstance(result, str):
         return result
     return None if result.status == "finished" else f"{result.status}: {result.error}"

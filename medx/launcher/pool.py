@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TextIO
 
-from medx import preparing
+from medx import output
 from medx.launcher.outcomes import INTERRUPTED, outcome
 from medx.launcher.progress import SCREEN_FILE, JobFiles, Progress, overall
 from medx.screen import clock
@@ -50,7 +50,7 @@ def run_jobs(jobs: Iterable[Job], total: int, asked: int | None) -> None:
     Each is taken from ``jobs`` when its turn comes. After Ctrl-C, in this process or one of theirs, those that run
     end in order, and KeyboardInterrupt is raised; so they do after any other error in this process.
     """
-    preparing.say("preparing: libraries")
+    output.say("preparing: libraries")
     where = get_context("forkserver") if "forkserver" in get_all_start_methods() else get_context("spawn")
     where.set_forkserver_preload([PRELOAD])
     pool = _Pool(where, jobs_at_once(asked, total, *_machine(where)), total)
@@ -200,7 +200,7 @@ def _serve(job: Job, share: int, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)  # the fork server has that of the day it was started
     sys.stdout, sys.stderr = (_to_file(descriptor, job.folder / name) for descriptor, name in STREAMS)
-    preparing.shown_by(preparing.Line())
+    output.shown_by(output.Line())
     import torch
 
     from medx.machine import keep_freed_memory, share_threads

@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from medx import preparing
 from medx.folder import RESULT_FILE, load_result
-from medx.output import plain_text
+from medx.output import plain_text, say
 from medx.schema import MedxError
 from medx.screen import clock, progress_line
 
@@ -74,7 +73,7 @@ class Progress:
                     self._told.add(line)
                     self.tell(line)
             return
-        preparing.say("")
+        say("")
         if self._lines is None:  # a new one each time: one that starts again would go up over what was printed since
             self._lines = Live(
                 console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False

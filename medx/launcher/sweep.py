@@ -15,10 +15,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from medx.files import created
 from medx.folder import CONFIG_FILE, SWEEP_FILE, read_config, refuse_used
-from medx.launcher.checks import refuse_chdir, refuse_jobs, refuse_selection, refuse_unknown
+from medx.launcher.jobs import (
+    AGAIN,
+    combinations,
+    jobs_of,
+    left_out,
+    refuse_chdir,
+    refuse_jobs,
+    refuse_selection,
+    refuse_unknown,
+    written,
+)
 from medx.launcher.outcomes import show
-from medx.launcher.sweeper import AGAIN, combinations, jobs_of, left_out, written
 from medx.schema import CheckpointError, ConfigError, one_line
+from medx.tracking.tracker import follow_early
 
 BESIDE_RESUME = ("jobs", "cache", "tracking", "runtime")  # what a sweep may change when it goes on
 _SWEEPS: list[tuple[Path, list[list[str]]]] = []  # this process's, if it is one: its folder, and its jobs where known
@@ -56,6 +66,7 @@ class Sweep(Callback):
             if not resume:
                 claim(folder, config, jobs)
         _SWEEPS[:] = [(folder, jobs)]
+        follow_early((first or config).tracking, folder)
 
 
 @contextmanager

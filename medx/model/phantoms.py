@@ -22,7 +22,7 @@ from medx.model.scattering import CODE as FEATURES_CODE
 from medx.model.scattering import ScatterFeatures, ScatterSettings
 from medx.model.storage import Tensors, cached, compute_features, source_digest, tensors_digest
 from medx.model.warping import AffineRange, affine_matrices, warp
-from medx.preparing import counted, say
+from medx.output import counted, say
 from medx.randomness import derive_seed, numpy_generator, torch_generator
 from medx.schema import ConfigError
 

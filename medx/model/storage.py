@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from medx.files import locked, replaced
 from medx.machine import all_threads
 from medx.model import FixedFeatures
-from medx.preparing import counted, say
+from medx.output import counted, say
 from medx.schema import CheckpointError, ConfigError
 
 Tensors = dict[str, torch.Tensor]
@@ -62,7 +62,7 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: _placed(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
     if metadata.pop("sha256", None) != tensors_digest(tensors):
@@ -97,7 +97,12 @@ def cached(kind: str, key: str, compute: Callable[[], Tensors], folder: Path | N
         with all_threads():
             tensors = compute()
         write_tensors(path, tensors, {"key": key})
-        return tensors
+        return {name: _placed(tensor) for name, tensor in tensors.items()}
+
+
+def _placed(tensor: torch.Tensor) -> torch.Tensor:
+    """The values in memory of torch's own: the last bits of a product move with where its factors lie."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def cached_features(features: FixedFeatures, images: torch.Tensor, cache: Path) -> torch.Tensor:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medx.files import write_json
-from medx.preparing import say
+from medx.output import say
 from medx.privacy import accountants
 from medx.privacy.accountants import Event, Release, full_batches_mu, gaussian_epsilon, gaussian_mu, merge_events
 from medx.privacy.base import SampledGaussian

@@ -6,8 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from medx import output
-from medx.arguments import Parser
+from medx.output import Parser, take_all
 from medx.report.study import STUDIES, Job, Study, load_study, parse_seeds, plan_jobs
 from medx.results import ExperimentResult
 from medx.schema import ConfigError, MedxError, one_line
@@ -127,5 +126,5 @@ def command_of(name: str, chosen: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    output.take_all()
+    take_all()
     sys.exit(main())

@@ -10,13 +10,12 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as Printed
 
-from medx.arguments import Parser
 from medx.configuration import flat
 from medx.figures import COLOURS, MARKERS, Picture, drawing, finish, legend
+from medx.folder import read_result
+from medx.output import Parser
 from medx.report.cells import DASH, Table, number, signed
-from medx.report.runner import read_result
 from medx.results import ExperimentResult, Interval
-from medx.schema import DataError
 
 DRAWN = ("auc", "accuracy", "balanced_accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold",
          "sensitivity_at_threshold", "specificity_at_threshold", "ece")  # fmt: skip
@@ -24,15 +23,6 @@ NOTE = (
     "Intervals: 95 % bootstrap over test images, each model fixed. Two single runs cannot tell a difference between "
     "settings from the luck of a seed: repeat both over seeds."
 )
-
-
-def load_run(text: str) -> ExperimentResult:
-    """The result of an output folder or a ``result.json``; raises DataError with one line."""
-    path = Path(text)
-    path = path / "result.json" if path.is_dir() else path
-    if not path.exists():
-        raise DataError(f"{text}: no result there; give the output folder of a finished run, or its result.json")
-    return read_result(path)
 
 
 def comparison(first: ExperimentResult, second: ExperimentResult) -> list[Table]:
@@ -102,7 +92,7 @@ def main(given: list[str]) -> int:
     parser.add_argument("runs", nargs=2, metavar="RUN", help="output folder of a finished run, or its result.json")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where compare.svg and .png go")
     chosen = parser.parse_args(given)
-    first, second = (load_run(text) for text in chosen.runs)
+    first, second = (read_result(Path(text)) for text in chosen.runs)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(f"A  {chosen.runs[0]}\nB  {chosen.runs[1]}")
     for table in comparison(first, second):

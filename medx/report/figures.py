@@ -1,4 +1,7 @@
-"""The report's figures over many runs: frontier, convergence with the budget, hospitals, overhead."""
+"""The report's figures: frontier, convergence with the budget, hospitals, overhead; and those of single runs.
+
+ROC, calibration and confusion matrices are of the run whose AUC is its group's median.
+"""
 
 import re
 from collections.abc import Iterator
@@ -9,12 +12,26 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from medx.figures import COLOURS, DASHES, FAINT, INK, MARKERS, Picture, drawing, finish, legend
+from medx.figures import (
+    COLOURS,
+    DASHES,
+    FAINT,
+    INK,
+    MARKERS,
+    Picture,
+    calibration_figure,
+    confusion_figure,
+    drawing,
+    finish,
+    legend,
+    roc_figure,
+    shortened,
+)  # fmt: skip
 from medx.report.cells import runs_text, summarise, target, who
 from medx.report.rows import Results, seeds_by_setting, settings_of, skew_rows, with_role
 from medx.report.study import Claim
 from medx.report.tables import round_values
-from medx.results import ClientResult
+from medx.results import ClientResult, CurveData, ExperimentResult
 
 FRONTIERS = {
     "auc": "AUC",
@@ -132,7 +149,7 @@ def hospital_figures(frame: pd.DataFrame, results: Results, dataset: str) -> Ite
                     client for run in part[part["partition"] == name]["run"] for client in results[int(run)].clients
                 ]
                 _hospital_dots(axes, place, clients)
-            axes.set_xticks(range(len(names)), [_partition_title(name) for name in names])
+            axes.set_xticks(range(len(names)), [name.replace("(", "\n(") for name in names])
             axes.set_xlim(-0.6, len(names) - 0.4)
             axes.set(ylabel="accuracy on a hospital's own images", xlabel="how the images are dealt out")
             caption = (
@@ -156,10 +173,6 @@ def _hospital_dots(axes: Axes, place: int, clients: list[ClientResult]) -> None:
         axes.scatter(place + offset, value, s=12 + 40 * client.num_records / most, alpha=0.8, linewidths=0,
                      color=COLOURS[client.client % len(COLOURS)])  # fmt: skip
     axes.hlines(float(np.mean([value for _, value in known])), place - 0.3, place + 0.3, color=INK, linewidth=1.2)
-
-
-def _partition_title(name: str) -> str:
-    return name.replace("(", "\n(")
 
 
 def overhead_figures(steps: pd.DataFrame, sums: pd.DataFrame) -> Iterator[Picture]:
@@ -197,3 +210,47 @@ def _bars(
         axes.grid(False, axis="x")
         legend(axes)
         return finish(figure, name, title, f"The figure above a bar is the ratio of the two. Runs {runs}.")
+
+
+def curve_figures(frame: pd.DataFrame, results: Results, dataset: str) -> Iterator[Picture]:
+    """Of the first model ROC, calibration, and a confusion matrix a run; see ``at_the_ends``."""
+    rows = with_role(frame[frame["dataset"] == dataset], "utility")
+    chosen = list(_median_runs(at_the_ends(rows[rows["model"] == rows["model"].iloc[0]]), results)) if len(rows) else []
+    if not chosen:
+        return
+    model, runs = str(rows["model"].iloc[0]), ", ".join(str(run) for _, run, _ in chosen)
+    classes = {run: results[run].dataset.class_names for _, run, _ in chosen}
+    if results[chosen[0][1]].dataset.task == "binary":
+        lines = [(label, points.roc.get("1", [])) for label, _, points in chosen]
+        caption = f"{model}, test split; of each setting the run with the median validation AUC. Runs {runs}."
+        yield roc_figure(f"roc_{dataset}", f"{dataset}: ROC", lines, caption)
+    else:
+        for index, (label, run, points) in enumerate(chosen):
+            lines = [(shortened(classes[run][int(key)]), line) for key, line in points.roc.items()]
+            caption = f"{model}, {label}: every class against the rest, test split. Run {run}."
+            yield roc_figure(f"roc_{dataset}_{index}", f"{dataset}: ROC, {label}", lines, caption)
+    caption = f"{model}, test split, 15 bins; below the line is overconfident. Runs {runs}."
+    bins = [(label, points.calibration) for label, _, points in chosen]
+    yield calibration_figure(f"calibration_{dataset}", f"{dataset}: calibration", bins, caption)
+    for index, (label, run, points) in enumerate(chosen):
+        what = "counts on test, the most probable class; the lighter, the more of its row"
+        name, title = f"confusion_{dataset}_{index}", f"{dataset}: answers, {label}"
+        caption = f"{model}, {label}: {what}. Run {run}."
+        yield confusion_figure(name, title, points.confusion_matrix, classes[run], caption)
+
+
+def _median_runs(rows: pd.DataFrame, results: Results) -> Iterator[tuple[str, int, CurveData]]:
+    """(label, number, points) of each setting's median run by validation AUC."""
+    for setting, part in settings_of(rows, ["mode", "target_epsilon"]):
+        ordered = sorted((int(run) for run in part["run"]), key=lambda run: _validation_auc(results[run]))
+        run = ordered[(len(ordered) - 1) // 2]
+        label = (
+            "no privacy" if setting["mode"] == "none" else f"{setting['mode']}, ε {target(setting['target_epsilon'])}"
+        )
+        if (points := results[run].curves) is not None:
+            yield label, run, points
+
+
+def _validation_auc(result: ExperimentResult) -> float:
+    value = result.validation["auc"].value if "auc" in result.validation else None
+    return -1.0 if value is None else value

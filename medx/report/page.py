@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from medx.figures import Picture
-from medx.report import curves, effects, figures, tables, words
+from medx.report import effects, figures, tables, words
 from medx.report.cells import Table, runs_text
 from medx.report.rows import Results, Run, make_frame
 from medx.report.study import Study, dataset_name
@@ -77,7 +77,7 @@ def _sections(study: Study, runs: Sequence[Run], frame: pd.DataFrame, results: R
     names = {dataset_name(result.config): result.dataset.class_names for result in results.values()}
 
     def drawn(make: Callable[[str], Iterable[Picture]]) -> Iterator[Picture]:
-        return (picture for name in dict.fromkeys(frame["dataset"]) for picture in make(name))
+        return (picture for name in names for picture in make(name))
 
     found = [] if study.claim is None else [tables.claim_table(frame, study.claim, results)]
     yield Section("claim", "The claim", words.claim_words(frame, study), found)
@@ -86,9 +86,9 @@ def _sections(study: Study, runs: Sequence[Run], frame: pd.DataFrame, results: R
         [tables.by_round("convergence", frame, results)],
         drawn(lambda name: figures.convergence_figures(frame, results, name)),
     )  # fmt: skip
-    found = [tables.utility_table(frame, name, len(names[name])) for name in dict.fromkeys(frame["dataset"])]
+    found = [tables.utility_table("utility", frame, name, len(names[name])) for name in names]
     found += [tables.ordinal_table(frame, names), tables.selection_table(frame)]
-    found += [tables.baselines_table(frame, name, len(names[name])) for name in dict.fromkeys(frame["dataset"])]
+    found += [tables.utility_table("baselines", frame, name, len(names[name])) for name in names]
     found += [effects.images_table(frame), effects.paired_table(frame)]
     yield Section(
         "utility", "Privacy and utility", words.utility_words(frame, {table.name for table in found if table.rows}),
@@ -112,7 +112,7 @@ def _sections(study: Study, runs: Sequence[Run], frame: pd.DataFrame, results: R
     yield Section(
         "calibration", "Calibration and errors",
         ["Whether the model's probabilities can be believed, and what it confuses."],
-        [effects.calibration_table(frame)], drawn(lambda name: curves.curve_figures(frame, results, name)),
+        [effects.calibration_table(frame)], drawn(lambda name: figures.curve_figures(frame, results, name)),
     )  # fmt: skip
     stated = "For each mode what its run with the largest ε states, from the steps that were executed."
     yield Section("statement", "Privacy statement", [stated], statements=_statements(frame, results))

@@ -7,15 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from medx.files import write_json
-from medx.folder import CONFIG_FILE, RESULT_FILE, SWEEP_FILE, refuse_running
+from medx.folder import CONFIG_FILE, RESULT_FILE, SWEEP_FILE, read_result, refuse_running
 from medx.launcher import pool
 from medx.launcher.outcomes import FAILURE_FILE, failures_kept, why_unfinished
 from medx.report.study import Job
 from medx.results import ExperimentResult
-from medx.schema import CheckpointError, DataError
+from medx.schema import CheckpointError
 
 
 def finished(job: Job, store: Path) -> ExperimentResult | None:
@@ -26,16 +24,6 @@ def finished(job: Job, store: Path) -> ExperimentResult | None:
     result = read_result(path)
     same = (result.config_hash, result.seed) == (job.config_hash, job.seed)
     return result if same and result.status == "finished" else None
-
-
-def read_result(path: Path) -> ExperimentResult:
-    """What ``path`` holds; raises DataError with one line."""
-    try:
-        return ExperimentResult.load(path)
-    except ValidationError as error:
-        raise DataError(f"{path}: not a result of this version of medx ({error.error_count()} fields differ)") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def deleted_runs(results: Sequence[ExperimentResult]) -> set[str]:

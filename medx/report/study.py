@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
 from pydantic import Field, ValidationError
 
-from medx.configuration import config_hash, plain
+from medx.configuration import plain, typed
 from medx.hints import explain
 from medx.released import Record
 from medx.schema import CONF, ConfigError, option_of
@@ -172,7 +172,7 @@ def _jobs_of(study: Study, grid: Grid, seeds: Sequence[int], extra: Sequence[str
         for seed in grid.seeds or seeds:
             seeded = config | {"seed": seed}
             words = (*overrides, f"seed={seed}")
-            yield Job(job_name(seeded), (grid.role,), words, config_hash(seeded), seed, grid.alone, seeded)
+            yield Job(job_name(seeded), (grid.role,), words, typed(seeded).hash, seed, grid.alone, seeded)
 
 
 def combinations(overrides: dict[str, Value | list[Value]]) -> Iterator[list[str]]:

@@ -20,7 +20,7 @@ from medx.report.cells import (
     summarise,
 )  # fmt: skip
 from medx.report.rows import BASELINES, EVERYBODY, HEADLINE, WHO, Results, settings_of, with_role
-from medx.report.study import Claim
+from medx.report.study import Claim, Role
 from medx.report.words import deltas, over_seeds
 
 CLAIM_METRICS = ("accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold", "auc")
@@ -106,30 +106,22 @@ def round_values(rows: pd.DataFrame, results: Results, metric: str | None) -> di
     return values
 
 
-def utility_table(frame: pd.DataFrame, dataset: str, class_count: int) -> Table:
-    """The privacy-utility table of one data set, with its reference rows."""
-    chosen = with_role(frame[frame["dataset"] == dataset], "utility")
-    rows = _beside_baselines(chosen)
-    note = _utility_note(chosen, class_count, {row.data["row"] for row in rows})
-    if rows:
-        rows.append(_majority(chosen, class_count))
-    return Table.of(f"utility_{dataset}", f"Privacy and utility: {dataset}", note, rows)
+def utility_table(role: Role, frame: pd.DataFrame, dataset: str, class_count: int) -> Table:
+    """Privacy and utility of one data set, beside the majority class (``utility``).
 
-
-def baselines_table(frame: pd.DataFrame, dataset: str, class_count: int) -> Table:
-    """Hospitals together, alone, and all records in one place, where these models share one epsilon."""
-    chosen = with_role(frame[frame["dataset"] == dataset], "baselines")
-    rows = _beside_baselines(chosen)
-    note = _utility_note(chosen, class_count, {row.data["row"] for row in rows})
-    return Table.of(f"baselines_{dataset}", f"Together, alone, in one place: {dataset}", note, rows)
-
-
-def _beside_baselines(chosen: pd.DataFrame) -> list[Row]:
-    return [
+    Or hospitals together, alone, and all records in one place, where these models share one epsilon (``baselines``).
+    """
+    chosen = with_role(frame[frame["dataset"] == dataset], role)
+    rows = [
         Row({"row": kind}, {"row": kind}) | settled(setting, *WHO) | spent(part) | spreads(part, HEADLINE)
         for setting, every in settings_of(chosen)
         for kind, part in _with_baselines(every)
     ]
+    note = _utility_note(chosen, class_count, {row.data["row"] for row in rows})
+    if rows and role == "utility":
+        rows.append(_majority(chosen, class_count))
+    title = "Privacy and utility" if role == "utility" else "Together, alone, in one place"
+    return Table.of(f"{role}_{dataset}", f"{title}: {dataset}", note, rows)
 
 
 def _with_baselines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

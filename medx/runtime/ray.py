@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from medx.federation.flower import quiet_flower
-from medx.preparing import say
+from medx.output import say
 from medx.schema import ConfigError, component
 
 BackendConfig = dict[str, dict[str, ConfigRecordValues]]

@@ -13,8 +13,7 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from medx import output
-from medx.arguments import Parser
+from medx.output import Parser, take_all
 from medx.schema import MedxError
 from medx.tracking.store import (
     SQLITE,
@@ -42,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     copy.add_argument("folder", type=Path, help="a run's output folder, or one above several")
     copy.add_argument("--uri", help="another store than the one that the runs were meant for")
     copy.add_argument("--experiment", default="medx", help="MLflow experiment, with --uri (default medx)")
-    copy.add_argument("--follow", action="store_true", help="go on without a word while a run is running")
+    copy.add_argument("--follow", type=int, metavar="PID", help="go on while a run runs, or process PID may begin one")
     chosen = parser.parse_args(arguments)
     try:
         return serve(chosen) if chosen.command == "ui" else copy_all(chosen)
@@ -55,8 +54,8 @@ def copy_all(chosen: argparse.Namespace) -> int:
     """Copy, and say what arrived."""
     from medx.tracking.sync import follow, sync
 
-    if chosen.follow:
-        follow(chosen.folder)
+    if chosen.follow is not None:
+        follow(chosen.folder, chosen.follow)
         return 0
     other = None if chosen.uri is None else Destination(uri=_absolute(chosen.uri), experiment=chosen.experiment)
     outcomes = sync(chosen.folder, other)
@@ -135,5 +134,5 @@ def _absolute(uri: str) -> str:
 
 
 if __name__ == "__main__":
-    output.take_all()
+    take_all()
     sys.exit(main())

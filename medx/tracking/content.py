@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from medx.observer import RunContext
-from medx.results import DatasetInfo, ExperimentResult, Interval, RoundRecord
+from medx.results import DatasetInfo, ExperimentResult, RoundRecord, RunContext
 from medx.schema import option_of
 from medx.tracking.record import TrackedRun
 
@@ -141,7 +140,8 @@ def final_metrics(result: ExperimentResult) -> dict[str, float]:
     splits |= {f"baseline/{name}": intervals for name, intervals in result.baselines.items()}
     for split, intervals in splits.items():
         for name, interval in intervals.items():
-            values |= _bounds(f"final/{split}/{name}", interval)
+            key = f"final/{split}/{name}"
+            values |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
     return _defined(values)
 
 
@@ -169,10 +169,6 @@ def dataset(info: DatasetInfo) -> dict[str, str]:
         "source": json.dumps({"tags": {"mlflow.source.name": "medx.run"}}),
         "profile": json.dumps({"num_rows": sum(info.sizes.values()), **counts}),
     }
-
-
-def _bounds(name: str, interval: Interval) -> dict[str, float | None]:
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def _defined(values: dict[str, float | None]) -> dict[str, float]:

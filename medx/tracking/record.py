@@ -72,6 +72,10 @@ class Synced(Record):
     saved: int = 0
     problem: str | None = None
 
+    def has(self, run: TrackedRun) -> bool:
+        """Whether all that the run had written has arrived."""
+        return self.saved == run.saved and self.problem is None
+
 
 def read_run(folder: Path) -> TrackedRun | None:
     """What ``run.json`` says now; None where there is none."""

@@ -47,6 +47,19 @@ COLUMNS = (
     *(f"metrics.`final/test/{name}`" for name in ("accuracy", "balanced_accuracy_at_threshold")),
     "metrics.`final/majority_accuracy`",
 )
+LINE = {  # how a chart of lines is drawn
+    "lineSmoothness": 0,
+    "scaleType": "linear",
+    "xAxisScaleType": "linear",
+    "xAxisKey": "step",
+    "selectedXAxisMetricKey": "",
+    "range": {},
+    "yAxisKey": "metric",
+    "yAxisExpressions": [],
+    "ignoreOutliers": False,
+    "useGlobalXaxisKey": True,
+    "useGlobalLineSmoothing": True,
+}
 
 
 class TrackingError(MedxError):
@@ -139,6 +152,13 @@ class Store:
         return list(self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{value}'"))
 
 
+def ready() -> None:
+    """Import what ``connect`` needs, which takes seconds."""
+    quiet_environment()
+    import mlflow.store.tracking.sqlalchemy_store
+    import mlflow.tracking  # noqa: F401
+
+
 def connect(destination: Destination) -> Store:
     """Open the store and find or create the experiment; the first process creates the embedded database alone."""
     quiet_environment()
@@ -203,8 +223,9 @@ def _open(destination: Destination, artifacts: str | None) -> Store:
 
 def view_state() -> str:
     """The UI's state as JSON: jobs sorted by test AUC (which also unfolds sweeps) and four charts."""
+    epsilon, auc = ({"key": name, "type": "METRIC"} for name in ("epsilon", AUC))
     charts = [
-        _chart("SCATTER", "epsilon-auc", xaxis=_metric("epsilon"), yaxis=_metric(AUC)),
+        _chart("SCATTER", "epsilon-auc", xaxis=epsilon, yaxis=auc),
         _chart(
             "PARALLEL",
             "parallel",
@@ -212,8 +233,8 @@ def view_state() -> str:
             selectedMetrics=["epsilon", "final/test/balanced_accuracy_at_threshold", AUC],
             showAllRuns=False,
         ),
-        _chart("LINE", "auc-by-round", metricKey="validation/auc", **_line()),
-        _chart("LINE", "epsilon-by-round", metricKey="epsilon", **_line()),
+        _chart("LINE", "auc-by-round", metricKey="validation/auc", **LINE),
+        _chart("LINE", "epsilon-by-round", metricKey="epsilon", **LINE),
     ]
     section = {"uuid": "medx", "name": "Privacy and utility", "display": True, "deleted": False}
     section |= {"isReordered": True, "columns": 2}
@@ -239,23 +260,3 @@ def view_url(server: str, experiment_id: str) -> str:
 def _chart(kind: str, name: str, **fields: Any) -> dict[str, Any]:
     common = {"type": kind, "uuid": f"medx-{name}", "metricSectionId": "medx"}
     return common | {"runsCountToCompare": 100, "deleted": False, "isGenerated": False} | fields
-
-
-def _metric(name: str) -> dict[str, str]:
-    return {"key": name, "type": "METRIC"}
-
-
-def _line() -> dict[str, Any]:
-    return {
-        "lineSmoothness": 0,
-        "scaleType": "linear",
-        "xAxisScaleType": "linear",
-        "xAxisKey": "step",
-        "selectedXAxisMetricKey": "",
-        "range": {},
-        "yAxisKey": "metric",
-        "yAxisExpressions": [],
-        "ignoreOutliers": False,
-        "useGlobalXaxisKey": True,
-        "useGlobalLineSmoothing": True,
-    }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from medx import files
 from medx.figures import run_figures
+from medx.folder import SWEEP_FILE
 from medx.results import ExperimentResult
 from medx.tracking import content
 from medx.tracking.record import (
@@ -27,7 +28,7 @@ from medx.tracking.record import (
     runs_below,
     write_synced,
 )
-from medx.tracking.store import Destination, Store, TrackingError, connect
+from medx.tracking.store import Destination, Store, TrackingError, connect, ready
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -86,9 +87,8 @@ class Copy:
 
     def _complete(self, store: Store, synced: Synced, run: TrackedRun) -> bool:
         """Whether an ended run is known to be there, and is."""
-        if run.status == "running" or synced.saved != run.saved or synced.problem is not None:
-            return False
-        return store.status(str(synced.run_id)) == content.RUN_STATUS[run.status]
+        brought = run.status != "running" and synced.has(run)
+        return brought and store.status(str(synced.run_id)) == content.RUN_STATUS[run.status]
 
     def _bring(self, store: Store, run: TrackedRun) -> None:
         if self._open != run.run:
@@ -238,10 +238,16 @@ class Followed:
         except (OSError, ValueError, TrackingError):  # removed, or nothing that can be read
             return False
         ended = run.status != "running"
-        if ended or (run.saved != self._arrived and time.monotonic() >= self._next):
+        due = not self._is_there() if ended else run.saved != self._arrived and time.monotonic() >= self._next
+        if due:
             self._attempt()
         self._settled = written if ended else 0
         return not ended
+
+    def _is_there(self) -> bool:
+        """Whether an earlier process has brought the whole run: of a study's hundreds none is asked for anew."""
+        run = read_run(self._copy.folder)  # as it says itself: of one that was killed the store may lack the end
+        return run is not None and run.status != "running" and read_synced(self._copy.folder, run.destination).has(run)
 
     def _attempt(self) -> None:
         try:
@@ -265,14 +271,34 @@ def bring_backlog(destination: Destination) -> None:
             change_backlog(path, drop=[line])
 
 
-def follow(root: Path) -> None:
-    """Copy the runs at and below ``root`` while one of them is running; at once where another process does."""
+def follow(root: Path, starter: int) -> None:
+    """Copy the runs at and below ``root`` while one of them is running; nothing where another process does.
+
+    Started before the first run is announced, it gets ready meanwhile, and waits as long as its parent is ``starter``.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if is_held(root / FOLLOW_LOCK):
+        return
+    ready()
+    content.installed_packages()
     try:
-        with files.locked(root / FOLLOW_LOCK, wait=False):
-            _follow(root)
+        # A sweep's folder is there, and its jobs see by the lock that they are followed; a run may still be refused,
+        # and that must leave no folder.
+        if (root / SWEEP_FILE).exists() or _announced(root, starter):
+            with files.locked(root / FOLLOW_LOCK, wait=False):
+                if _announced(root, starter):
+                    _follow(root)
     except BlockingIOError:
         return
+
+
+def _announced(root: Path, starter: int) -> bool:
+    """Wait for the first run at or below ``root``; False where the process that started this one has gone before."""
+    while not runs_below(root):
+        if not root.exists() or os.getppid() != starter:
+            return False
+        time.sleep(GLANCE)
+    return True
 
 
 def _follow(root: Path) -> None:

@@ -6,18 +6,18 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Gt
 from pydantic import field_validator
 
 from medx import files
 from medx.folder import SWEEP_FILE
-from medx.observer import Observer, RunContext
-from medx.results import ExperimentResult, RoundRecord, Status, released_config
+from medx.results import ExperimentResult, Observer, RoundRecord, RunContext, Status, released_config
 from medx.schema import component
 from medx.tracking.content import WITHHELD, run_name, start_tags
 from medx.tracking.record import (
@@ -167,7 +167,7 @@ class MlflowTracker:
         self._running.close()
         synced = self._wait()
         uri = self._run.destination.uri
-        if not self._arrived(synced):
+        if not synced.has(self._run):
             change_backlog(backlog_of(self._run.destination), add=[str(self._folder)])
             log.warning(
                 "tracking: %s has not all of this run%s; bring it there with: python -m medx.tracking sync %s",
@@ -195,9 +195,6 @@ class MlflowTracker:
             time.sleep(GLANCE)
         return synced
 
-    def _arrived(self, synced: Synced) -> bool:
-        return synced.saved == self._run.saved and synced.problem is None
-
     def _synced(self) -> Synced:
         return read_synced(self._folder, self._run.destination)
 
@@ -216,12 +213,18 @@ def follow(root: Path) -> None:
     if not is_followed(root):
         # A session of its own: Ctrl-C in the terminal is for the run, whose end still has to be copied.
         _FOLLOWERS[root] = subprocess.Popen(
-            [*COMMAND, str(root), "--follow"],
+            [*COMMAND, str(root), "--follow", str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+def follow_early(tracking: Mapping[str, Any], root: Path) -> None:
+    """Let that process get ready while a run or a sweep does; where that is refused, it ends and leaves nothing."""
+    if tracking["_target_"] == f"{__name__}.{MlflowTracking.__name__}":
+        follow(root.absolute())
 
 
 def is_followed(root: Path) -> bool:

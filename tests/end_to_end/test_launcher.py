@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from medx.launcher.checks import refuse_jobs
+from medx.launcher.jobs import refuse_jobs
 from medx.launcher.outcomes import why_unfinished
 from medx.launcher.pool import Job, jobs_at_once, run_jobs
 from medx.results import ExperimentResult

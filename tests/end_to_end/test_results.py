@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from medx.randomness import numpy_generator
 from medx.results import STUDY_ONLY, ExperimentResult
 from tests.audit import recompute
 from tests.end_to_end import golden
-from tests.program import SCATTERNET, WORK, Ran, call
+from tests.program import DATA, SCATTERNET, WORK, Ran, call
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,15 +46,26 @@ def test_the_documented_lines_load_the_model_and_find_the_logged_accuracy(
     assert float(capsys.readouterr().out) == ran.result.test["accuracy"].value
 
 
-@pytest.mark.parametrize("partition", ["iid", "quantity partition.min_records=25"])
-def test_epsilon_of_the_executed_events_by_another_accountant(partition: str, tmp_path: Path) -> None:
-    ran = call(tmp_path, *f"partition={partition}".split(), "privacy.epsilon=4")
+def test_an_empty_cache_and_a_filled_one_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDX_CACHE", str(tmp_path / "cache"))
+    results = []
+    for number in range(2):
+        monkeypatch.setattr("medx.federation.setup._PREPARED", OrderedDict())
+        results.append(
+            call(tmp_path / str(number), "privacy=none", *SCATTERNET, base=(*DATA, *WORK, "tracking=none")).result
+        )
+    assert results[0].test == results[1].test
+    assert [each.metrics for each in results[0].rounds] == [each.metrics for each in results[1].rounds]
+
+
+def test_epsilon_of_the_executed_events_by_another_accountant(tmp_path: Path) -> None:
+    ran = call(tmp_path, "partition=quantity", "partition.min_records=25", "privacy.epsilon=4")
     assert ran.code == 0, ran.err
     privacy = ran.result.privacy
     assert privacy.epsilon is not None
     assert 0.97 * 4 < privacy.epsilon <= 4
     probabilities = {client.sampling_probability for client in privacy.clients}
-    assert len(probabilities) == (1 if partition == "iid" else 3)
+    assert len(probabilities) == 3
     for client in privacy.clients:
         assert client.steps == 4
         assert client.epsilon is not None

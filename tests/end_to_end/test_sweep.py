@@ -11,8 +11,8 @@ from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
 
 from medx.federation.hospital import Hospital
+from medx.launcher.jobs import meaningful
 from medx.launcher.outcomes import record_failure, show
-from medx.launcher.sweeper import meaningful
 from medx.results import ExperimentResult
 from medx.run import dismiss_workers
 from tests.program import TINY, call, call_plainly
@@ -128,8 +128,8 @@ def test_hydra_composes_each_job_once(tmp_path: Path, monkeypatch: pytest.Monkey
         return compose(self, master_config, sweep_overrides)
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", noted)
-    assert call(tmp_path, "seed=0,1,2", "-m").code == 0
-    assert composed == [["seed=0"], ["seed=1"], ["seed=2"]]
+    assert call(tmp_path, "seed=0,1", "federation.num_rounds=1", "-m").code == 0
+    assert composed == [["seed=0"], ["seed=1"]]
 
 
 def test_seeds_of_a_sweep_do_not_leak_into_each_other(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from medx.federation.setup import Job
 from medx.federation.sums import STAGES, WEIGHT, Position, ledger_entry
 from medx.schema import LedgerError, PrivacyError
 
-from .sum_examples import LossyGrid, grid_of, make, run, same, server_of
+from .sum_examples import LossyGrid, forget, grid_of, make, run, same, server_of, site_of
 
 LIAR = 2
 Lie = Callable[[Message], Message]
@@ -237,3 +237,12 @@ def test_entries_of_attempts_cannot_coincide(tmp_path: Path) -> None:
     for outside in (Position(1, 3), Position(2, -1), Position(0, 0), Position(5, 0), Position(-1, 2)):
         with pytest.raises(PrivacyError, match="accepted are rounds 1 to 4 and attempts 0 to 2"):
             ledger_entry(job, outside)
+
+
+def test_a_hospital_that_another_makes_room_for_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process keeps so many; a thread may make room between another's looking one up and answering for it."""
+    monkeypatch.setattr("medx.federation.hospital.MOST", 0)
+    job = make(tmp_path, privacy="local_dp", secure=False)
+    site = site_of(job)
+    assert [site.hospital(client).client for client in (0, 1, 0)] == [0, 1, 0]
+    forget(job)

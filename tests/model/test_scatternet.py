@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import nn
 
-from medx import preparing
+from medx import output
 from medx.dataset import InputSpec
 from medx.dataset.phantom import kind_of
 from medx.model import FixedFeatures
@@ -151,8 +151,8 @@ def test_head_starts_at_zero_with_the_constant_as_bias() -> None:
 
 def test_cached_features_computes_once_and_in_order(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, said = images(70, 3, 28), []
-    monkeypatch.setattr(preparing, "_SHOWN", [said.append])
-    monkeypatch.setattr(preparing, "EVERY", 0.0)
+    monkeypatch.setattr(output, "_SHOWN", [said.append])
+    monkeypatch.setattr(output, "EVERY", 0.0)
     Doubling.seen = 0
     first = cached_features(Doubling(), x, cache)
     again = cached_features(Doubling(), x.clone(), cache)

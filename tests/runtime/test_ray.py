@@ -89,7 +89,7 @@ def test_ray_equals_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
               "trainer.sampling_probability=0.5", "federation.num_rounds=2")  # fmt: skip
     here = call(tmp_path / "here", base=secure)
     assert here.code == 0, here.err
-    overrides = ("runtime=ray", "runtime.num_cpus=2", f"hydra.run.dir={tmp_path / 'ray'}")
+    overrides = ("runtime=ray", "runtime.num_cpus=1", f"hydra.run.dir={tmp_path / 'ray'}")
     command = [sys.executable, "-c", AFTERWARDS, *secure, *overrides]
     there = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert there.returncode == 0, there.stderr

@@ -10,8 +10,7 @@ import numpy as np
 from medx.federation.checkpoint import append_record
 from medx.folder import RESULT_FILE, SWEEP_FILE
 from medx.metrics import curve_data
-from medx.observer import RunContext
-from medx.results import DatasetInfo, ExperimentResult, Interval, PrivacyResult, RoundRecord
+from medx.results import DatasetInfo, ExperimentResult, Interval, PrivacyResult, RoundRecord, RunContext
 from medx.tracking.store import Destination
 from medx.tracking.tracker import MlflowTracker, MlflowTracking
 

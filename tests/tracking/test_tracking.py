@@ -24,7 +24,7 @@ from medx.tracking import tracker
 from medx.tracking.__main__ import main
 from medx.tracking.content import WITHHELD, as_markdown, final_metrics, flatten, round_metrics
 from medx.tracking.record import RUN_FILE, SYNCED_FILE, change_backlog, read_run, read_synced
-from medx.tracking.store import VIEW_TAG, Destination, connect, embedded_uri, has_experiment
+from medx.tracking.store import VIEW_TAG, Destination, Store, connect, embedded_uri, has_experiment
 from medx.tracking.sync import LINGER, Followed, sync
 from medx.tracking.tracker import MlflowTracking
 from tests.tracking.examples import ToldRun, make_context, make_record, make_result
@@ -326,6 +326,29 @@ def test_of_a_run_that_is_killed_the_rest_is_copied_and_it_is_told(destination: 
     assert (run.info.status, run.data.tags["error"]) == ("KILLED", "its process has gone")
 
 
+MLFLOW = {"_target_": "medx.tracking.tracker.MlflowTracking"}
+
+
+def test_the_process_that_copies_is_ready_before_its_run(destination: Destination, tmp_path: Path) -> None:
+    for name in ("job", "refused"):
+        (tmp_path / name).mkdir()
+        tracker.follow_early(MLFLOW, tmp_path / name)
+    tracker.follow_early({"_target_": "medx.tracking.tracker.NoTracking"}, tmp_path)
+    assert tmp_path not in tracker._FOLLOWERS
+    ready, refused = follower_of(tmp_path / "job"), follower_of(tmp_path / "refused")
+    command = [*tracker.COMMAND, str(tmp_path / "job"), "--follow", "1"]  # by a process that has gone since
+    assert subprocess.run(command, check=False, timeout=60).returncode == 0
+    assert (ready.poll(), refused.poll()) == (None, None)
+    assert not list(tmp_path.glob("*/*")), "nothing is left of a run that never was"
+    (tmp_path / "refused").rmdir()
+    assert refused.wait(10) == 0
+
+    whole_run(destination, tmp_path / "job")
+    assert follower_of(tmp_path / "job") is ready
+    assert [run.info.status for run in runs(destination).values()] == ["FINISHED"]
+    assert ready.wait(10) == 0
+
+
 @pytest.mark.usefixtures("unfollowed")
 def test_an_end_waits_for_no_pause(destination: Destination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syncing, "PAUSE", 1000.0)
@@ -343,6 +366,30 @@ def test_an_end_waits_for_no_pause(destination: Destination, tmp_path: Path, mon
     assert history(destination, run, "test/auc") == [(1, 0.9)]
     shutil.rmtree(tmp_path / "tracking")
     assert not followed.look(), "a folder that is removed ends no process"
+
+
+@pytest.mark.usefixtures("unfollowed")
+def test_a_run_that_has_arrived_is_not_asked_for_anew_and_one_that_was_killed_is(
+    destination: Destination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("ended", "killed")
+    ended, killed = (ToldRun(destination, tmp_path / name, seed=seed, wait=0.1) for seed, name in enumerate(names))
+    ended.finish()
+    killed.rounds(1)
+    assert [error for _, error in sync(tmp_path)] == [None, None]
+    killed.tracker._running.close()  # its process has gone: its file still says that it runs, and that has arrived
+    asked: list[object] = []
+
+    def answer(destination: Destination) -> Store:
+        asked.append(destination)
+        return connect(destination)
+
+    monkeypatch.setattr(syncing, "connect", answer)
+    assert not Followed(tmp_path / "ended").look()
+    assert asked == []
+    assert not Followed(tmp_path / "killed").look()
+    assert asked
+    assert sorted(run.info.status for run in runs(destination).values()) == ["FINISHED", "KILLED"]
     change_backlog(Path("mlartifacts/undelivered.txt"), drop=[str(tmp_path)])
 
 

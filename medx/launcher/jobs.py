@@ -1,14 +1,23 @@
-"""What a sweep is refused for before its first job, each in one line that ends the program."""
+"""Which jobs a sweep is made of, and what it is refused for before its first job, each in one line.
 
-import sys
+Jobs are every combination of the values given, less what makes no sense in one: ``privacy=local_dp,none
+privacy.epsilon=1,3`` is three jobs, one without privacy. A key that no option of the sweep has stays, to be refused.
+"""
+
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from medx.launcher.sweeper import AGAIN
-from medx.schema import ConfigError
+from medx.hints import keys_of_option
+from medx.schema import GROUPS, ConfigError
 
+AGAIN = "resume=its_own_folder"  # of every job of a sweep that is gone on with: to go on with what lies there
+# Sweepers that try every combination, and know them all before the first job.
+EXHAUSTIVE = ("hydra_plugins.medx.Combinations", f"{BasicSweeper.__module__}.{BasicSweeper.__name__}")
 # What a run's releases on a record depend on: who holds it, how often it is drawn, and how much noise it gets.
 RELEASES = (
     "dataset",
@@ -17,6 +26,69 @@ RELEASES = (
     *(f"trainer.{key}" for key in ("expected_batch_size", "sampling_probability", "local_steps")),
     *(f"federation.{key}" for key in ("num_clients", "num_rounds", "fraction_clients")),
 )
+
+
+def meaningful(jobs: Iterable[Sequence[str]]) -> list[list[str]]:
+    """The jobs without keys that their own option of a group lacks and another's has; each job once."""
+    jobs = [list(job) for job in jobs]
+    kept = {tuple(part for part in job if not _misplaced(part, job, jobs)): None for job in jobs}
+    return [list(job) for job in kept]
+
+
+def left_out(jobs: Iterable[Sequence[str]]) -> list[str]:
+    """A line for each option in a sweep of which keys are left out."""
+    jobs = [list(job) for job in jobs]
+    found = {
+        f"{part.split('=', 1)[0]} is left out where {group}={_chosen(job, group)}, which has no such key": None
+        for job in jobs
+        for part in job
+        if (group := _misplaced(part, job, jobs))
+    }
+    return list(found)
+
+
+def _misplaced(part: str, job: Sequence[str], jobs: Sequence[Sequence[str]]) -> str | None:
+    """The group of a key that the job's option lacks, while another job's option has it."""
+    key = part.split("=", 1)[0]
+    group = key.partition(".")[0]
+    option = _chosen(job, group) if group in GROUPS and group != key else None
+    if option is None or key in keys_of_option(group, option):
+        return None
+    others = {_chosen(other, group) for other in jobs} - {None}
+    return group if any(key in keys_of_option(group, str(other)) for other in others) else None
+
+
+def _chosen(job: Sequence[str], group: str) -> str | None:
+    """The option that a job names for a group."""
+    named = [part.split("=", 1)[1] for part in job if part.split("=", 1)[0] == group]
+    return named[-1] if named else None
+
+
+def jobs_of(config: DictConfig) -> list[list[str]]:
+    """Overrides of all jobs of a sweep; none where a sweeper chooses them as it goes."""
+    return meaningful(combinations(config))
+
+
+def combinations(config: DictConfig) -> list[list[str]]:
+    """Overrides of every combination of the values given, whether or not it makes sense."""
+    if not knows_beforehand(config):
+        return []
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*params, *written(config.hydra.overrides.task)])
+    (every,) = BasicSweeper.split_arguments(parsed, None)
+    return [list(job) for job in every]
+
+
+def knows_beforehand(config: DictConfig) -> bool:
+    """Whether the sweeper knows all jobs before the first has run; others choose them as they go."""
+    return str(config.hydra.sweeper._target_) in EXHAUSTIVE
+
+
+def written(overrides: Any) -> list[str]:
+    """Overrides as they were typed, whatever ``${...}`` in them stands for."""
+    parts = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(parts, list)
+    return [str(part) for part in parts]
 
 
 def refuse_chdir(config: DictConfig) -> None:
@@ -58,7 +130,7 @@ def refuse_jobs(config: DictConfig) -> None:
 
 
 def refuse_unknown(config: DictConfig, jobs: list[list[str]]) -> DictConfig | None:
-    """End the program with one line, before the first job, where a key or option of any job is unknown.
+    """Raise ConfigError, before the first job, where a key or option of any job is unknown.
 
     Hydra composes each job when its turn comes: a misspelt third option would end the sweep after two runs. Gives the
     first job's configuration.
@@ -74,14 +146,13 @@ def refuse_unknown(config: DictConfig, jobs: list[list[str]]) -> DictConfig | No
         try:
             composed = compose(config.hydra.job.config_name, overrides=job)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            print(f"medx: {explain(error, job)}", file=sys.stderr)
-            sys.exit(2)
+            raise ConfigError(explain(error, job)) from error
         first = first or composed
     return first
 
 
 def refuse_selection(name: str, first: DictConfig | None, jobs: list[list[str]]) -> None:
-    """End the program with one line where a sweep selects by no metric, or among more runs than share its epsilon."""
+    """Raise ConfigError where a sweep selects by no metric, or among more runs than share its epsilon."""
     if first is None or first.get("select") is None:
         return
     from medx.metrics.evaluate import refuse_unknown_metric
@@ -93,17 +164,15 @@ def refuse_selection(name: str, first: DictConfig | None, jobs: list[list[str]])
     seeds = Counter(next((part for part in reversed(job) if part.startswith("seed=")), "seed") for job in jobs)
     count = max(seeds.values())
     if count > allowed:
-        print(
-            f"medx: privacy.num_runs={allowed}: this sweep has {count} runs of one seed that would share the epsilon; "
-            f"accepted is {count} or more, or fewer runs",
-            file=sys.stderr,
+        raise ConfigError(
+            f"privacy.num_runs={allowed}: this sweep has {count} runs of one seed that would share the epsilon; "
+            f"accepted is {count} or more, or fewer runs"
         )
-        sys.exit(2)
     refuse_unlike(name, first, jobs)
 
 
 def refuse_unlike(name: str, first: DictConfig, jobs: list[list[str]]) -> None:
-    """End the program with one line where jobs that share an epsilon would not make the same releases.
+    """Raise ConfigError where jobs that share an epsilon would not make the same releases.
 
     The noise of each is calibrated as if all others were like it; unlike ones together exceed the target.
     """
@@ -113,12 +182,10 @@ def refuse_unlike(name: str, first: DictConfig, jobs: list[list[str]]) -> None:
         for key in RELEASES:
             values = [OmegaConf.select(each, key) for each in (first, composed)]
             if values[0] != values[1]:
-                print(
-                    f"medx: select: {key} differs between the jobs of this sweep; accepted is one value, as runs that "
-                    "share an epsilon (privacy.num_runs) must make the same releases",
-                    file=sys.stderr,
+                raise ConfigError(
+                    f"select: {key} differs between the jobs of this sweep; accepted is one value, as runs that "
+                    "share an epsilon (privacy.num_runs) must make the same releases"
                 )
-                sys.exit(2)
 
 
 def distinct(jobs: list[list[str]]) -> list[list[str]]:
