@@ -17,7 +17,7 @@ from medx.federation.plain_rounds import RoundAborted
 from medx.federation.server import Server
 from medx.federation.setup import Job, Prepared, Setup, make_job
 from medx.federation.sums import alone, with_sums
-from medx.measurement import Measurement, mean_intervals, measure
+from medx.measurement import Measurement, TestRows, mean_intervals, measure, own_test_rows
 from medx.output import counted
 from medx.privacy.accounting import Event, epsilon_spent
 from medx.privacy.base import ClientPlan, PrivacyPlan
@@ -31,20 +31,29 @@ MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Baseline:
-    """One model to compare with; ``clients`` of the run hold the records that it trains on."""
+    """One model to compare with; ``clients`` of the run hold the records that it trains on.
+
+    ``test_rows`` are their own test rows, where the data tell hospitals.
+    """
 
     name: str
     job: Job
     prepared: Prepared
     clients: tuple[int, ...]
+    test_rows: TestRows
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """What came of them: test metrics by name, and what they executed on the records of each client of the run."""
+    """What came of them: test metrics by name, and what they executed on the records of each client of the run.
+
+    ``by_hospital`` are metrics on its own test images, by client and name, where the data tell hospitals: of the model
+    that all share, and of those that are a hospital's alone, its own.
+    """
 
     results: dict[str, dict[str, Interval]]
     spent: dict[int, list[Event]]
+    by_hospital: dict[int, dict[str, dict[str, Interval]]]
 
 
 def share_epsilon(setup: Setup, names: Sequence[str]) -> Setup:
@@ -63,7 +72,9 @@ def plan_baselines(names: Sequence[str], job: Job, prepared: Prepared) -> list[B
             for client in filled:
                 variant = replace(job.setup, only_client=client)
                 planned.append(_planned(variant, name, f"{name}_{client}", job, prepared, names=names))
-    return [replace(each, clients=each.clients or filled) for each in planned]
+    own = own_test_rows(prepared)
+    planned = [replace(each, clients=each.clients or filled) for each in planned]
+    return [replace(each, test_rows={i: own[i] for i in each.clients if i in own}) for each in planned]
 
 
 def _planned(setup: Setup, name: str, folder: str, job: Job, prepared: Prepared, *, names: Sequence[str]) -> Baseline:
@@ -73,7 +84,7 @@ def _planned(setup: Setup, name: str, folder: str, job: Job, prepared: Prepared,
     if setup.pooled and variant.plan.private:
         variant = replace(variant, plan=fitted(variant.plan, job.plan, names))
     clients = () if setup.only_client is None else (setup.only_client,)
-    return Baseline(name, with_sums(variant), prepared, clients)
+    return Baseline(name, with_sums(variant), prepared, clients, {})
 
 
 def fitted(pooled: PrivacyPlan, run: PrivacyPlan, names: Sequence[str]) -> PrivacyPlan:
@@ -109,8 +120,12 @@ def run_baselines(baselines: Sequence[Baseline]) -> Baselines:
     """Train and measure them, each in this process and in a folder of its own."""
     measured: dict[str, list[Measurement]] = {}
     spent: dict[int, list[Event]] = {}
+    by_hospital: dict[int, dict[str, dict[str, Interval]]] = {}
     for baseline in baselines:
-        measured.setdefault(baseline.name, []).append(run_baseline(baseline))
+        found = run_baseline(baseline)
+        measured.setdefault(baseline.name, []).append(found)
+        for client, intervals in found.by_hospital.items():
+            by_hospital.setdefault(client, {})[baseline.name] = intervals
         event = baseline.job.plan.clients[0].step
         if event is not None:
             finish_ledgers(baseline.job)
@@ -118,10 +133,11 @@ def run_baselines(baselines: Sequence[Baseline]) -> Baselines:
             for client in baseline.clients:
                 spent.setdefault(client, []).append((event, steps))
     results = {
-        name: found[0].test if len(found) == 1 else mean_intervals([each.test for each in found])
-        for name, found in measured.items()
+        name: models[0].test if len(models) == 1 else mean_intervals([each.test for each in models])
+        for name, models in measured.items()
     }
-    return Baselines(results, {client: [e for e in events if e[1]] for client, events in spent.items()})
+    executed = {client: [event for event in events if event[1]] for client, events in spent.items()}
+    return Baselines(results, executed, by_hospital)
 
 
 def run_baseline(baseline: Baseline) -> Measurement:
@@ -144,4 +160,5 @@ def run_baseline(baseline: Baseline) -> Measurement:
         log.warning("baseline %s stopped early: %s", baseline.name, problem)
     finally:
         hospitals.close()
-    return measure(server.module, states[-1].average.tensors(), prepared, job.setup.device, job.setup.seed)
+    average = states[-1].average.tensors()
+    return measure(server.module, average, prepared, job.setup.device, job.setup.seed, test_rows=baseline.test_rows)

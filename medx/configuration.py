@@ -77,8 +77,8 @@ class Composed:
             return value
         part = self.tracking if key == "tracking" else getattr(self.experiment, key)
         kept = {name: each for name, each in value.items() if name != "_target_" and (key, name) not in PLACES}
-        added = getattr(type(part), "added", {})  # with what was before, which is then the run that it was before
-        kept = {name: each for name, each in kept.items() if name not in added or each != added[name]}
+        before = {name: getattr(type(part), name) for name in getattr(type(part), "added", ())}
+        kept = {name: each for name, each in kept.items() if name not in before or each != before[name]}
         return {"component": identity_of(type(part)), **kept}
 
 

@@ -26,7 +26,7 @@ from medx.federation.strategies import Federation
 from medx.federation.sums import aggregation_result, with_sums
 from medx.folder import RESULT_FILE, RunFolder
 from medx.machine import environment, resolve_device
-from medx.measurement import check_model, count_parameters, describe, measure, measure_clients
+from medx.measurement import check_model, count_parameters, describe, measure, measure_clients, own_test_rows
 from medx.metrics.evaluate import refuse_unknown_metric
 from medx.model import Model
 from medx.model.export import describe as describe_model
@@ -151,7 +151,8 @@ def make_setup(experiment: Experiment, config: dict[str, Any], draw_key: str) ->
 def check_combination(experiment: Experiment, setup: Setup, prepared: Prepared, config: dict[str, Any]) -> None:
     """Refuse groups that do not go together, or not on this machine."""
     experiment.runtime.check()
-    setup.trainer.check(prepared.spec.num_classes, images=prepared.features is None)
+    several = prepared.spec.task == "multilabel"
+    setup.trainer.check(prepared.spec.num_classes, images=prepared.features is None, several=several)
     if experiment.select is not None:
         refuse_unknown_metric(experiment.select, prepared.spec.num_classes, prepared.spec.task)
     setup.aggregation.check_strategy(option_of("federation", config["federation"]["_target_"]))
@@ -242,7 +243,7 @@ def finish(
     setup = job.setup
     module = build_module(setup, prepared).to(setup.device)
     average = outcome.server.average.tensors()
-    measured = measure(module, average, prepared, setup.device, setup.seed)
+    measured = measure(module, average, prepared, setup.device, setup.seed, test_rows=own_test_rows(prepared))
     module.load_state_dict(module.state_dict() | average)  # what is not trained stays as it was built
     checkpoint = job.folder / "model.safetensors"
     splits = prepared.splits
@@ -254,7 +255,7 @@ def finish(
         splits.spec,
         splits.mean,
         splits.std,
-        threshold=measured.threshold,
+        threshold=measured.threshold if measured.thresholds is None else measured.thresholds,
         privacy=guarantee(privacy),
         run=job.run_id,
     )
@@ -267,8 +268,12 @@ def finish(
         config_hash=config_hash,
         dataset=describe(prepared.splits),
         model={"name": option_of("model", config["model"]["_target_"]), "parameters": count_parameters(module)},
-        **dict(measured),
-        clients=measure_clients(module.to(setup.device), average, prepared, setup.device),
+        **{name: value for name, value in measured if name != "by_hospital"},
+        clients=measure_clients(
+            *(module.to(setup.device), average, prepared, setup.device),
+            measured=measured,
+            baselines=baselines.by_hospital,
+        ),
         baselines=baselines.results,
         privacy=privacy,
         rounds=outcome.server.records,

@@ -120,7 +120,8 @@ def run_figures(result: ExperimentResult) -> Iterator[Picture]:
     if curves is None:
         return
     where = result.dataset.name + (" (SYNTHETIC)" if result.dataset.synthetic else "") + ", test"
-    yield confusion_figure("confusion_matrix", f"Confusion matrix, {where}", curves.confusion_matrix, names, "")
+    if curves.confusion_matrix:
+        yield confusion_figure("confusion_matrix", f"Confusion matrix, {where}", curves.confusion_matrix, names, "")
     if curves.roc:
         lines = []
         for index, points in curves.roc.items():

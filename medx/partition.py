@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt
 from numpy.random import Generator
 
 from medx.dataset.dealing import majority_labels
+from medx.dataset.labels import count_classes
 from medx.schema import ConfigError, component
 
 Rows = list[np.ndarray]  # of every client
@@ -87,10 +88,11 @@ class RandomPartition(ABC):
 class Site:
     """The hospitals that the data have, in the order of their names: as many clients as have training records.
 
-    A patient at several of them is refused, or with ``shared_patients=accept`` stays at each.
+    A patient at several of them is refused, or with ``shared_patients=compose`` stays at each: the epsilon of a patient
+    then adds up over them.
     """
 
-    shared_patients: Literal["refuse", "accept"]
+    shared_patients: Literal["refuse", "compose"]
 
     def num_clients(self, dataset: Any) -> int | None:
         """How many hospitals a configured data set has; None where it has none, or cannot tell before it is loaded."""
@@ -126,7 +128,7 @@ class Site:
             if shared:
                 raise ConfigError(
                     f"partition.shared_patients=refuse: {shared} times a patient of one hospital is also at another, "
-                    "so no hospital's guarantee covers all of them; accepted: accept, or each patient at one hospital"
+                    "so no hospital's guarantee covers all of them; accepted: compose, or each patient at one hospital"
                 )
         return parts
 
@@ -237,8 +239,8 @@ def partition_table(
     parts: Sequence[np.ndarray], labels: np.ndarray, class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One row a hospital: ``hospital``, ``records``, and the count of every class under its name."""
-    counts = [np.bincount(labels[part], minlength=len(class_names)).tolist() for part in parts]
     return [
-        {"hospital": client, "records": sum(row), **dict(zip(class_names, row, strict=True))}
-        for client, row in enumerate(counts)
+        {"hospital": client, "records": len(part)}
+        | dict(zip(class_names, count_classes(labels[part], len(class_names)), strict=True))
+        for client, part in enumerate(parts)
     ]

@@ -16,7 +16,8 @@ from medx.released import Covered, Named, Owner, Public, Record, released
 
 log = logging.getLogger(__name__)
 STUDY_ONLY = "epsilon holds only while the seed is secret; study only"
-DATA_FILES = ("md5", "path", "csv", "columns")  # checksum, places and names of columns
+DATA_FILES = ("md5", "path", "csv", "columns", "subgroups")  # checksum, places and names of columns
+NONE_FROM = 1000  # an epsilon from here on is called none
 Status = Literal["finished", "failed", "killed", "budget_exhausted", "aborted"]
 
 
@@ -49,11 +50,12 @@ class ClientEvents(Record):
     """What one client executed: ``steps`` subsampled Gaussian releases with these parameters.
 
     ``noise_multiplier`` is the noise's standard deviation over the clip norm; None and 0 steps when not private.
-    ``epsilon`` is composed over exactly these events.
+    ``epsilon`` is composed over exactly these events. ``num_patients`` is told where patients are what is drawn.
     """
 
     client: Public[int]
     num_records: Public[int]
+    num_patients: Public[int | None] = None
     sampling_probability: Public[float | None]
     noise_multiplier: Public[float | None]
     clip_norm: Public[float | None]
@@ -82,6 +84,8 @@ class PrivacyResult(Record):
 
     ``epsilon_by_accountant`` has ``prv`` (unless it fails), ``pld`` and ``rdp``; ``epsilon_by_observer`` names who sees
     what. ``baselines`` is what they executed on the records of each client: ``epsilon`` composes it with ``clients``.
+    ``epsilon_by_unit`` has ``image``, ``patient`` (where patients are known) and ``hospital``: what the same run comes
+    to for all that one of them has; ``patient_images`` is the most that a patient has at one hospital.
     """
 
     mechanism: Public[str]
@@ -92,6 +96,8 @@ class PrivacyResult(Record):
     target_epsilon: Public[float | None] = None
     epsilon_by_group: Named[dict[str, float]] = Field(default_factory=dict)
     epsilon_replace: Named[float | None] = None
+    epsilon_by_unit: Named[dict[str, float]] = Field(default_factory=dict)
+    patient_images: Public[int | None] = None
     warning: Public[str | None] = None
     unit: Public[str | None] = None
     adjacency: Public[str | None] = None
@@ -130,13 +136,27 @@ class CurveData(Record):
 class ClientResult(Record):
     """One hospital at the end: its records by class, and the final model's metrics on its own training rows.
 
-    These metrics are computed by the study, which holds all data; they are not covered by epsilon.
+    ``test`` is told of hospitals that the data have: on its own test images, ``test_counts`` of them by class; by
+    ``baselines`` too, of which ``local_only`` is the hospital's own model. All this is computed by the study, which
+    holds all data; epsilon does not cover it.
     """
 
     client: int
     num_records: int
     class_counts: list[int]
     metrics: dict[str, float | None]
+    test_counts: list[int] | None = None
+    test: dict[str, Interval] = Field(default_factory=dict)
+    baselines: dict[str, dict[str, Interval]] = Field(default_factory=dict)
+
+
+class SubgroupResult(Record):
+    """The final model on the test images of one group of people: ``value`` in the data's own column ``column``."""
+
+    column: str
+    value: str
+    class_counts: list[int]
+    metrics: dict[str, Interval]
 
 
 class ExperimentResult(Record):
@@ -156,10 +176,12 @@ class ExperimentResult(Record):
     validation: Owner[dict[str, Interval]] = Field(default_factory=dict)
     test: Owner[dict[str, Interval]] = Field(default_factory=dict)
     threshold: Named[float | None] = None
+    thresholds: Named[list[float | None] | None] = None
     majority_accuracy: Owner[float | None] = None
     degenerate: Owner[bool | None] = None
     curves: Owner[CurveData | None] = None
     clients: Owner[list[ClientResult]] = Field(default_factory=list)
+    subgroups: Owner[list[SubgroupResult]] = Field(default_factory=list)
     baselines: Owner[dict[str, dict[str, Interval]]] = Field(default_factory=dict)
     privacy: PrivacyResult
     rounds: list[RoundRecord]
@@ -181,6 +203,11 @@ class ExperimentResult(Record):
     def load(cls, path: Path) -> "ExperimentResult":
         """Read ``result.json``; raises pydantic's ValidationError on another layout."""
         return cls.model_validate_json(path.read_text())
+
+
+def told_epsilon(value: float) -> str:
+    """Three digits after the point, as far as it protects at all."""
+    return f"{value:.3f}" if value < NONE_FROM else f"above {NONE_FROM} (none)"
 
 
 def read_rounds(path: Path) -> list[RoundRecord]:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from medx.output import Show, as_called, plain_text, say, shown_by
-from medx.results import ExperimentResult, Interval, RoundRecord, RunContext
+from medx.results import ExperimentResult, Interval, RoundRecord, RunContext, told_epsilon
 from medx.tables import Table
 
 HEADERS = (
@@ -152,7 +152,7 @@ def sweep_table(
     shouts += [f"{_label(job)}{result.status}: {result.error}" for job, result in finished if result.error]
     shouts += [f"{_label(job)}FAILED: {result}" for job, result in results if isinstance(result, str)]
     named = dict.fromkeys(name for _, result in finished for name in result.baselines)
-    closing = [*(BASELINES[name] for name in named), *notes, *_open_ui(finished)]
+    closing = [*(BASELINES[name] for name in named), *_of_patients(finished), *notes, *_open_ui(finished)]
     table = Table(HEADERS, rows, (*NEED, *([] if any(row[0] for row in rows) else ["job"])))
     if not file.isatty():
         lines = table.plain(width or get_terminal_size().columns) if rows else []
@@ -247,6 +247,21 @@ def _short(statement: str) -> str:
     """The statement without its lists of fields, which are longer than the rest."""
     lines = [line for line in statement.splitlines() if not line.startswith("Fields ")]
     return "\n".join([*lines, "Which fields may leave the house is told in the statement of result.json."])
+
+
+def _of_patients(finished: Sequence[tuple[str, ExperimentResult]]) -> list[str]:
+    """What a patient spends where the unit is an image and patients are known."""
+    known = [result.privacy for _, result in finished if result.privacy.unit == "record"]
+    spent = sorted({each.epsilon_by_unit["patient"] for each in known if "patient" in each.epsilon_by_unit})
+    most = max((each.patient_images or 0 for each in known), default=0)
+    if not spent or most < 2:
+        return []
+    low, high = told_epsilon(spent[0]), told_epsilon(spent[-1])
+    between = low if low == high else f"{low} to {high}"
+    return [
+        f"ε is for one image; for a patient with all images (at most {most} at a hospital) it is {between}. "
+        "privacy.unit=patient protects patients."
+    ]
 
 
 def _of_noise(warning: str | None) -> list[str]:

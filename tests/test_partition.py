@@ -192,4 +192,4 @@ def test_sites_are_the_hospitals_of_the_data() -> None:
     patients[np.flatnonzero(hospitals == 9)[0]] = patients[np.flatnonzero(hospitals == 3)[0]]
     with pytest.raises(ConfigError, match=r"partition\.shared_patients=refuse: 1 times a patient"):
         sites(hospitals=hospitals, patients=patients)
-    assert len(sites("accept", hospitals=hospitals, patients=patients)) == 3
+    assert len(sites("compose", hospitals=hospitals, patients=patients)) == 3

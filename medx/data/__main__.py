@@ -9,8 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medx import output, preparing
-from medx.output import Parser, as_called
+from medx import output
 from medx.configuration import build
 from medx.data.findings import Findings, find, nothing
 from medx.data.look import Records, look_at_folder, look_at_splits
@@ -21,6 +20,7 @@ from medx.dataset.checks import check_splits
 from medx.dataset.folder import Folder
 from medx.files import write_text
 from medx.hints import nearest, option, options_of
+from medx.output import Parser, as_called
 from medx.schema import ConfigError, MedxError, one_line
 
 EPILOG = """\
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with a contact sheet")
     options = parser.parse_intermixed_args()
     if not options.json:
-        preparing.shown_by(preparing.Line())
+        output.shown_by(output.Line())
     try:
         name, dataset = configured(options.what)
         found, records = examine(dataset)
@@ -59,10 +59,10 @@ def main() -> None:
     except (MedxError, OSError) as error:
         if (line := one_line(error)) is None:
             raise
-        preparing.say("")
+        output.say("")
         print(f"medx: {' '.join(line.split())}", file=sys.stderr)
         sys.exit(2)
-    preparing.say("")
+    output.say("")
     print(json.dumps(found, indent=1) if options.json else as_text(f"Data check: {name}", found), end="")
     sys.exit(1 if found["refusal"] else 0)
 

@@ -9,6 +9,7 @@ import numpy as np
 from medx.data.look import Records, alike, area_under_curve, readable, rows_where
 from medx.dataset.dealing import shared_patients
 from medx.dataset.folder import numbered
+from medx.dataset.labels import count_classes, has
 from medx.dataset.table import SPLITS
 
 SATURATED = 0.5  # share of black and white pixels from which a picture counts as saturated
@@ -40,7 +41,7 @@ def find(records: Records, refusal: str | None) -> Findings:
             "groups": len(groups),
             "images": sum(map(len, groups)),
             "across_splits": _across(groups, records.splits),
-            "across_labels": _across(groups, records.labels),
+            "across_labels": _across(groups, records.labels.tolist()),
             "across_patients": _across(groups, records.patients),
         },
         "shortcuts": list(shortcuts(records)),
@@ -59,7 +60,7 @@ def by_class(records: Records, rows: np.ndarray) -> dict[str, dict[str, int]]:
     """Images of each class in each split."""
     return {
         name: {
-            split: int(((records.labels == label) & (records.splits == code) & rows).sum())
+            split: int((has(records.labels, label) & (records.splits == code) & rows).sum())
             for code, split in enumerate(SPLITS)
         }
         for label, name in enumerate(records.class_names)
@@ -74,7 +75,7 @@ def patients(records: Records) -> dict[str, Any] | None:
     each = np.bincount(codes)
     several = {
         "hospitals": _in_several(codes, records.hospitals),
-        "classes": _in_several(codes, records.labels),
+        "classes": _in_several(codes, [str(label) for label in records.labels.tolist()]),
         "splits": _in_several(codes, records.splits),
     }
     return {
@@ -94,7 +95,7 @@ def hospitals(records: Records) -> dict[str, Any] | None:
     for name in sorted(set(records.hospitals)):
         rows = named == name
         own = None if records.patients is None else len({records.patients[row] for row in np.flatnonzero(rows)})
-        counts = np.bincount(records.labels[rows], minlength=len(records.class_names)).tolist()
+        counts = count_classes(records.labels[rows], len(records.class_names))
         classes = dict(zip(records.class_names, counts, strict=True))
         splits = np.bincount(records.splits[rows], minlength=3).tolist()
         result[name] = {
@@ -135,7 +136,7 @@ def shortcuts(records: Records) -> Iterator[dict[str, Any]]:
     if records.ratios is not None:
         numbers["aspect ratio (column)"] = [records.ratios[row] for row, _ in pictures]
     for what, values in numbers.items():
-        areas = {name: area_under_curve(values, labels == label) for label, name in enumerate(records.class_names)}
+        areas = {name: area_under_curve(values, has(labels, label)) for label, name in enumerate(records.class_names)}
         told = {name: max(area, 1 - area) for name, area in areas.items() if area is not None}
         if len(set(values)) > 1 and told:
             name = max(told, key=lambda each: told[each])
@@ -194,7 +195,7 @@ def _in_several(codes: np.ndarray, others: Sequence[Any] | np.ndarray | None) ->
 
 def _across(groups: list[list[int]], values: Sequence[Any] | np.ndarray | None) -> int | None:
     """How many groups have more than one of the values."""
-    return None if values is None else sum(len({values[row] for row in rows}) > 1 for rows in groups)
+    return None if values is None else sum(len({str(values[row]) for row in rows}) > 1 for rows in groups)
 
 
 def _name(records: Records, row: int) -> str:

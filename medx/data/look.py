@@ -10,6 +10,7 @@ from medx.dataset import DataSplits
 from medx.dataset.decoded import in_threads, read_file
 from medx.dataset.fitting import Target, fitted
 from medx.dataset.folder import Folder
+from medx.dataset.labels import strata
 from medx.dataset.pictures import Picture, UnreadableError, quiet, read_picture
 from medx.randomness import derive_seed, numpy_generator
 
@@ -105,7 +106,8 @@ def look_at_splits(splits: DataSplits) -> Records:
 def _shown(labels: np.ndarray) -> set[int]:
     """A few rows of each class, the same at every call."""
     generator = numpy_generator(derive_seed(0, "contact sheet"))
-    rows = (generator.permutation(np.flatnonzero(labels == label))[:SHOWN] for label in np.unique(labels))
+    kinds = strata(labels)
+    rows = (generator.permutation(np.flatnonzero(kinds == kind))[:SHOWN] for kind in np.unique(kinds))
     return {int(row) for some in rows for row in some}
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from medx.data.findings import Findings
 from medx.data.look import SHOWN, THUMB, Records, readable
+from medx.dataset.labels import strata
 from medx.dataset.table import SPLITS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -25,9 +26,10 @@ def as_page(title: str, found: Findings, records: Records | None) -> str:
 def contact_sheets(records: Records) -> dict[str, str]:
     """One picture a class, of a few of its images in a row, as a data address."""
     rows: dict[str, list[np.ndarray]] = {}
+    kinds, names = strata(records.labels), (*records.class_names, "none of them")
     for row, look in readable(records):
         if look.thumb is not None:
-            rows.setdefault(records.class_names[records.labels[row]], []).append(look.thumb)
+            rows.setdefault(names[kinds[row]], []).append(look.thumb)
     return {name: _address(thumbs) for name, thumbs in sorted(rows.items())}
 
 

@@ -1,7 +1,8 @@
 """Data sets: medical images with labels, verified before use, in three splits, and the facts a run needs of them."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -16,30 +17,39 @@ IMAGE_VALUE = 9
 # And for one value of a feature: of all images, and once more at the hospitals.
 FEATURE_VALUE = 8
 
-Task = Literal["binary", "multiclass", "ordinal"]
+Task = Literal["binary", "multiclass", "ordinal", "multilabel"]
 
 
 @dataclass(frozen=True)
 class Split:
     """Images ``uint8`` or ``uint16 [n, height, width, channels]``, white at the type's most, and labels ``int64 [n]``.
 
+    Of the task multilabel labels are ``[n, labels]``: 1 yes, 0 no, -1 not known.
     ``patients`` and ``hospitals`` are ``int64 [n]`` where they are known: a number for each, the same in all splits.
+    ``subgroups`` have a text for each row, by column.
     """
 
     images: np.ndarray
     labels: np.ndarray
     patients: np.ndarray | None = None
     hospitals: np.ndarray | None = None
+    subgroups: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def digest(self) -> bytes:
-        """BLAKE2b-256 over shape, images and labels in their order."""
+        """BLAKE2b-256 over shape, images and labels in their order, and whose and where they are, where that is told.
+
+        Noise of the seed follows from it: two runs that differ in any of these would else subtract.
+        """
         digest = hashlib.blake2b(repr(self.images.shape).encode(), digest_size=32)
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels).data)
+        for name in ("patients", "hospitals"):
+            if (codes := getattr(self, name)) is not None:
+                digest.update(name.encode() + np.ascontiguousarray(codes, "<i8").tobytes())
         return digest.digest()
 
 
@@ -105,7 +115,7 @@ def content_hash(*splits: Split) -> str:
     total = hashlib.sha256()
     for split in splits:
         rows = sorted(
-            hashlib.sha256(image.tobytes() + int(label).to_bytes(8, "little")).digest()
+            hashlib.sha256(image.tobytes() + np.asarray(label, "<i8").tobytes()).digest()
             for image, label in zip(split.images, split.labels, strict=True)
         )
         total.update(len(rows).to_bytes(8, "little") + b"".join(rows))

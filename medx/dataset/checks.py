@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from medx.dataset import DataSplits, Split
+from medx.dataset import DataSplits, Split, Task
 from medx.schema import DataError
 
 MOST_COPIES = 0.01  # share of test images that may be in train too: a blank picture or two
@@ -18,7 +18,7 @@ def check_splits(splits: DataSplits) -> None:
     """
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     for name, split in parts.items():
-        check_split(f"dataset={splits.name}: {name}", split, splits.train, len(splits.class_names))
+        check_split(f"dataset={splits.name}: {name}", split, splits.train, len(splits.class_names), splits.task)
     if len(splits.mean) != len(splits.std) or len(splits.mean) != splits.train.images.shape[3]:
         raise DataError(f"dataset={splits.name}: mean and std have to be one number a channel")
     if not (splits.public or splits.copies_accepted):
@@ -30,7 +30,7 @@ def check_splits(splits: DataSplits) -> None:
             )
 
 
-def check_split(what: str, split: Split, train: Split, num_classes: int) -> None:
+def check_split(what: str, split: Split, train: Split, num_classes: int, task: Task) -> None:
     """One split in its own right, and its shape beside that of train."""
     images, labels = split.images, split.labels
     if images.dtype not in (np.uint8, np.uint16) or images.ndim != 4 or images.shape[1] != images.shape[2]:
@@ -39,14 +39,16 @@ def check_split(what: str, split: Split, train: Split, num_classes: int) -> None
         raise DataError(f"{what}: images are {images.dtype} {list(images.shape[1:])}, those of train are not")
     if not len(images):
         raise DataError(f"{what} is empty; expected 1 image or more")
-    if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
-        raise DataError(f"{what}: labels are {labels.dtype} {list(labels.shape)}; expected integers [{len(images)}]")
-    bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    shape = (len(images), num_classes) if task == "multilabel" else (len(images),)
+    if labels.dtype.kind not in "iu" or labels.shape != shape:
+        raise DataError(f"{what}: labels are {labels.dtype} {list(labels.shape)}; expected integers {list(shape)}")
+    least, most = (-1, 1) if task == "multilabel" else (0, num_classes - 1)
+    bad = np.argwhere((labels < least) | (labels > most))
     if len(bad):
-        raise DataError(f"{what}: label of row {bad[0]} is {labels[bad[0]]}; expected 0 to {num_classes - 1}")
+        raise DataError(f"{what}: label of row {bad[0][0]} is {labels[tuple(bad[0])]}; expected {least} to {most}")
     for name in ("patients", "hospitals"):
         codes = getattr(split, name)
-        if codes is not None and (codes.shape != labels.shape or codes.dtype.kind not in "iu"):
+        if codes is not None and (codes.shape != (len(images),) or codes.dtype.kind not in "iu"):
             raise DataError(f"{what}: {name} are {codes.dtype} {list(codes.shape)}; expected integers [{len(images)}]")
 
 

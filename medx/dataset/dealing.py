@@ -60,6 +60,14 @@ def split_codes(
     return codes
 
 
+def dealt_anew(codes: np.ndarray, labels: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarray:
+    """The codes with train and validation dealt anew by whole patients, validation with as large a share as before."""
+    pool = np.flatnonzero(codes < 2)
+    share = float((codes[pool] == 1).mean())
+    chosen = deal_patients(labels, patients, share, pool, numpy_generator(derive_seed(seed, "split", "validation")))
+    return np.where(codes == 2, 2, chosen.astype(np.int64))
+
+
 def shared_patients(codes: np.ndarray, patients: np.ndarray) -> dict[str, int]:
     """Images of validation and of test whose patients are in another split: of train, of validation."""
     train, validation, test = (patients[codes == code] for code in range(3))

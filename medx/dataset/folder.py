@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import numpy as np
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BeforeValidator
 
-from medx.output import as_called
 from medx.dataset import DataSplits, Split, Task, content_hash
-from medx.dataset.dealing import refuse_shared_patients, split_codes
+from medx.dataset.dealing import dealt_anew, refuse_shared_patients, shared_patients, split_codes
 from medx.dataset.decoded import Colour, Decoded, Rules, decode
 from medx.dataset.fitting import Fit
+from medx.dataset.labels import Words, from_columns, from_lists, strata
 from medx.dataset.pictures import Reading
 from medx.dataset.table import Columns, Table, read_table
+from medx.output import as_called
 from medx.schema import ConfigError, DataError, Place, component
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,11 @@ class Folder:
     Labels are the classes in their order (numbers by size), or in that of ``classes``. ``size`` is in pixels; see
     ``fitting`` for ``fit`` and ``pictures`` for what becomes of depths, windows and frames. What the split column lacks
     is dealt by whole patients, from ``seed`` and apart from the experiment's seed, so that all runs share one split.
-    A share of more than ``max_unreadable`` files without a picture is refused; fewer are left out and listed.
+    A share of more than ``max_unreadable`` files without a picture is refused; fewer are left out and listed. The
+    model is measured on each of the groups that the columns ``subgroups`` tell.
+
+    An image may have several labels: ``columns.label`` then names a column each, or ``label_separator`` parts a list in
+    one. ``uncertain`` is what -1 or "uncertain" stands for, ``missing`` what an empty cell does.
     """
 
     path: Place | None
@@ -54,10 +59,21 @@ class Folder:
     validation_fraction: Annotated[float, Gt(0), Lt(1)]
     test_fraction: Annotated[float, Gt(0), Lt(1)]
     seed: Annotated[int, Ge(0)]
-    shared_patients: Literal["refuse", "accept"]
+    shared_patients: Literal["deal", "refuse", "accept"]
     max_unreadable: Annotated[float, Ge(0), Lt(1)]
+    subgroups: list[str]
+    label_separator: Annotated[str, MinLen(1)] | None
+    uncertain: Literal["missing", "positive", "negative"]
+    missing: Literal["missing", "negative"]
 
     def __post_init__(self) -> None:
+        if self.task == "multilabel" and not self.has_several:
+            raise ConfigError(
+                "dataset.task=multilabel: accepted with several columns (dataset.columns.label=[a,b]), or with a list "
+                "in one column (dataset.label_separator)"
+            )
+        if self.has_several and self.task not in (None, "multilabel"):
+            raise ConfigError(f"dataset.task={self.task}: an image has several labels here; accepted: null, multilabel")
         if self.fit == "medmnist" and self.colour == "rgb":
             raise ConfigError("dataset.colour=rgb: dataset.fit=medmnist is a recipe for grey pictures; accepted: grey")
         if self.validation_fraction + self.test_fraction >= 1:
@@ -70,7 +86,12 @@ class Folder:
         """The rows, before any image is read."""
         if self.path is None:
             raise ConfigError("dataset.path=None: accepted: a folder with labels.csv, or with one folder a class")
-        return read_table(self.path, self.csv, self.columns)
+        return read_table(self.path, self.csv, self.columns, self.subgroups, filled=self.label_separator is None)
+
+    @property
+    def has_several(self) -> bool:
+        """Whether an image may have several labels."""
+        return isinstance(self.columns.label, list) or self.label_separator is not None
 
     @property
     def reading(self) -> Reading:
@@ -106,12 +127,14 @@ class Folder:
             name: None if (column := getattr(table, name)) is None else numbered(column)[kept]
             for name in ("patients", "hospitals")
         }
+        groups = {name: np.array(column)[kept] for name, column in table.subgroups.items()}
         stretches = np.searchsorted(codes[kept], [0, 1, 2, 3])
         parts = [
             Split(
                 decoded.images[start:end],
                 labels[kept][start:end],
                 **{name: None if column is None else column[start:end] for name, column in columns.items()},
+                subgroups={name: column[start:end] for name, column in groups.items()},
             )
             for start, end in pairwise(stretches)
         ]
@@ -120,7 +143,8 @@ class Folder:
     def _splits(self, parts: list[Split], names: tuple[str, ...]) -> DataSplits:
         train, validation, test = parts
         channels = train.images.shape[3]
-        task: Task = self.task or ("binary" if len(names) == 2 else "multiclass")
+        single: Task = "binary" if len(names) == 2 else "multiclass"
+        task: Task = "multilabel" if self.has_several else self.task or single
         return DataSplits(
             name="folder",
             title="own images",
@@ -138,7 +162,9 @@ class Folder:
         )
 
     def labels_of(self, table: Table) -> tuple[np.ndarray, tuple[str, ...]]:
-        """``int64 [n]`` and the names of the classes."""
+        """``int64 [n]``, or ``[n, labels]`` where an image may have several, and the names of the classes."""
+        if self.has_several:
+            return self._several_of(table)
         names = self.classes or sorted(set(table.labels), key=_by_number)
 
         def refuse(problem: str, accepted: str) -> NoReturn:
@@ -156,13 +182,39 @@ class Folder:
             refuse(f"{unknown} of {len(table)} labels are not in dataset.classes", "all labels in it")
         return np.array([codes[label] for label in table.labels], np.int64), tuple(names)
 
+    def _several_of(self, table: Table) -> tuple[np.ndarray, tuple[str, ...]]:
+        words = Words(self.uncertain, self.missing)
+        try:
+            if self.label_separator is None:
+                labels, names = from_columns(table.several, words, self.classes)
+            else:
+                labels, names = from_lists(table.labels, self.label_separator, words, self.classes)
+            if len(names) > MOST_CLASSES:
+                raise ValueError(f"{len(names)} different labels; accepted: at most {MOST_CLASSES}, or dataset.classes")
+        except ValueError as problem:
+            raise DataError(f"dataset.columns.label: {problem}") from None
+        return labels, names
+
     def split_of(self, table: Table, labels: np.ndarray) -> np.ndarray:
-        """0, 1, 2 a row: train, validation, test; raises DataError where a patient is on two sides."""
+        """0, 1, 2 a row: train, validation, test; raises DataError where a patient is on two sides.
+
+        Where the split column has patients in train and in validation, ``shared_patients=deal`` deals these two anew by
+        whole patients, validation as large as it was; the test split is never touched.
+        """
         patients = np.arange(len(table)) if table.patients is None else numbered(table.patients)
         fractions = {"validation": self.validation_fraction, "test": self.test_fraction}
-        codes = split_codes(table.splits, labels, patients, fractions, self.seed)
-        if self.shared_patients == "refuse":
-            refuse_shared_patients(codes, patients)
+        codes = split_codes(table.splits, strata(labels), patients, fractions, self.seed)
+        if self.shared_patients == "accept":
+            return codes
+        shared = shared_patients(codes, patients)
+        if self.shared_patients == "deal" and shared["validation/train"] and set(codes) == {0, 1, 2}:
+            log.warning(
+                "dataset.columns.split: %d of %d validation images are of patients who are in train; both are dealt "
+                "anew by whole patients (dataset.shared_patients=deal; refuse, accept)",
+                *(shared["validation/train"], int((codes == 1).sum())),
+            )
+            codes = dealt_anew(codes, strata(labels), patients, self.seed)
+        refuse_shared_patients(codes, patients)
         return codes
 
     def _check_unreadable(self, decoded: Decoded) -> None:

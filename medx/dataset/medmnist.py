@@ -1,4 +1,4 @@
-"""The 2D single-label sets of MedMNIST (Yang et al. 2023), found on disk or fetched, and verified before use."""
+"""The 2D sets of MedMNIST (Yang et al. 2023), found on disk or fetched, and verified before use."""
 
 import hashlib
 import http.client
@@ -21,6 +21,7 @@ from medx.schema import DataError, Place, component
 
 Name = Literal[
     "pathmnist",
+    "chestmnist",
     "dermamnist",
     "octmnist",
     "pneumoniamnist",
@@ -34,7 +35,12 @@ Name = Literal[
 ]
 Md5 = Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{32}$")]
 
-TASKS: dict[str, Task] = {"binary-class": "binary", "ordinal-regression": "ordinal", "multi-class": "multiclass"}
+TASKS: dict[str, Task] = {
+    "binary-class": "binary",
+    "ordinal-regression": "ordinal",
+    "multi-class": "multiclass",
+    "multi-label, binary-class": "multilabel",
+}
 DATA_FOLDER = "MEDX_DATA"  # environment variable that names a folder to look in first
 NORMALISATION = 0.5
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
@@ -64,13 +70,15 @@ class MedMNIST:
         md5 = verify(path, expected)
         self._check_memory(path)
         channels, class_names = info["n_channels"], tuple(info["label"][str(i)] for i in range(len(info["label"])))
+        task = TASKS[info["task"]]
         train, validation, test = (
-            read_split(path, split, self.size, channels, len(class_names)) for split in ("train", "val", "test")
+            read_split(path, split, self.size, channels, len(class_names), several=task == "multilabel")
+            for split in ("train", "val", "test")
         )
         return DataSplits(
             name=self.name,
             title=info["python_class"],
-            task=TASKS[info["task"]],
+            task=task,
             class_names=class_names,
             train=train,
             validation=validation,
@@ -180,8 +188,11 @@ def verify(path: Path, expected: str) -> str:
     return actual
 
 
-def read_split(path: Path, split: str, size: int, channels: int, num_classes: int) -> Split:
-    """Images and labels of ``split`` (train, val, test), checked; raises DataError with array and first bad row."""
+def read_split(path: Path, split: str, size: int, channels: int, num_classes: int, *, several: bool = False) -> Split:
+    """Images and labels of ``split`` (train, val, test), checked; raises DataError with array and first bad row.
+
+    With ``several`` labels a record there is a column of 0 and 1 for each.
+    """
     images, labels = read_array(path, f"{split}_images"), read_array(path, f"{split}_labels")
     shape = (size, size) if channels == 1 else (size, size, channels)
     wanted = ", ".join(map(str, ("rows", *shape)))
@@ -190,13 +201,17 @@ def read_split(path: Path, split: str, size: int, channels: int, num_classes: in
             f"{path}: {split}_images is {images.dtype} {list(images.shape)}, expected uint8 [{wanted}], 1 row or more"
         )
     rows = len(images)
-    if labels.dtype.kind not in "iu" or labels.shape not in ((rows, 1), (rows,)):
-        raise DataError(f"{path}: {split}_labels is {labels.dtype} {list(labels.shape)}, expected integers {[rows, 1]}")
-    flat = labels.reshape(-1)
-    bad = np.flatnonzero((flat < 0) | (flat >= num_classes))
+    shapes = ((rows, num_classes),) if several else ((rows, 1), (rows,))
+    if labels.dtype.kind not in "iu" or labels.shape not in shapes:
+        found = f"{split}_labels is {labels.dtype} {list(labels.shape)}"
+        raise DataError(f"{path}: {found}, expected integers {list(shapes[0])}")
+    labels = labels if several else labels.reshape(-1)
+    most = 1 if several else num_classes - 1
+    bad = np.argwhere((labels < 0) | (labels > most))
     if len(bad):
-        raise DataError(f"{path}: {split}_labels row {bad[0]} is {flat[bad[0]]}, expected 0 to {num_classes - 1}")
-    return Split(images.reshape(rows, size, size, channels), flat.astype(np.int64))
+        value = labels[tuple(bad[0])]
+        raise DataError(f"{path}: {split}_labels row {bad[0][0]} is {value}, expected 0 to {most}")
+    return Split(images.reshape(rows, size, size, channels), labels.astype(np.int64))
 
 
 def read_array(path: Path, name: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -33,11 +33,10 @@ class PneumoniaMNIST(MedMNIST):
     shares nobody, stays. ``official`` is MedMNIST's: most of its validation images are of patients who are in train.
     """
 
-    patients: bool
-    validation: Literal["official", "by_patient"]
+    patients: bool = False
+    validation: Literal["official", "by_patient"] = "official"
 
-    # Keys that came later, with what was before: a run that leaves them so keeps its hash and its draws.
-    added: ClassVar[dict[str, Any]] = {"patients": False, "validation": "official"}
+    added: ClassVar[tuple[str, ...]] = ("patients", "validation")
 
     def __post_init__(self) -> None:
         if self.validation == "by_patient" and not self.patients:

@@ -7,7 +7,7 @@ import csv
 import io
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,8 @@ SPLIT_WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+MOST_GROUPS = 20
+UNKNOWN = "unknown"
 STEEPEST = 20.0  # the widest and the narrowest aspect ratio that is believed
 Found = str | Literal[False] | None
 
@@ -30,11 +32,12 @@ Found = str | Literal[False] | None
 class Columns:
     """The names of a CSV's columns. Null: the column of the key's own name, if there is one; false: none.
 
+    ``label`` may be several columns, each a label that may hold beside others.
     ``aspect_ratio`` is the width over the height that a picture had before it was stretched.
     """
 
     image: str
-    label: str
+    label: str | list[str]
     patient: Found
     hospital: Found
     split: Found
@@ -43,7 +46,11 @@ class Columns:
 
 @dataclass(frozen=True)
 class Table:
-    """A row an image. What no column tells is None; ``splits`` has the words of ``SPLITS``."""
+    """A row an image. What no column tells is None; ``splits`` has the words of ``SPLITS``.
+
+    ``labels`` are empty where there are ``several``: cells of each column of labels, by name. ``subgroups`` are other
+    columns, by name; an empty cell is ``UNKNOWN``.
+    """
 
     paths: list[Path]
     labels: list[str]
@@ -51,19 +58,30 @@ class Table:
     hospitals: list[str] | None = None
     splits: list[str] | None = None
     aspect_ratios: list[float] | None = None
+    subgroups: dict[str, list[str]] = field(default_factory=dict)
+    several: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
 
 
-def read_table(folder: Path, given: Path | None, columns: Columns) -> Table:
-    """The rows of the CSV, or of the folders where there is none; raises DataError or ConfigError with one line."""
+def read_table(
+    folder: Path, given: Path | None, columns: Columns, subgroups: Sequence[str] = (), *, filled: bool = True
+) -> Table:
+    """The rows of the CSV, or of the folders where there is none; raises DataError or ConfigError with one line.
+
+    With ``filled`` every row has a label.
+    """
     if not folder.is_dir():
         raise DataError(f"dataset.path={folder}: no such folder; accepted: one with {CSV}, or with one folder a class")
     if given is None and not (folder / CSV).exists():
+        if isinstance(columns.label, list):
+            raise ConfigError(f"dataset.columns.label={columns.label}: there is no {CSV} with columns; accepted: label")
+        if subgroups:
+            raise ConfigError(f"dataset.subgroups={list(subgroups)}: there is no {CSV} with columns; accepted: []")
         return by_folders(folder)
     path = given or folder / CSV
-    return _Reader(folder, path, *read_csv(path)).table(columns)
+    return _Reader(folder, path, *read_csv(path)).table(columns, subgroups, filled=filled)
 
 
 def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -115,20 +133,35 @@ class _Reader:
     header: list[str]
     rows: list[tuple[int, list[str]]]
 
-    def table(self, columns: Columns) -> Table:
+    def table(self, columns: Columns, subgroups: Sequence[str], *, filled: bool) -> Table:
         patients, hospitals = (self.cells(key, getattr(columns, key)) for key in ("patient", "hospital"))
+        several = columns.label if isinstance(columns.label, list) else []
         ratio = columns.aspect_ratio or False  # never by itself: a column of that name may mean the picture as it is
         return Table(
             paths=self.images(self.needed("image", columns.image)),
-            labels=self.needed("label", columns.label),
+            labels=[] if isinstance(columns.label, list) else self.needed("label", columns.label, filled=filled),
+            several={name: self.needed("label", name, filled=False) for name in several},
             patients=patients,
             hospitals=hospitals,
             splits=self.split_words(self.cells("split", columns.split, filled=False)),
             aspect_ratios=self.ratios(self.cells("aspect_ratio", ratio)),
+            subgroups={name: self.groups(name) for name in subgroups},
         )
 
-    def needed(self, key: str, name: str) -> list[str]:
-        cells = self.cells(key, name)
+    def groups(self, name: str) -> list[str]:
+        """The cells of a column that tells groups of people."""
+        cells = self.cells("", name, filled=False)
+        assert cells is not None
+        values = sorted(set(cells))
+        if len(values) > MOST_GROUPS:
+            raise DataError(
+                f"dataset.subgroups: {name} has {len(values)} different values; accepted: at most {MOST_GROUPS}, such "
+                "as bands of ages"
+            )
+        return [cell or UNKNOWN for cell in cells]
+
+    def needed(self, key: str, name: str, *, filled: bool = True) -> list[str]:
+        cells = self.cells(key, name, filled=filled)
         assert cells is not None
         return cells
 
@@ -140,7 +173,8 @@ class _Reader:
         if len(places) != 1:
             problem = "is missing" if not places else "is there several times"
             shown = ", ".join(cell for cell in self.header if cell)
-            raise ConfigError(f"dataset.columns.{key}={name}: this column {problem} in {self.path}; it has: {shown}")
+            what = f"dataset.columns.{key}={name}" if key else f"dataset.subgroups=[{name}]"
+            raise ConfigError(f"{what}: this column {problem} in {self.path}; it has: {shown}")
         cells = [row[places[0]] for _, row in self.rows]
         if filled and not all(cells):
             self.refuse(key, [not cell for cell in cells], "an empty cell", "accepted: a value in every row")

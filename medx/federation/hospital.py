@@ -22,9 +22,10 @@ from medx.federation.flower import PayloadError, from_record
 from medx.federation.ledgers import journal_path, keeps_ledger, open_ledger
 from medx.federation.setup import Job, Prepared, build_module, prepare, secret_key
 from medx.federation.sums import Position, attempts_of
-from medx.privacy.base import ClientPlan
+from medx.privacy.base import PATIENT, ClientPlan
 from medx.privacy.ledger import PrivacyLedger
 from medx.randomness import keyed_generator
+from medx.trainer.batches import Patients
 from medx.trainer.local_training import ClientUpdate
 from medx.trainer.state import ModelState
 
@@ -59,8 +60,10 @@ class Hospitals:
         known = self._known.get(client)
         if known is None:
             inputs, labels = self.prepared.client(client)
+            numbers = self.prepared.patients(client) if self.job.plan.unit is PATIENT else None
+            patients = None if numbers is None else Patients(numbers, self.job.plan.max_records_per_patient)
             ledger = open_ledger(self.job, self.prepared, client) if keeps_ledger(self.job) else None
-            known = Hospital(self, client, self.job.plan.clients[client], inputs, labels, ledger)
+            known = Hospital(self, client, self.job.plan.clients[client], inputs, labels, ledger, patients)
             self._known[client] = known
             while len(self._known) > MOST:
                 self._known.popitem(last=False)
@@ -110,7 +113,10 @@ def _of_this_process(job: Job) -> Hospitals:
 
 @dataclass
 class Hospital:
-    """One client: its plan, inputs ``[n, ...]``, labels ``[n]``, and ledger, None where it has none of its own."""
+    """One client: its plan, inputs ``[n, ...]``, labels ``[n]``, and ledger, None where it has none of its own.
+
+    ``patients`` are told where they are what is drawn and clipped.
+    """
 
     site: Hospitals = field(repr=False)
     client: int
@@ -118,6 +124,7 @@ class Hospital:
     inputs: torch.Tensor = field(repr=False)
     labels: torch.Tensor = field(repr=False)
     ledger: PrivacyLedger | None
+    patients: Patients | None = field(default=None, repr=False)
 
     @property
     def job(self) -> Job:
@@ -144,6 +151,7 @@ class Hospital:
             device=torch.device(job.setup.device),
             proximal_mu=job.setup.federation.pull,
             view_generator=views,
+            patients=self.patients,
             first_step=(number - 1) * self.plan.steps_per_round,
         )
         if ledger is not None:

@@ -62,6 +62,7 @@ def _gradient_words(hospital: Hospital, state: ModelState, position: Position) -
         sample_generator=sampling,
         device=torch.device(job.setup.device),
         view_generator=views,
+        patients=hospital.patients,
     )
     vector = torch.cat([total.detach().reshape(-1).double().cpu() for total in sums]).numpy()
     return _noised(hospital, _on_grid(hospital, vector, {}), position, model)

@@ -84,12 +84,14 @@ def _reserved(
     job: Job, ledger: PrivacyLedger, event: SampledGaussian, steps: int, records: RecordSet | None
 ) -> PrivacyLedger:
     assert job.plan.delta is not None
+    unit = job.plan.unit
+    assert unit is not None
     reservation = Reservation(
         run_id=job.run_id,
         step=event,
         steps=steps,
         noise_source=job.plan.noise_source,
-        unit="client" if job.plan.client_release else "record",
+        unit=unit.name,
         records=records,
     )
     ledger.reserve(reservation, delta=job.plan.delta, budget=job.plan.budget)

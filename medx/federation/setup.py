@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -18,17 +19,20 @@ from medx.aggregation.ring import Layout
 from medx.aggregation.roster import Roster
 from medx.dataset import FEATURE_VALUE, Dataset, DataSplits, InputSpec, refuse_beyond_memory
 from medx.dataset.checks import check_splits
+from medx.dataset.labels import strata
 from medx.federation.checkpoint import ServerState
 from medx.federation.strategies import Federation
 from medx.model import FixedFeatures, Model, Objective
 from medx.model.storage import cached_features
 from medx.output import say
 from medx.partition import Partition
-from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan
+from medx.privacy.base import PATIENT, Exposure, PatientImages, PrivacyMechanism, PrivacyPlan
 from medx.randomness import NUMERICS, Key, derive_key, derive_seed, numpy_generator, system_key
 from medx.schema import DataError
 from medx.trainer.local_training import Trainer
 from medx.trainer.state import ModelLayout, trained_parameters
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,36 @@ class Prepared:
         """Records a client, declared to everybody."""
         return tuple(len(part) for part in self.parts)
 
+    def patients(self, index: int) -> np.ndarray | None:
+        """A client's patients, a number a record ``int64 [n]``; None where the data set does not tell them."""
+        known = self.splits.train.patients
+        return None if known is None else known[self.parts[index]]
+
+    def test_rows(self, index: int) -> np.ndarray | None:
+        """A client's own test rows, where the clients are the hospitals of the data; None where they are not."""
+        train, test = self.splits.train.hospitals, self.splits.test.hospitals
+        if train is None or test is None:
+            return None
+        own = [np.unique(train[part]) for part in self.parts]
+        if any(len(each) != 1 for each in own) or len(np.unique(np.concatenate(own))) < len(own):
+            return None
+        return np.flatnonzero(test == own[index][0])
+
+    def patient_images(self) -> tuple[PatientImages, ...]:
+        """The most images of a patient at each hospital, for each set of hospitals that patients are at."""
+        if self.splits.train.patients is None:
+            return ()
+        images: dict[int, dict[int, int]] = {}
+        for client, part in enumerate(self.parts):
+            numbers, counts = np.unique(self.splits.train.patients[part], return_counts=True)
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+                images.setdefault(number, {})[client] = count
+        most: dict[tuple[int, ...], dict[int, int]] = {}
+        for each in images.values():
+            known = most.setdefault(tuple(each), {})
+            known |= {client: max(count, known.get(client, 0)) for client, count in each.items()}
+        return tuple(tuple(sorted(known.items())) for _, known in sorted(most.items()))
+
     def dealt(self, setup: Setup) -> "Prepared":
         """The same data dealt as a baseline has them: all to one, or one hospital's alone."""
         if setup.pooled:
@@ -176,7 +210,8 @@ def _load(setup: Setup) -> Prepared:
     train, clients = splits.train, setup.federation.num_clients
     told = {"patients": train.patients, "hospitals": train.hospitals}
     known = {name: numbers for name, numbers in told.items() if numbers is not None}
-    parts = setup.partition.split(train.labels, spec.num_classes, clients, generator, **known)
+    kinds = spec.num_classes + (spec.task == "multilabel")  # and records that have none of the labels
+    parts = setup.partition.split(strata(train.labels), kinds, clients, generator, **known)
     features = setup.model.features(spec)
     if features is not None:
         _check_memory(splits, features)
@@ -240,9 +275,14 @@ def _computed_by(device: str) -> tuple[Key, ...]:
 
 def make_job(setup: Setup, prepared: Prepared, run_id: str, folder: Path, reached: ServerState | None = None) -> Job:
     """The whole run's privacy plan, worked out before any of it happens; ``reached`` is where a resumed run stands."""
-    sizes = prepared.num_records()
+    told, numbers = None, prepared.splits.train.patients
+    if setup.privacy.protected is PATIENT and numbers is not None:
+        told = tuple(len(np.unique(numbers[part])) for part in prepared.parts)
+    sizes = told or prepared.num_records()
     exposure = Exposure(
-        num_records=sizes,
+        num_records=prepared.num_records(),
+        num_patients=told,
+        patient_images=prepared.patient_images(),
         # No batch is drawn from an empty client, so its probability is not used and must not refuse a batch size.
         sampling_probability=tuple(setup.trainer.sampling_probability_for(size) if size else 1.0 for size in sizes),
         steps_per_round=setup.trainer.local_steps,
@@ -251,7 +291,21 @@ def make_job(setup: Setup, prepared: Prepared, run_id: str, folder: Path, reache
         secure_aggregation=setup.aggregation.secure,
         fraction_clients=setup.federation.fraction_clients,
     )
+    if setup.variant == ():
+        _tell_of_small_hospitals(setup.trainer.expected_batch_size, sizes)
     plan = setup.privacy.plan(exposure)
     charged = reached.charged if reached is not None and plan.private else {}
     layout = ModelLayout.of(dict(trained_parameters(build_module(setup, prepared))))
     return Job(setup, plan, layout, run_id, folder, reached is not None, charged=charged)
+
+
+def _tell_of_small_hospitals(batch: float | None, sizes: Sequence[int]) -> None:
+    """A preset's batch is more than some have: each of their steps takes all of it, and is accounted so."""
+    small = [client for client, size in enumerate(sizes) if batch is not None and 0 < size < batch]
+    if small:
+        which = f"hospital {small[0]} has" if len(small) == 1 else f"{len(small)} hospitals have"
+        least = min(sizes[client] for client in small)
+        log.warning(
+            "trainer.expected_batch_size=%g: %s fewer records (%d at least) and takes all of them in every step",
+            *(batch, which, least),
+        )

@@ -110,7 +110,7 @@ def _gradient_plan(job: Job, grid: SecureAggregation, shared: SharedNoise) -> Su
     step = job.plan.clients[0].step
     assert step is not None
     h, dimension = shared.contributors, job.layout.size
-    most = max(client.num_records for client in job.plan.clients)
+    most = max(client.num_units for client in job.plan.clients)
     bound = step.clip_norm * (most + 1)  # no client's sum is larger, so nothing saturates
     scale = grid.scale_for(job.setup.num_clients, bound, step.noise_stddev / math.sqrt(h))
     sensitivity = step.clip_norm * (1 + float32_slack(most))

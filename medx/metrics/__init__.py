@@ -3,6 +3,7 @@
 from medx.metrics.evaluate import (
     bootstrap,
     choose_threshold,
+    choose_thresholds,
     curve_data,
     evaluate,
     is_degenerate,
@@ -13,6 +14,7 @@ from medx.metrics.evaluate import (
 __all__ = [
     "bootstrap",
     "choose_threshold",
+    "choose_thresholds",
     "curve_data",
     "evaluate",
     "is_degenerate",

@@ -1,21 +1,38 @@
 """What a split's probabilities are worth: metrics, once or over bootstrap resamples, a threshold, and curves."""
 
+import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from medx.dataset import Task
 from medx.metrics.measures import Values, auc, class_metrics, confusion_matrices, quadratic_kappa, roc_points
+from medx.metrics.several import OF_EACH, measure_labels
 from medx.results import CurveData, Interval
 from medx.schema import ConfigError
 
 CALIBRATION_BINS = 15
 AT_THRESHOLD = ("accuracy", "balanced_accuracy", "sensitivity", "specificity")
 CHUNK_CELLS = 2_000_000
+Threshold = float | Sequence[float | None] | None  # of class 1; of several labels one each, None for .5
 
 
 def metric_names(num_classes: int, task: Task) -> list[str]:
     """The names that ``bootstrap`` answers with, and ``evaluate`` where it is given a threshold."""
+    if task == "multilabel":
+        names = [
+            "loss",
+            "accuracy",
+            "balanced_accuracy",
+            "auc",
+            "average_precision",
+            "sensitivity",
+            "specificity",
+            "brier",
+        ]
+        names += [f"{name}_{index}" for name in OF_EACH for index in range(num_classes)]
+        return names + [f"{name}_at_threshold" for name in AT_THRESHOLD]
     names = ["loss", "accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "f1", "mcc", "ece", "brier"]
     names += [f"recall_{index}" for index in range(num_classes)]
     names += ["quadratic_kappa"] if task == "ordinal" else []
@@ -31,9 +48,11 @@ def refuse_unknown_metric(name: str, num_classes: int | None = None, task: Task 
 
 
 def evaluate(
-    probabilities: np.ndarray, labels: np.ndarray, task: Task, threshold: float | None = None
+    probabilities: np.ndarray, labels: np.ndarray, task: Task, threshold: Threshold = None
 ) -> dict[str, float | None]:
     """Metrics of ``probabilities [n, classes]`` against ``labels [n]``; None where a metric is undefined.
+
+    Of the task multilabel see ``several.measure_labels``, with a threshold a label.
 
     The class is the most probable one (the first of equals). Of two classes, ``..._at_threshold`` answers class 1
     from ``threshold`` upwards, and is left out without one; of more, it repeats the metric itself. All metrics are
@@ -42,7 +61,7 @@ def evaluate(
     """
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     names = metric_names(probabilities.shape[1], task)
-    if probabilities.shape[1] == 2 and threshold is None:
+    if (probabilities.shape[1] == 2 or task == "multilabel") and threshold is None:
         names = [name for name in names if not name.endswith("_at_threshold")]
     if not _measurable(probabilities):
         return dict.fromkeys(names)
@@ -54,7 +73,7 @@ def bootstrap(
     probabilities: np.ndarray,
     labels: np.ndarray,
     task: Task,
-    threshold: float | None,
+    threshold: Threshold,
     generator: np.random.Generator,
     *,
     resamples: int = 1000,
@@ -104,14 +123,33 @@ def choose_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float | N
     return float(middle if middle > below else above)
 
 
+def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> list[float | None]:
+    """``choose_threshold`` of every label ``[n, labels]`` by itself, over the records that tell it."""
+    found = []
+    for scores, own in zip(np.asarray(probabilities, dtype=np.float64).T, np.asarray(labels).T, strict=True):
+        known = own >= 0
+        found.append(choose_threshold(np.column_stack([1 - scores[known], scores[known]]), own[known]))
+    return found
+
+
 def majority_accuracy(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
-    """Test accuracy of always answering the most frequent training class (the first of equals)."""
-    return float(np.mean(np.asarray(test_labels) == np.bincount(train_labels).argmax()))
+    """Test accuracy of always answering the most frequent training class (the first of equals).
+
+    Of several labels the mean over them of what the more frequent of yes and no comes to.
+    """
+    train, test = np.asarray(train_labels), np.asarray(test_labels)
+    if train.ndim == 1:
+        return float(np.mean(test == np.bincount(train).argmax()))
+    answers = (train == 1).sum(axis=0) > (train == 0).sum(axis=0)
+    known = test >= 0
+    right = ((test == 1) == answers) & known
+    told = known.any(axis=0)
+    return float(np.mean(right[:, told].sum(axis=0) / known[:, told].sum(axis=0))) if told.any() else math.nan
 
 
 def is_degenerate(predictions: np.ndarray) -> bool:
-    """Whether all ``predictions [n]`` are the same class: a model that tells nothing apart."""
-    return len(np.unique(predictions)) <= 1
+    """Whether all ``predictions [n]``, or ``[n, labels]``, are the same: a model that tells nothing apart."""
+    return len(np.unique(predictions, axis=0)) <= 1
 
 
 def curve_data(probabilities: np.ndarray, labels: np.ndarray) -> CurveData:
@@ -119,10 +157,13 @@ def curve_data(probabilities: np.ndarray, labels: np.ndarray) -> CurveData:
 
     ROC curves are lists of ``[false positive rate, true positive rate]``; of two classes only class 1 has one, and
     a class that is missing (or all there is) has none. Calibration bins have ``low``, ``high``, ``count``,
-    ``confidence`` and ``accuracy``; empty bins are left out. Not finite probabilities give no curve.
+    ``confidence`` and ``accuracy``; empty bins are left out. Not finite probabilities give no curve. Of labels
+    ``[n, labels]``, of which several may hold, there are ROC curves alone.
     """
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     num_classes = probabilities.shape[1]
+    if labels.ndim == 2:
+        return _curves_of_labels(probabilities, labels)
     predictions = probabilities.argmax(axis=1)
     matrix = np.bincount(labels * num_classes + predictions, minlength=num_classes**2).reshape(num_classes, -1)
     if not np.isfinite(probabilities).all():
@@ -134,6 +175,15 @@ def curve_data(probabilities: np.ndarray, labels: np.ndarray) -> CurveData:
         roc={name: points for name, points in curves.items() if points},
         calibration=_reliability(probabilities.max(axis=1, initial=0), predictions == labels),
     )
+
+
+def _curves_of_labels(probabilities: np.ndarray, labels: np.ndarray) -> CurveData:
+    curves: dict[str, list[list[float]]] = {}
+    if np.isfinite(probabilities).all():
+        for index in range(labels.shape[1]):
+            known = labels[:, index] >= 0
+            curves[str(index)] = roc_points(probabilities[known, index], labels[known, index] == 1)
+    return CurveData(confusion_matrix=[], roc={name: points for name, points in curves.items() if points})
 
 
 def _reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
@@ -161,9 +211,13 @@ def _resample(n: int, count: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def _measure(
-    weights: np.ndarray, probabilities: np.ndarray, labels: np.ndarray, task: Task, threshold: float | None
+    weights: np.ndarray, probabilities: np.ndarray, labels: np.ndarray, task: Task, threshold: Threshold
 ) -> Values:
     """Every metric ``[resamples]`` under ``weights [resamples, n]``; NaN where undefined."""
+    if task == "multilabel":
+        given = [threshold] * probabilities.shape[1] if isinstance(threshold, float) else threshold
+        cuts = None if given is None else np.array([0.5 if cut is None else cut for cut in given])
+        return measure_labels(weights, probabilities, labels, cuts)
     num_classes = probabilities.shape[1]
     predictions = probabilities.argmax(axis=1)
     matrices = confusion_matrices(weights, labels, predictions, num_classes)
@@ -175,7 +229,7 @@ def _measure(
     if num_classes == 2:
         if threshold is None:
             return values | {f"{name}_at_threshold": np.full(len(weights), np.nan) for name in AT_THRESHOLD}
-        answers = (probabilities[:, 1] >= threshold).astype(np.int64)
+        answers = (probabilities[:, 1] >= float(threshold)).astype(np.int64)  # type: ignore[arg-type]
         chosen = class_metrics(confusion_matrices(weights, labels, answers, num_classes))
     return values | {f"{name}_at_threshold": chosen[name] for name in AT_THRESHOLD}
 

@@ -18,11 +18,14 @@ class Objective(Protocol):
         ...
 
     def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """``[batch]`` losses from outputs ``[batch, num_outputs]`` and labels ``int64 [batch]``; no reduction."""
+        """``[batch]`` losses from outputs ``[batch, num_outputs]`` and labels ``int64 [batch]``; no reduction.
+
+        Of the task multilabel labels are ``[batch, labels]``: 1, 0, or -1 where it is not known.
+        """
         ...
 
     def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
-        """``[batch, num_classes]`` class probabilities that sum to one."""
+        """``[batch, num_classes]`` class probabilities that sum to one; of several labels each its own."""
         ...
 
 

@@ -75,16 +75,32 @@ class OrdinalObjective:
         return (above + below + inside).softmax(1)
 
 
+@dataclass(frozen=True)
+class MultilabelObjective:
+    """Logistic losses of one logit a label, added up over the labels that are known: one loss and gradient a record."""
+
+    num_outputs: int
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """``[batch]`` losses from logits ``[batch, labels]`` and labels of that shape: 1, 0, or -1 for not known."""
+        return (functional.softplus((1 - 2 * labels.to(outputs.dtype)) * outputs) * (labels >= 0)).sum(1)
+
+    def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        """``[batch, labels]``, each of its own label: they do not sum to one."""
+        return torch.sigmoid(outputs)
+
+
 OBJECTIVES: dict[Task, Callable[[int], Objective]] = {
     "binary": lambda num_classes: BinaryObjective(),
     "multiclass": MulticlassObjective,
+    "multilabel": MultilabelObjective,
     "ordinal": lambda num_classes: OrdinalObjective(num_classes - 1),
 }
 
 
 def objective_for(spec: InputSpec) -> Objective:
     """The objective of ``spec.task``; raises ConfigError where the number of classes does not fit it."""
-    if spec.num_classes < 2 or (spec.task == "binary" and spec.num_classes != 2):
+    if spec.num_classes < (1 if spec.task == "multilabel" else 2) or (spec.task == "binary" and spec.num_classes != 2):
         accepted = "2" if spec.task == "binary" else "2 or more"
         raise ConfigError(f"num_classes={spec.num_classes}: task {spec.task} takes {accepted}")
     return OBJECTIVES[spec.task](spec.num_classes)

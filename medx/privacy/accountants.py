@@ -178,18 +178,18 @@ def _join_full_batches(releases: tuple[Release, ...]) -> tuple[Release, ...]:
     return sampled if precision == 0 else (*sampled, Release(1.0, precision**-0.5, 1))
 
 
-def mixture(releases: tuple[Release, ...], size: int, delta: float) -> float:
-    """Epsilon for ``size`` records, each drawn by itself: their number in a batch is binomial.
+def mixture(parts: Sequence[tuple[tuple[Release, ...], int]], delta: float) -> float:
+    """Epsilon for several records, each drawn by itself: ``parts`` has releases and how many of the records meet them.
 
-    A step is dominated by a mixture of Gaussians with these numbers as means (Ganesh 2024, theorem 3.1: tight for
-    Poisson sampling); the pessimistic privacy loss distributions of the steps compose.
+    Their number in a batch is binomial. A step is dominated by a mixture of Gaussians with these numbers as means
+    (Ganesh 2024, theorem 3.1: tight for Poisson sampling); the steps' pessimistic privacy loss distributions compose.
     """
     from dp_accounting.pld import privacy_loss_distribution
 
-    interval = size * loss_interval(releases, **GRID)
-    drawn = list(range(size + 1))
+    interval = max(size * loss_interval(releases, **GRID) for releases, size in parts)
     total = None
-    for release in releases:
+    for release, size in ((release, size) for releases, size in parts for release in releases):
+        drawn = list(range(size + 1))
         loss = privacy_loss_distribution.from_mixture_gaussian_mechanism(
             release.noise_multiplier,
             drawn,

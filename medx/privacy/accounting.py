@@ -32,6 +32,7 @@ WINDOW = 0.985
 """A calibrated run spends more than this part of its target, by the larger of PRV and PLD, and at most all of it."""
 
 MAX_STEPS = 10_000_000
+MOST_MIXED = 100  # records whose number in a batch is taken as it is drawn
 LEAST_NOISE = 0.05  # clip norms: the least noise that a calibration tries
 
 
@@ -118,20 +119,28 @@ def epsilon_curve(step: SampledGaussian, steps_per_round: int, num_rounds: int, 
     return tuple(min(value + lift, final) for value in raw)
 
 
-def epsilon_group(releases: tuple[Release, ...], size: int, delta: float) -> float:
-    """The bound for ``size`` records of one hospital together."""
-    if all(release.sampling_probability == 1 for release in releases):
-        return gaussian_epsilon(size * full_batches_mu(releases), delta)
-    question = {"releases": releases, "size": size, "delta": delta}
-    return float(cached("group", question, lambda: accountants.mixture(releases, size, delta)))
+def epsilon_group(parts: Sequence[tuple[tuple[Release, ...], int]], delta: float) -> float:
+    """The bound for several records together: ``parts`` has releases and how many of the records they touch.
+
+    It is at most that of full batches under the same noise, which beyond ``MOST_MIXED`` records is the answer.
+    """
+    sizes = [size for _, size in parts]
+    whole = all(release.sampling_probability == 1 for releases, _ in parts for release in releases)
+    full = gaussian_epsilon(math.hypot(*(size * full_batches_mu(releases) for releases, size in parts)), delta)
+    if whole or max(sizes, default=0) > MOST_MIXED:
+        return full
+    question = {"parts": [[list(releases), size] for releases, size in parts], "delta": delta}
+    return min(full, float(cached("group", question, lambda: accountants.mixture(parts, delta))))
 
 
 def epsilon_replaced(releases: tuple[Release, ...], delta: float) -> float:
     """The bound for one record whose content is replaced by any other."""
+    full = gaussian_epsilon(2 * full_batches_mu(releases), delta)
     if all(release.sampling_probability == 1 for release in releases):
-        return gaussian_epsilon(2 * full_batches_mu(releases), delta)
+        return full
     question = {"releases": releases, "delta": delta}
-    return float(cached("replace", question, lambda: accountants.replacing(releases, delta)))
+    found = cached("replace", question, lambda: _finite(accountants.replacing(releases, delta)))
+    return full if found is None else min(full, float(found))  # where the search finds none, that of full batches
 
 
 def check_delta(delta: float) -> float:
@@ -212,6 +221,10 @@ def _solve(aim: float, delta: float, q: float, steps: int, start: float | None) 
         f"privacy.epsilon={aim:.4g}: {steps} steps at sampling_probability={q:g} and privacy.delta={delta:g} spend "
         f"{most:.4g} with as little noise as {LEAST_NOISE} clip norms; accepted: an epsilon below that"
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _round_up(sigma: float) -> float:

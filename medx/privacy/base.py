@@ -17,7 +17,7 @@ NoiseSource = Literal["seed", "system"]
 class Unit:
     """Whom a guarantee protects, and the statement's words for it: ``several`` of them, a ``patient``, composition."""
 
-    name: Literal["record", "client"]
+    name: Literal["record", "patient", "client"]
     adjacency: str
     what: str
     several: str
@@ -32,6 +32,15 @@ RECORD = Unit(
     several="records of one hospital (a patient's images, copies of an image)",
     patient="The records of one patient at several hospitals: those hospitals' epsilons, and their deltas, add up.",
     composition="every step of every round is counted; hospitals hold different records, so the largest of their "
+    "epsilons is the federation's.",
+)
+PATIENT = Unit(
+    name="patient",
+    adjacency="differ in the content of all images of one patient, which is there or taken out (zero-out)",
+    what="one patient (all images of one, at one hospital)",
+    several="patients of one hospital",
+    patient="How many images a patient has is public too.",
+    composition="every step of every round is counted; hospitals have different patients, so the largest of their "
     "epsilons is the federation's.",
 )
 CLIENT = Unit(
@@ -62,12 +71,17 @@ class SampledGaussian:
         return self.noise_multiplier * self.clip_norm
 
 
+# For one set of hospitals that patients are at: each with the most images of one of them there.
+PatientImages = tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True)
 class ClientPlan:
     """What one client will execute: ``steps_per_round`` releases in each of ``num_rounds`` rounds.
 
-    ``expected_batch_size`` is the public denominator of a step, sampling probability times *declared* records;
-    it never follows the batch that was drawn. ``step`` is None where training is not private.
+    What is drawn and clipped are records, or where ``num_patients`` is told, patients. ``expected_batch_size`` is the
+    public denominator of a step, sampling probability times *declared* units; it never follows the batch that was
+    drawn. ``step`` is None where training is not private.
     ``federation_batch_size`` is the sum of the expected batches of all clients of the run. The noise covers
     ``spare_rounds`` more, for rounds that are begun again.
     """
@@ -81,6 +95,12 @@ class ClientPlan:
     step: SampledGaussian | None
     federation_batch_size: float
     spare_rounds: int = 0
+    num_patients: int | None = None
+
+    @property
+    def num_units(self) -> int:
+        """Of how many records, or patients, a batch is drawn."""
+        return self.num_records if self.num_patients is None else self.num_patients
 
     @property
     def total_steps(self) -> int:
@@ -98,7 +118,8 @@ class Exposure:
     """What a mechanism must cover: the clients' declared sizes and how often each record may be touched.
 
     ``minimum_survivors`` clients at least are in every sum; ``secure_aggregation`` tells whether single updates are
-    hidden from the server; ``fraction_clients`` of the clients are expected in a round.
+    hidden from the server; ``fraction_clients`` of the clients are expected in a round. ``num_patients`` is told where
+    a patient is what is drawn and clipped, ``patient_images`` wherever patients are known.
     """
 
     num_records: tuple[int, ...]
@@ -108,6 +129,13 @@ class Exposure:
     minimum_survivors: int = 1
     secure_aggregation: bool = False
     fraction_clients: float = 1.0
+    num_patients: tuple[int, ...] | None = None
+    patient_images: tuple[PatientImages, ...] = ()
+
+    @property
+    def num_units(self) -> tuple[int, ...]:
+        """Of how many records, or patients, each client draws."""
+        return self.num_records if self.num_patients is None else self.num_patients
 
 
 @dataclass(frozen=True)
@@ -186,6 +214,9 @@ class PrivacyPlan:
     ``target_epsilon`` is for ``num_runs`` runs like this one together, or for the run and its ``baselines`` together.
     ``ledger`` is the folder of ledgers that runs share (None: the run's own), ``budget`` the most epsilon that they may
     reach, ``max_abstentions`` how many updates may be left out as not finite (None: any, as nothing leaks by it).
+    ``patient_images`` are those of the exposure; where a patient is the unit, a step's gradient of one is the mean over
+    at most ``max_records_per_patient`` drawn images (None: all).
+
     Raises PrivacyError where a record would be used otherwise than it is accounted.
     """
 
@@ -201,6 +232,8 @@ class PrivacyPlan:
     ledger: Path | None = None
     budget: float | None = None
     max_abstentions: int | None = None
+    patient_images: tuple[PatientImages, ...] = ()
+    max_records_per_patient: int | None = None
 
     def __post_init__(self) -> None:
         if self.private and (self.client_release is not None) != (self.unit is CLIENT):
@@ -225,7 +258,7 @@ class PrivacyPlan:
     @property
     def unit(self) -> Unit | None:
         """Whom the guarantee protects."""
-        return self.mechanism.unit
+        return self.mechanism.protected
 
     @property
     def warning(self) -> str | None:
@@ -257,14 +290,14 @@ class PrivacyPlan:
 class PrivacyMechanism(ABC):
     """What a run asks a configured mechanism, and what the mechanism says of itself; defaults promise nothing.
 
-    The statement quotes ``unit`` (whom it protects; None: nobody), ``what`` it is, with its paper, and who ``sees``
+    The statement quotes whom it ``protects`` (None: nobody), ``what`` it is, with its paper, and who ``sees``
     what (with updates in the clear, and under secure aggregation). ``optimizers`` are those accepted (None: all),
     ``shares_momentum`` tells whether ``trainer.share_momentum`` may be on, ``calibrated`` whether the noise follows
     from an epsilon that was asked for, ``no_baselines`` why no other model may be trained on the records (None: may).
     All else is in the plan: how noise is drawn and summed, and where it is booked.
     """
 
-    unit: ClassVar[Unit | None] = None
+    protects: ClassVar[Unit | None] = None
     what: ClassVar[str] = "none"
     sees: ClassVar[tuple[str, str]] = (
         "the server sees every hospital's exact model of every round",
@@ -280,6 +313,11 @@ class PrivacyMechanism(ABC):
         """The option that the class declares; of a class that declares none, its module's name."""
         declared = identity_of(type(self)).partition("/")[2]
         return declared or type(self).__module__.rpartition(".")[2]
+
+    @property
+    def protected(self) -> Unit | None:
+        """Whom it protects as it is configured."""
+        return self.protects
 
     @abstractmethod
     def plan(self, exposure: Exposure) -> PrivacyPlan:

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from medx.privacy.accounting import calibrate_noise_multiplier, epsilon_spent
 from medx.privacy.base import (
     CLIENT,
+    PATIENT,
     RECORD,
     ClientPlan,
     ClientRelease,
@@ -74,7 +75,7 @@ class GaussianMechanism(PrivacyMechanism):
     budget: Annotated[float, Gt(0)] | None
     max_abstentions: Annotated[int, Ge(0)]
 
-    unit: ClassVar[Unit] = RECORD
+    protects: ClassVar[Unit] = RECORD
     what: ClassVar[str] = (
         "DP-SGD at every hospital (Abadi et al. 2016): each step clips every record's gradient and adds Gaussian noise "
         "before anything leaves"
@@ -100,12 +101,21 @@ class GaussianMechanism(PrivacyMechanism):
             raise ValueError(f"budget={self.budget:g} needs a ledger to be kept in: set privacy.ledger to a folder")
         return self
 
+    @property
+    def protected(self) -> Unit:
+        """Whom it protects as it is configured."""
+        return self.protects
+
     @abstractmethod
     def noise_for(self, delta: float, sampling_probability: float, releases: int) -> float:
         """The noise multiplier (stddev over clip norm) of each of a run's ``releases`` on one client's records."""
 
     def target(self) -> tuple[float, int] | None:
         """(epsilon, runs): the most that so many runs like this one spend together; None: what the noise comes to."""
+        return None
+
+    def images_of_a_patient(self) -> int | None:
+        """Of at most how many images a patient's gradient in a step is the mean; None: all, or no such unit."""
         return None
 
     def delta_for(self, exposure: Exposure) -> float:
@@ -128,7 +138,8 @@ class GaussianMechanism(PrivacyMechanism):
         """The whole run, planned once; raises PrivacyError where it would spend more than the mechanism's target."""
         check_exposure(exposure)
         delta = self.delta_for(exposure)
-        check_delta(delta, exposure, self.unit)
+        check_patients(exposure, self.protected)
+        check_delta(delta, exposure, self.protected)
         self.check(exposure)
         release = self.client_release(exposure, delta)
         steps = self._steps(exposure, delta) if release is None else [None] * len(exposure.num_records)
@@ -145,6 +156,8 @@ class GaussianMechanism(PrivacyMechanism):
             ledger=self.ledger,
             budget=self.budget,
             max_abstentions=self.max_abstentions,
+            patient_images=exposure.patient_images,
+            max_records_per_patient=self.images_of_a_patient(),
         )
         reserved = {tuple(plan.history(client, plan.reserved_events(client) * runs)) for client in plan.clients}
         planned = max(epsilon_spent(history, delta).value for history in reserved)
@@ -234,20 +247,35 @@ def check_exposure(exposure: Exposure) -> None:
             )
 
 
+def check_patients(exposure: Exposure, unit: Unit) -> None:
+    """Refuse a patient as the unit where no patients are known, or where one is at several hospitals."""
+    if unit is not PATIENT:
+        return
+    if exposure.num_patients is None:
+        raise ConfigError(
+            "privacy.unit=patient: the data set does not tell patients; accepted: record, or a data set that does "
+            "(dataset.columns.patient of a folder, dataset.patients=true of pneumoniamnist)"
+        )
+    if any(len(where) > 1 for where in exposure.patient_images):
+        raise ConfigError(
+            "privacy.unit=patient: a patient is at several hospitals, which would spend an epsilon each; accepted: "
+            "privacy.unit=record, whose statement adds them up, or each patient at one hospital"
+        )
+
+
 def check_delta(delta: float, exposure: Exposure, unit: Unit) -> None:
-    """Refuse ``delta >= 1 / N`` for the N of all units together: records of the federation, or clients.
+    """Refuse ``delta >= 1 / N`` for the N of all units together: records or patients of the federation, or clients.
 
     A mechanism that publishes one of them whole, drawn among all, would satisfy it.
     """
-    clients, records = len(exposure.num_records), sum(exposure.num_records)
+    clients, records = len(exposure.num_records), sum(exposure.num_units)
     if unit is CLIENT and delta >= 1 / clients:
         raise PrivacyError(
             f"privacy.delta={delta:g}: must be below 1/num_clients = {1 / clients:.3g}, the unit is a client"
         )
-    if unit is RECORD and records and delta >= 1 / records:
-        raise PrivacyError(
-            f"privacy.delta={delta:g}: must be below 1/N = {1 / records:.3g} of the federation's N={records} records"
-        )
+    if unit is not CLIENT and records and delta >= 1 / records:
+        of = f"N={records} {unit.name}s"
+        raise PrivacyError(f"privacy.delta={delta:g}: must be below 1/N = {1 / records:.3g} of the federation's {of}")
 
 
 def client_plans(
@@ -261,7 +289,7 @@ def client_plans(
     filled = [i for i, records in enumerate(exposure.num_records) if records]
     if not filled:
         raise ConfigError("num_records: every client is empty; at least one must hold records")
-    batches = [q * n for q, n in zip(exposure.sampling_probability, exposure.num_records, strict=True)]
+    batches = [q * n for q, n in zip(exposure.sampling_probability, exposure.num_units, strict=True)]
     noisiest = max(filled, key=lambda i: step.noise_multiplier if (step := steps[i]) else 0.0)
     plans = []
     for client, records in enumerate(exposure.num_records):
@@ -277,6 +305,7 @@ def client_plans(
                 step=steps[like],
                 federation_batch_size=sum(batches),
                 spare_rounds=spare_rounds,
+                num_patients=None if exposure.num_patients is None else exposure.num_patients[client],
             )
         )
     return tuple(plans)

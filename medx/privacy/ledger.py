@@ -30,6 +30,7 @@ from medx.privacy.ledger_folder import (
     RecordSet,
     check_header,
     histories,
+    mixed_units,
     refuse_or_create,
     worst,
 )
@@ -43,14 +44,14 @@ class Reservation:
     """What a run asks for: all its steps on these records; without ``records`` they may be any.
 
     ``run_id`` must stand for one configuration and seed: with seeded noise its rounds are repeated bit by bit.
-    ``unit`` is whom a step protects: a record, or a client with all its records.
+    ``unit`` is whom a step protects: a record, a patient, or a client with all its records.
     """
 
     run_id: str
     step: SampledGaussian
     steps: int
     noise_source: NoiseSource
-    unit: Literal["record", "client"] = "record"
+    unit: Literal["record", "patient", "client"] = "record"
     records: RecordSet | None = None
 
 
@@ -167,6 +168,12 @@ class PrivacyLedger:
                 with closing(PrivacyLedger(path, create=False)) as other:
                     entries += other.entries()
         others = [entry for entry in entries if entry.run_id != reservation.run_id]
+        if mixed_units(reservation.records, reservation.unit, others):
+            raise LedgerError(
+                f"{self.path.parent}: runs whose unit is another have touched these records, and what a "
+                f"{reservation.unit} spent in them is not known; accepted: the unit of the runs before (privacy.unit), "
+                "or another folder of ledgers"
+            )
         return worst(histories(reservation.records, reservation.unit, others))
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import secrets
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -155,23 +155,41 @@ def overlaps(mine: RecordSet | None, other: RecordSet | None) -> np.ndarray:
 def histories(mine: RecordSet | None, unit: str, entries: Sequence[Entry]) -> list[list[Entry]]:
     """What was spent on my records by ``entries`` of this unit: one list for each kind of record, none for no record.
 
-    The unit ``client`` is a hospital, known by any record that it shares; it spends once where several ledgers show
-    one run.
+    The unit ``client`` is a hospital, and ``patient`` a patient, known by any record that is shared; it spends once
+    where several ledgers show one run, in which it is at one hospital: at which is not known, so it counts as the most
+    that any of them could have spent.
     """
     entries = [entry for entry in entries if entry.unit == unit]
     touched = [overlaps(mine, entry.records) for entry in entries]
-    if unit == "client":
+    if unit in ("client", "patient"):
         runs: dict[str, Entry] = {}
         for entry, mask in zip(entries, touched, strict=True):
-            most = runs.get(entry.run_id)
-            if mask.any() and (most is None or most.event[1] < entry.event[1]):
-                runs[entry.run_id] = entry
+            if mask.any():
+                most = runs.get(entry.run_id)
+                runs[entry.run_id] = entry if most is None else replace(most, event=no_less(most.event, entry.event))
         return [list(runs.values())]
     size = 1 if mine is None else len(mine.values)
     if size == 0 or not entries:
         return [[]] * bool(size)
     kinds = np.unique(np.array(touched, bool).reshape(len(entries), size), axis=1)
     return [[entry for entry, inside in zip(entries, kind, strict=True) if inside] for kind in kinds.T]
+
+
+def no_less(one: Event, other: Event) -> Event:
+    """An event that spends at least as much as either: drawn as often, as little noise, as many steps."""
+    step = replace(
+        one[0],
+        sampling_probability=max(one[0].sampling_probability, other[0].sampling_probability),
+        noise_multiplier=min(one[0].noise_multiplier, other[0].noise_multiplier),
+    )
+    return step, max(one[1], other[1])
+
+
+def mixed_units(mine: RecordSet | None, unit: str, entries: Sequence[Entry]) -> bool:
+    """Whether any of my records was touched with a record as the unit where mine is a patient, or the reverse."""
+    other = {"record": "patient", "patient": "record"}.get(unit)
+    spent = [entry for entry in entries if entry.unit == other and entry.event[1]]
+    return any(overlaps(mine, entry.records).any() for entry in spent)
 
 
 def worst(spent: Sequence[Sequence[Entry]]) -> list[list[Entry]]:

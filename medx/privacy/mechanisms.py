@@ -1,12 +1,14 @@
 """The mechanisms: no noise, noise at every hospital, noise once in a sum of gradients or of whole updates."""
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from annotated_types import Ge, Gt, Lt
 
 from medx.privacy.base import (
     CLIENT,
+    PATIENT,
+    RECORD,
     ClientRelease,
     Exposure,
     PrivacyMechanism,
@@ -32,24 +34,48 @@ class NoPrivacy(PrivacyMechanism):
         return PrivacyPlan(mechanism=self, clients=client_plans(exposure, [None] * len(exposure.num_records)))
 
 
+@component
+class StepMechanism(CalibratedMechanism):
+    """Each step clips records, or with ``unit=patient`` patients, and is noised.
+
+    A patient's gradient is the mean over at most ``max_records_per_patient`` images, drawn anew for each step (None:
+    all), and is clipped as one; batches are drawn of patients (user-level sampling: Charles et al. 2024, Chua et al.
+    2024). So the sensitivity is ``clip_norm`` for a patient, by the same proof.
+    """
+
+    unit: Literal["record", "patient"] = "record"
+    max_records_per_patient: Annotated[int, Ge(1)] | None = 4
+
+    added: ClassVar[tuple[str, ...]] = ("unit", "max_records_per_patient")
+
+    @property
+    def protected(self) -> Unit:
+        """A record, or a patient."""
+        return PATIENT if self.unit == "patient" else RECORD
+
+    def images_of_a_patient(self) -> int | None:
+        """What was configured, where a patient is the unit."""
+        return self.max_records_per_patient if self.unit == "patient" else None
+
+
 @component("privacy/local_dp")
-class LocalDP(CalibratedMechanism):
+class LocalDP(StepMechanism):
     """DP-SGD at each client (Abadi et al. 2016, algorithm 1), calibrated once over all rounds and steps.
 
-    Unit: a record. The guarantee holds towards the server and everybody behind it: nothing that a hospital sends needs
-    to be trusted. Every distinct sampling probability has its own noise.
+    Unit: a record or a patient. The guarantee holds towards the server and everybody behind it: nothing that a hospital
+    sends needs to be trusted. Every distinct sampling probability has its own noise.
     """
 
     delta: Delta
 
 
 @component("privacy/distributed_dp")
-class DistributedDP(CalibratedMechanism):
+class DistributedDP(StepMechanism):
     """The distributed Gaussian mechanism over a sum of clipped gradients (Kairouz, Liu and Steinke 2021).
 
-    A round is one global DP-SGD step (Abadi et al. 2016): the same sampling probability everywhere, each record
-    clipped, the *sum* released. Unit: a record, whose content is taken out (zero-out). Sensitivity of the sum:
-    ``clip_norm`` in the l2 norm, plus sqrt(dimension) grid units of rounding and an allowance for float32.
+    A round is one global DP-SGD step (Abadi et al. 2016): the same sampling probability everywhere, each record or
+    patient clipped, the *sum* released. Unit: one of them, whose content is taken out (zero-out). Sensitivity of the
+    sum: ``clip_norm`` in the l2 norm, plus sqrt(dimension) grid units of rounding and an allowance for float32.
     ``assumed_colluders`` clients may subtract their shares: the others still make up the noise. Without secure
     aggregation the server sees every share, so ``trusted_aggregator`` must say that it is trusted.
     """
@@ -113,7 +139,7 @@ class CentralDP(CalibratedMechanism):
     quantile_noise: Annotated[float, Gt(0)] | None
     assumed_colluders: Annotated[int, Ge(0)]
 
-    unit: ClassVar[Unit] = CLIENT
+    protects: ClassVar[Unit] = CLIENT
     what: ClassVar[str] = (
         "DP-FedAvg (McMahan et al. 2018): every hospital's update is clipped and Gaussian noise is added to their sum"
     )

@@ -15,7 +15,7 @@ from medx.privacy.accounting import (
     epsilon_replaced,
     epsilon_spent,
 )
-from medx.privacy.base import ClientPlan, PrivacyPlan, SampledGaussian
+from medx.privacy.base import CLIENT, PATIENT, ClientPlan, PatientImages, PrivacyPlan, SampledGaussian
 from medx.schema import PrivacyError
 
 SERVER = "the server and its assumed colluders"
@@ -80,9 +80,47 @@ class Spending:
     def by_group(self) -> dict[str, float]:
         """Upper bounds for ``k`` records of one hospital (a patient's images) together, by ``k`` as text."""
         single, hospitals = self.epsilon().value, [merged for each in self.together if (merged := merge_events(each))]
-        bounds = {size: max((epsilon_group(each, size, self.delta) for each in hospitals), default=0.0)
+        bounds = {size: max((epsilon_group([(each, size)], self.delta) for each in hospitals), default=0.0)
                   for size in SIZES}  # fmt: skip
         return {"1": single} | {str(size): max(single, bound) for size, bound in bounds.items()}
+
+    def by_unit(self) -> dict[str, float]:
+        """Upper bounds for one ``image``, one ``patient`` (where patients are known), one ``hospital``, each with all.
+
+        One image of a patient who is the unit: the guarantee for a patient whose content is replaced.
+        """
+        single, unit = self.epsilon().value, self.plan.unit
+        where = self.plan.patient_images
+        if unit is CLIENT:  # each hospital that a patient is at is one that changes
+            longest, count = max(self.own, key=_steps), max(map(len, where), default=0)
+            patient = epsilon_group([(merge_events(longest), count)], self.delta) if _steps(longest) and count else 0.0
+            return {"image": single, **({"patient": max(single, patient)} if where else {}), "hospital": single}
+        whole = max((self._group(((plan.client, plan.num_units),)) for plan in self.plan.clients), default=0.0)
+        if unit is PATIENT:
+            return {"image": self.replaced(), "patient": single, "hospital": max(single, whole)}
+        known = {"patient": max([single, *map(self._group, where)])} if where else {}
+        return {"image": single, **known, "hospital": max(single, whole)}
+
+    def _group(self, where: PatientImages) -> float:
+        """The bound for units that belong together, so many at each of these hospitals.
+
+        In one sum they add up in as many releases as the longest of the hospitals was in; in noised updates of their
+        own they compose. Baselines count for all of them, as if one model had seen them all.
+        """
+        place = {plan.client: index for index, plan in enumerate(self.plan.clients)}
+        touched = [(place[client], size) for client, size in where if size]
+        if not touched:
+            return 0.0
+        total = sum(size for _, size in touched)
+        own: list[tuple[History, int]] = [(self.own[index], size) for index, size in touched]
+        if self.plan.shared_noise is not None:
+            own = [(max((history for history, _ in own), key=_steps), total)]
+        beside = [(self._others(index), total) for index, _ in touched]
+        parts = [(releases, size) for history, size in [*own, *beside] if (releases := merge_events(history))]
+        return epsilon_group(parts, self.delta) if parts else 0.0
+
+    def _others(self, index: int) -> History:
+        return self.beside[index] if self.beside else ()
 
     def replaced(self) -> float:
         """An upper bound for one record whose content is replaced by any other."""
@@ -114,6 +152,10 @@ class Spending:
     def _beside_baselines(self, own: Sequence[History]) -> set[tuple[Event, ...]]:
         beside = self.beside or [()] * len(own)
         return {(*mine, *others) for mine, others in zip(own, beside, strict=True)}
+
+
+def _steps(history: History) -> int:
+    return sum(count for _, count in history)
 
 
 def _scaled(event: SampledGaussian, factor: float) -> SampledGaussian:

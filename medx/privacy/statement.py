@@ -9,10 +9,10 @@ from typing import Any
 
 from medx.privacy.accountants import Event
 from medx.privacy.accounting import epsilon_spent
-from medx.privacy.base import ClientPlan, ClientRelease, PrivacyPlan, SampledGaussian
+from medx.privacy.base import PATIENT, RECORD, ClientPlan, ClientRelease, PrivacyPlan, SampledGaussian
 from medx.privacy.spending import Spending, client_epsilon
 from medx.released import Release, marked
-from medx.results import STUDY_ONLY, AggregationResult, ClientEvents, ExperimentResult, PrivacyResult
+from medx.results import STUDY_ONLY, AggregationResult, ClientEvents, ExperimentResult, PrivacyResult, told_epsilon
 
 NOISE = {
     "seed": "drawn from the run's seed: reproducible, and whoever knows the seed can subtract it; "
@@ -76,6 +76,8 @@ def privacy_result(
         epsilon_by_observer=spent.by_observer(),
         epsilon_by_group=spent.by_group(),
         epsilon_replace=spent.replaced(),
+        epsilon_by_unit=spent.by_unit(),
+        patient_images=most_images(plan),
         warning=plan.warning,
         clients=clients,
         baselines=[
@@ -97,6 +99,7 @@ def _events(client: ClientPlan, event: SampledGaussian | None, steps: int, epsil
     return ClientEvents(
         client=client.client,
         num_records=client.num_records,
+        num_patients=client.num_patients,
         sampling_probability=event.sampling_probability if event else client.sampling_probability,
         noise_multiplier=event.noise_multiplier if event else None,
         clip_norm=event.clip_norm if event else None,
@@ -121,23 +124,38 @@ def _guarantee(plan: PrivacyPlan, spent: Spending, sees: str) -> list[str]:
         f"Unit: {plan.unit.what}; neighbouring data sets {plan.unit.adjacency}. How many records a hospital has is "
         f"public, so what is proved concerns content, not presence. {plan.unit.patient}",
         f"Mechanism: {plan.mechanism.what}.",
+        *_mean(plan),
         f"Guarantee as {'executed' if spent.executed else 'planned'}: {_epsilons(spent)}, delta {plan.delta:g}; "
         f"{_target(plan, spent.executed)}.",
         *_baselines(plan, spent),
         f"Composition: {plan.unit.composition}",
         *_spare(plan),
         *_several(plan.unit.several, spent),
+        *_by_unit(plan, spent),
         *(f"Towards {who}: epsilon {value:.3f}." for who, value in spent.by_observer().items()),
         f"Noise: {NOISE[plan.noise_source]}.",
         sees,
         f"Steps: {_steps(plan, spent)}.",
-        f"Public: hospitals' record counts, the partition, this configuration, and {_who(plan)}"
+        f"Public: hospitals' record counts{_counted(plan)}, the partition, this configuration, and {_who(plan)}"
         f"{'; none of this is protected, though it depends on a hospital' if plan.client_release else ''}.",
         "Not covered: validation and test records and what is computed on them (metrics, and the threshold in the "
         "model file), metrics by hospital, timing; "
         f"{'' if plan.num_runs > 1 else 'a choice among several runs; '}other runs on the same data, whose epsilons "
         "add up.",
     ]
+
+
+def _mean(plan: PrivacyPlan) -> list[str]:
+    """What is clipped where a patient is the unit."""
+    if plan.unit is not PATIENT:
+        return []
+    most = plan.max_records_per_patient
+    some = (
+        "all images of that patient"
+        if most is None
+        else f"at most {most} images of that patient, drawn anew in each step"
+    )
+    return [f"What the mechanism calls a record is a patient: the mean gradient over {some}, clipped as one."]
 
 
 def _target(plan: PrivacyPlan, executed: bool) -> str:
@@ -169,6 +187,31 @@ def _several(several: str, spent: Spending) -> list[str]:
     return [
         f"k {several} together, at the same delta: epsilon {table}. One replaced by another: {spent.replaced():.4g}."
     ]
+
+
+def _by_unit(plan: PrivacyPlan, spent: Spending) -> list[str]:
+    """What the run comes to for an image, a patient and a hospital, each with all that it has."""
+    if not spent.executed:
+        return []
+    images = most_images(plan)
+    what = {"image": "one image", "patient": "one patient", "hospital": "one hospital with all its records"}
+    if images is not None and plan.unit is RECORD:
+        what["patient"] = f"one patient (all images, at most {images} at a hospital)"
+    told = [f"{what[unit]} {told_epsilon(value)}" for unit, value in spent.by_unit().items()]
+    unknown = [] if "patient" in spent.by_unit() else ["The data set does not tell patients: see k images, above."]
+    return [f"Epsilon of this run by whom it is for: {', '.join(told)}.", *unknown]
+
+
+def _counted(plan: PrivacyPlan) -> str:
+    """What else is counted in public where patients are known."""
+    if most_images(plan) is None:
+        return ""
+    return f" {'and patient counts' * (plan.unit is PATIENT)} and the most images of a patient".replace("  ", " ")
+
+
+def most_images(plan: PrivacyPlan) -> int | None:
+    """The most images that a patient has at one hospital; None where patients are not known."""
+    return max((size for where in plan.patient_images for _, size in where), default=None)
 
 
 def _fields(private: bool) -> list[str]:
@@ -288,6 +331,7 @@ def _row(plan: PrivacyPlan, clients: Sequence[ClientPlan]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "clients": ", ".join(str(c.client) for c in clients) if len(clients) < 8 else f"{len(clients)} clients",
         "records": client.num_records,
+        **({} if client.num_patients is None else {"patients": client.num_patients}),
         "steps": plan.planned_events(client) if event else client.total_steps,
         "sampling_probability": client.sampling_probability,
         "expected_batch_size": client.expected_batch_size,

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from medx.report.rows import Setting
+from medx.results import told_epsilon
 
 DASH = "–"
 TITLES = {
@@ -162,9 +163,13 @@ def cited(rows: pd.DataFrame) -> Row:
 
 
 def spent(rows: pd.DataFrame) -> Row:
-    """The largest true epsilon of any run, over how many seeds, and the runs."""
+    """The largest true epsilon of any run, and where patients are known a patient's; over how many seeds; the runs."""
     epsilon, seeds = rows["epsilon"].astype(float).max(), rows["seed"].nunique()
-    return Row({"epsilon": epsilon, "seeds": seeds}, {"true ε": number(epsilon), "seeds": str(seeds)}) | cited(rows)
+    row = Row({"epsilon": epsilon}, {"true ε": number(epsilon)})
+    if "epsilon_patient" in rows and rows["epsilon_patient"].notna().any():
+        patient = rows["epsilon_patient"].astype(float).max()
+        row |= Row({"epsilon_patient": patient}, {"ε of a patient": told_epsilon(patient)})
+    return row | Row({"seeds": seeds}, {"seeds": str(seeds)}) | cited(rows)
 
 
 def spreads(rows: pd.DataFrame, metrics: Sequence[str], digits: int | None = None) -> Row:

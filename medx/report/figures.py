@@ -229,6 +229,8 @@ def curve_figures(frame: pd.DataFrame, results: Results, dataset: str) -> Iterat
             lines = [(shortened(classes[run][int(key)]), line) for key, line in points.roc.items()]
             caption = f"{model}, {label}: every class against the rest, test split. Run {run}."
             yield roc_figure(f"roc_{dataset}_{index}", f"{dataset}: ROC, {label}", lines, caption)
+    if not chosen[0][2].confusion_matrix:  # of several labels a record
+        return
     caption = f"{model}, test split, 15 bins; below the line is overconfident. Runs {runs}."
     bins = [(label, points.calibration) for label, _, points in chosen]
     yield calibration_figure(f"calibration_{dataset}", f"{dataset}: calibration", bins, caption)

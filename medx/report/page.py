@@ -106,7 +106,12 @@ def _sections(study: Study, runs: Sequence[Run], frame: pd.DataFrame, results: R
     yield Section("budget", "Privacy budget by round", [spent], [tables.by_round("budget", frame, results)])
     yield Section(
         "hospitals", "Hospitals and classes", words.hospital_words(frame),
-        [effects.hospital_table(frame), effects.class_table(frame, names)],
+        [
+            effects.hospital_table(frame),
+            effects.site_table(frame, results),
+            effects.subgroup_table(frame, results),
+            effects.class_table(frame, names),
+        ],
         drawn(lambda name: figures.hospital_figures(frame, results, name)),
     )  # fmt: skip
     yield Section(

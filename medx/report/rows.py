@@ -104,6 +104,7 @@ def make_row(run: Run) -> dict[str, Any]:
     }
     return (
         row
+        | ({} if (patient := privacy.epsilon_by_unit.get("patient")) is None else {"epsilon_patient": patient})
         | _measured(result)
         | _costs(result)
         | {

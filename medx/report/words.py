@@ -90,6 +90,8 @@ def hospital_words(frame: pd.DataFrame) -> Iterable[str]:
     """Which partitions there are, and what each means."""
     rows = with_role(frame, "skew")
     names = list(dict.fromkeys(rows["partition"]))
+    if not names:
+        return
     yield f"How utility depends on what each hospital sees: {listed(names)}."
     kinds = dict.fromkeys(name.partition("(")[0] for name in names)
     meant = [MIXES[kind] for kind in kinds if kind in MIXES]
@@ -119,6 +121,8 @@ def privacy_limits(frame: pd.DataFrame, private: list[PrivacyResult]) -> Iterabl
     if "record" in units:
         where = " where its unit is a record" if len(units) > 1 else ""
         yield f"ε protects one image{where}. A patient with several images is protected less."
+    if "patient" in units:
+        yield "Where the unit of ε is a patient, all images of one are protected together."
     if "client" in units:
         yield "Where the unit of ε is a client, what is protected is all that one hospital holds."
     seeded = sum(spent.noise_source == "seed" for spent in private)

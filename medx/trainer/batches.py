@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from medx.trainer.augmentation import RandomViews
@@ -29,26 +30,64 @@ def poisson_batches(
         yield (coins < sampling_probability).nonzero().flatten()
 
 
+class Patients:
+    """Whose each of a client's records is: what is drawn and clipped are patients, not records.
+
+    ``numbers`` is a number a record. A step takes at most ``most`` images of a patient (None: all), drawn anew without
+    replacement, each set of so many with equal chance; ``views`` is how many rows a drawn patient takes up.
+    """
+
+    def __init__(self, numbers: np.ndarray, most: int | None) -> None:
+        _, places, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+        self._rows = torch.from_numpy(np.argsort(places, kind="stable"))  # patient by patient
+        self._counts = torch.from_numpy(counts)
+        self._starts = self._counts.cumsum(0) - self._counts
+        self._largest = int(counts.max(initial=1))
+        self.views = self._largest if most is None else min(most, self._largest)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def draw(self, chosen: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows ``int64 [patients, views]`` of the chosen patients' images, and where there is one, ``bool``.
+
+        A patient with fewer images than ``views`` has one of the own again where there is none: no other patient's is
+        ever in reach.
+        """
+        chosen = chosen.cpu()
+        counts = self._counts[chosen][:, None]
+        width = self._largest
+        order = torch.arange(width).expand(len(chosen), width)
+        there = order < counts
+        if width > self.views:
+            keys = torch.rand(there.shape, dtype=torch.float64, generator=generator, device=generator.device).cpu()
+            order = keys.masked_fill(~there, 2.0).argsort(1)[:, : self.views]
+            there = order < counts
+        return self._rows[self._starts[chosen][:, None] + torch.where(there, order, 0)], there
+
+
 class MicroBatches:
     """Sums over micro-batches of about ``size`` images; halves ``size`` for good when memory runs out.
 
     A batch of up to a quarter more is not cut: a Poisson batch is as often above its expectation as below, and a
     piece costs a tenth of itself whatever its size.
 
-    Where there are ``views`` of a record, each is an image. They are drawn for the whole batch, so that the sum does
-    not depend on how it is cut.
+    Where there are ``views`` of a record, each is an image, and so is each of a patient's ``images``. Views are drawn
+    for the whole batch, so that the sum does not depend on how it is cut.
     """
 
-    def __init__(self, mode: GradientMode, size: int, views: RandomViews | None = None) -> None:
+    def __init__(self, mode: GradientMode, size: int, views: RandomViews | None = None, images: int = 1) -> None:
         self.mode = mode
         self.views = views
-        self.size = size if views is None else max(1, size // views.multiplicity)
+        self.images = images
+        self.size = max(1, size // (images * (1 if views is None else views.multiplicity)))
 
     def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
         """As GradientMode, for a batch of any size; raises torch.OutOfMemoryError where one record is too many."""
         if len(labels) == 0:
             return self.mode.clipped_sum(inputs, labels, clip_norm)
-        drawn = None if self.views is None else self.views.draw(len(labels))
+        shape = (len(labels),) if self.images == 1 else (len(labels), self.images)
+        drawn = None if self.views is None else self.views.draw(math.prod(shape)).unflatten(0, shape)
         sums: list[torch.Tensor] = []
         start = 0
         while start < len(labels):
@@ -70,12 +109,20 @@ class MicroBatches:
         try:
             images = inputs[part]
             if self.views is not None and drawn is not None:
-                images = self.views.apply(images, drawn[part])
+                images = _viewed(self.views, images, drawn[part])
             return self.mode.clipped_sum(images, labels[part], clip_norm)
         except torch.OutOfMemoryError:
             if part.stop - part.start == 1:
                 raise
             return None
+
+
+def _viewed(views: RandomViews, images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """The views of each record, or of each patient's images: ``[n, images * views, c, h, w]``."""
+    if drawn.ndim == 3:
+        return views.apply(images, drawn)
+    seen = views.apply(images.flatten(0, 1), drawn.flatten(0, 1))
+    return seen.reshape(len(images), -1, *images.shape[2:])
 
 
 def added(sums: list[torch.Tensor], part: list[torch.Tensor]) -> list[torch.Tensor]:

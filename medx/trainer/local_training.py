@@ -1,6 +1,7 @@
 """One client's local work in one round: private steps from a given state, and the state they end in."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ from medx.model import Objective
 from medx.privacy.base import ClientPlan
 from medx.schema import ConfigError, PrivacyError, component
 from medx.trainer.augmentation import AugmentationName, RandomViews
-from medx.trainer.batches import MicroBatches, poisson_batches
+from medx.trainer.batches import MicroBatches, Patients, poisson_batches
 from medx.trainer.gradients import GradientModeName, build_mode
 from medx.trainer.gradients.record_loss import Loss, NonFiniteGradientError, RecordLoss, refuse_non_finite
 from medx.trainer.state import ModelState, trained_parameters
@@ -84,18 +85,13 @@ class Trainer:
                 "or affine, as equal views add nothing"
             )
 
-    def sampling_probability_for(self, num_records: int) -> float:
-        """The chance of each of ``num_records`` to enter a step; raises ConfigError for a batch above them."""
+    def sampling_probability_for(self, num_units: int) -> float:
+        """The chance of each of so many records, or patients, to enter a step; 1 where a batch would be more."""
         if self.sampling_probability is not None:
             return self.sampling_probability
         if self.expected_batch_size is None:
             return 1.0
-        if self.expected_batch_size > num_records:
-            raise ConfigError(
-                f"trainer.expected_batch_size={self.expected_batch_size:g}: at most the {num_records} records of the "
-                "smallest client, or null for all of them"
-            )
-        return self.expected_batch_size / num_records
+        return min(1.0, self.expected_batch_size / num_units)
 
     def learning_rate_for(self, plan: ClientPlan) -> float:
         """The largest rate of the run under this plan; without privacy it is ``max_learning_rate``."""
@@ -112,13 +108,18 @@ class Trainer:
         factor = learning_rate_factor(self.schedule, step, plan.total_steps, self.warmup_steps)
         return factor * self.learning_rate_for(plan)
 
-    def check(self, num_classes: int, images: bool = True) -> None:
-        """Raise ConfigError where ``class_weights`` are not one for each class, or views are asked of no images."""
+    def check(self, num_classes: int, *, images: bool = True, several: bool = False) -> None:
+        """Raise ConfigError where ``class_weights`` are not one for each class, or views are asked of no images.
+
+        ``several`` tells that a record may have several labels.
+        """
         if self.augmentation != "none" and not images:
             raise ConfigError(
                 f"trainer.augmentation={self.augmentation}: takes a model of images, this one has fixed features; "
                 "accepted: none"
             )
+        if self.class_weights is not None and several:
+            raise ConfigError("trainer.class_weights: a record may have several labels here; accepted: null")
         if self.class_weights is not None and len(self.class_weights) != num_classes:
             raise ConfigError(f"trainer.class_weights={list(self.class_weights)}: takes {num_classes} weights, or null")
 
@@ -136,37 +137,42 @@ class Trainer:
         device: torch.device,
         proximal_mu: float = 0.0,
         view_generator: torch.Generator | None = None,
+        patients: Patients | None = None,
         first_step: int = 0,
     ) -> ClientUpdate:
         """Run ``plan.steps_per_round`` steps from ``state`` on inputs ``[n, ...]`` and labels ``[n]``.
 
-        ``module`` is a workspace: its weights are overwritten. ``view_generator`` is needed for an augmentation.
+        ``module`` is a workspace: its weights are overwritten. ``view_generator`` is needed for an augmentation. With
+        ``patients`` they are what is drawn and clipped.
         ``first_step`` counts the run's steps before this round. Where a gradient or a weight is not finite the update
         abstains and ``state`` comes back as it was given.
         """
         # Not at the top: lightning takes seconds to import, and a wrong configuration is refused without it.
         from medx.trainer.module import ClassificationModule
 
-        record_loss = self._prepare(module, objective, state, device)
+        record_loss = self._prepare(module, objective, state, device, patients)
         step = plan.step
         local = ClassificationModule(
             record_loss,
             lambda parameters: self._optimizer(parameters, module, state, plan),
             step=step,
             expected_batch_size=plan.expected_batch_size,
-            num_records=plan.num_records,
+            num_records=plan.num_units,
             noise_stream=noise_stream,
             gradient_mode=self.gradient_mode,
             micro_batch_size=self.micro_batch_size,
             proximal_mu=proximal_mu,
             views=self._views(view_generator),
+            images=1 if patients is None else patients.views,
         )
         inputs, labels = inputs.to(device), labels.to(device)
-        batches = poisson_batches(len(labels), _probability(plan), plan.steps_per_round, sample_generator)
         try:
-            for number, rows in enumerate(batches, start=first_step):
+            for number, batch in enumerate(
+                _batches(inputs, labels, patients, plan, steps=plan.steps_per_round, generator=sample_generator),
+                start=first_step,
+            ):
                 self._set_rate(local.optimizer, number, plan)
-                local.take_step(*_select(inputs, labels, rows))
+                local.take_step(*batch)
             refuse_non_finite(record_loss.parameters())
         except NonFiniteGradientError:
             return ClientUpdate(state, finite=False)
@@ -184,22 +190,31 @@ class Trainer:
         sample_generator: torch.Generator,
         device: torch.device,
         view_generator: torch.Generator | None = None,
+        patients: Patients | None = None,
     ) -> list[torch.Tensor]:
         """The clipped sum over one Poisson batch at ``state``, *without noise*: the caller must add it.
 
         One tensor on ``device`` for each trained parameter; raises NonFiniteGradientError.
         """
-        record_loss = self._prepare(module, objective, state, device)
+        record_loss = self._prepare(module, objective, state, device, patients)
         mode = build_mode(self.gradient_mode, record_loss, plan.step is not None)
-        (rows,) = poisson_batches(len(labels), _probability(plan), 1, sample_generator)
-        inputs, labels = (tensor.to(device) for tensor in _select(inputs, labels, rows))
+        (batch,) = _batches(inputs, labels, patients, plan, steps=1, generator=sample_generator)
+        inputs, labels = (tensor.to(device) for tensor in batch)
         clip_norm = plan.step.clip_norm if plan.step else float("inf")
-        pieces = MicroBatches(mode, self.micro_batch_size, self._views(view_generator))
+        images = 1 if patients is None else patients.views
+        pieces = MicroBatches(mode, self.micro_batch_size, self._views(view_generator), images)
         sums = pieces.clipped_sum(inputs, labels, clip_norm)
         refuse_non_finite(sums)
         return sums
 
-    def _prepare(self, module: nn.Module, objective: Objective, state: ModelState, device: torch.device) -> RecordLoss:
+    def _prepare(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        state: ModelState,
+        device: torch.device,
+        patients: Patients | None,
+    ) -> RecordLoss:
         refuse_batch_statistics(module)
         exact_products()
         if any(parameter.device != device for parameter in module.parameters()):
@@ -207,7 +222,8 @@ class Trainer:
         module.train()
         state.load_into(module)
         loss = weighted(objective.loss, self.class_weights, device)
-        return RecordLoss(module, loss, self.precision == "bf16", self.augmentation_multiplicity)
+        images = 1 if patients is None else patients.views
+        return RecordLoss(module, loss, self.precision == "bf16", self.augmentation_multiplicity * images, images)
 
     def _views(self, generator: torch.Generator | None) -> RandomViews | None:
         if self.augmentation == "none":
@@ -282,6 +298,31 @@ def _probability(plan: ClientPlan) -> float:
             f"{plan.step.sampling_probability}; they must be equal"
         )
     return plan.sampling_probability
+
+
+def _batches(
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    patients: Patients | None,
+    plan: ClientPlan,
+    *,
+    steps: int,
+    generator: torch.Generator,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs ``[drawn, ...]`` and labels ``[drawn]`` of each step's batch; of patients ``[drawn, views, ...]``.
+
+    A label is -1 where a patient has fewer images than that.
+    """
+    units = len(labels) if patients is None else len(patients)
+    for drawn in poisson_batches(units, _probability(plan), steps, generator):
+        if patients is None:
+            yield _select(inputs, labels, drawn)
+            continue
+        rows, there = patients.draw(drawn, generator)
+        marked = labels[rows.to(labels.device)]
+        marked[~there.to(labels.device)] = -1
+        images = inputs[rows.to(inputs.device)]
+        yield (images[:, 0], marked[:, 0]) if patients.views == 1 else (images, marked)
 
 
 def _select(inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -37,6 +37,7 @@ class ClassificationModule(LightningModule):
         micro_batch_size: int,
         proximal_mu: float,
         views: RandomViews | None = None,
+        images: int = 1,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -46,7 +47,7 @@ class ClassificationModule(LightningModule):
         self.clip_norm = math.inf if step is None else step.clip_norm
         self.expected_batch_size = expected_batch_size
         mode = build_mode(gradient_mode, record_loss, step is not None)
-        self.gradients = MicroBatches(mode, micro_batch_size, views)
+        self.gradients = MicroBatches(mode, micro_batch_size, views, images)
         self.release = None
         if step is not None:
             self.release = GaussianRelease(self.optimizer, step, expected_batch_size, num_records, noise_stream)

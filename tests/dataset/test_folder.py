@@ -103,7 +103,7 @@ def test_rows_keep_their_images_labels_and_patients(tmp_path: Path) -> None:
     assert found == len(to_row)
 
 
-def test_the_split_column_is_kept_and_what_it_lacks_is_dealt(tmp_path: Path) -> None:
+def test_the_split_column_is_kept_and_what_it_lacks_is_dealt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = write_images(tmp_path, 60)
 
     def load(word: Any, **changes: Any) -> DataSplits:
@@ -126,7 +126,13 @@ def test_the_split_column_is_kept_and_what_it_lacks_is_dealt(tmp_path: Path) -> 
     with pytest.raises(
         DataError, match=r"1 validation images of patients who are in train, 1 test images of .* in valid"
     ):
+        load(leaking, shared_patients="refuse")
+    with pytest.raises(DataError, match=r"1 test images of patients who are in (train|validation), so"):
         load(leaking)
+    between = load(lambda index: ("train", "val", "test")[0 if index < 41 else 1 if index < 50 else 2])
+    assert len(between.test) == 10
+    assert not set(between.train.patients) & set(between.validation.patients)
+    assert "1 of 9 validation images are of patients who are in train; both are dealt anew" in caplog.text
     assert len(load(leaking, shared_patients="accept").train) == 41
     assert len(load(leaking, columns={"split": False}).train) != 41
 

@@ -272,7 +272,7 @@ def test_other_layouts_of_the_same_rows_are_the_same_data(tmp_path: Path, change
 
 
 def test_unknown_names_sizes_and_checksums_are_refused(tmp_path: Path) -> None:
-    for bad in ({"name": "chestmnist"}, {"size": 32}, {"md5": "123"}, {"name": "../secret"}):
+    for bad in ({"name": "nodulemnist3d"}, {"size": 32}, {"md5": "123"}, {"name": "../secret"}):
         with pytest.raises(ValidationError):
             load(tmp_path, **bad)
 

@@ -31,8 +31,6 @@ CONFIGURATIONS = [
     ("privacy.clip_norm=1e30", r"privacy\.clip_norm=1e\+30: accepted: 1e-15 to 1e\+15$"),
     ("trainer.expected_batch_size=null trainer.sampling_probability=1.01", r"sampling_probability=1\.01: .*equal to 1"),
     ("trainer.expected_batch_size=null trainer.sampling_probability=0", r"sampling_probability=0: .*greater than 0"),
-    # 4: batch above the data
-    ("trainer.expected_batch_size=51", r"expected_batch_size=51: at most the 50 records of the smallest client"),
     # 5: unknown names
     ("privacy.epsilno=3", r"privacy\.epsilno is unknown; did you mean privacy\.epsilon"),
     ("+privacy.epsilno=3", r"privacy\.epsilno is unknown; did you mean epsilon"),

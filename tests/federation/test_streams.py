@@ -59,6 +59,9 @@ def test_versions_device_data_and_their_order_key_the_noise(tmp_path: Path, monk
     whole = prepare(make(tmp_path, privacy="none", secure=False).setup).splits.train
     turned = replace(whole, images=whole.images[::-1], labels=whole.labels[::-1])
     assert turned.digest != whole.digest  # the same multiset of records, dealt to other hospitals
+    owners = np.arange(len(whole)) // 2
+    known = [replace(whole, **{name: owners + more}) for name in ("patients", "hospitals") for more in (0, 1)]
+    assert len({each.digest for each in (whole, *known)}) == 5, "who is whose, and where, is summed by too"
     monkeypatch.setattr("medx.federation.setup._computed_by", lambda device: ("9.9", "2.0", device))
     assert not np.any(seeded() == before)
 

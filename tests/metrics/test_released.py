@@ -16,7 +16,7 @@ KINDS = dict(marked(ExperimentResult))
 EXACT = {
     "dataset.content_hash", "dataset.md5", "dataset.class_counts", "clients", "majority_accuracy", "rounds.seconds",
     "timing", "error", "config_hash", "validation", "test", "rounds.metrics", "curves", "degenerate", "baselines",
-    "seed",
+    "seed", "subgroups",
 }  # fmt: skip
 
 

@@ -1,12 +1,14 @@
 """What several records together, a replaced one, and one curious hospital mean for epsilon."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
 from medx.privacy.accountants import Event, Release, gaussian_epsilon, mixture, replacing
-from medx.privacy.accounting import calibrate_noise_multiplier, epsilon_spent
-from medx.privacy.base import ClientPlan, PrivacyPlan, SampledGaussian, SharedNoise
+from medx.privacy.accounting import calibrate_noise_multiplier, epsilon_group, epsilon_replaced, epsilon_spent
+from medx.privacy.base import ClientPlan, ClientRelease, PrivacyPlan, SampledGaussian, SharedNoise
 from medx.privacy.spending import Spending
 from medx.privacy.statement import privacy_result
 from tests.privacy.examples import configured
@@ -39,7 +41,7 @@ def hockey_stick(high: np.ndarray, low: np.ndarray, width: float, epsilon: float
 
 @pytest.mark.parametrize(("q", "sigma", "size"), [(0.3, 1.5, 2), (0.1, 0.8, 5)])
 def test_one_sampled_step_of_a_group_is_bounded_from_above_and_closely(q: float, sigma: float, size: int) -> None:
-    bound = mixture((Release(q, sigma, 1),), size, DELTA)
+    bound = mixture([((Release(q, sigma, 1),), size)], DELTA)
     x = np.linspace(-12 * sigma, 12 * sigma + size, 400_001)
     width = float(x[1] - x[0])
     counts = range(size + 1)
@@ -61,6 +63,80 @@ def test_a_replacement_under_sampling_is_bounded_from_above(q: float) -> None:
     assert hockey_stick(*parts, width, bound) <= DELTA
     if q > 0.9:
         assert bound == pytest.approx(gaussian_epsilon(2 / sigma, DELTA), rel=0.02)
+
+
+@pytest.mark.parametrize("parts", [((0.3, 1.5, 2), (0.3, 1.5, 2)), ((0.2, 1.2, 3), (0.5, 2.0, 1))])
+def test_a_patients_epsilon_is_that_of_a_brute_force_convolution(parts: tuple[tuple[float, float, int], ...]) -> None:
+    """Two releases of a patient's images, of one hospital twice or of two hospitals, over the whole plane."""
+    bound = epsilon_group([((Release(q, sigma, 1),), size) for q, sigma, size in parts], DELTA)
+    mixed, alone, width = np.ones((1, 1)), np.ones((1, 1)), 1.0
+    for axis, (q, sigma, size) in enumerate(parts):
+        x = np.linspace(-7.5 * sigma, 7.5 * sigma + size, 3001)
+        counts = range(size + 1)
+        density = sum(binom.pmf(count, size, q) * norm.pdf(x, count, sigma) for count in counts)
+        shape = (-1, 1) if axis == 0 else (1, -1)
+        mixed, alone = mixed * density.reshape(shape), alone * norm.pdf(x, 0, sigma).reshape(shape)
+        width *= float(x[1] - x[0])
+
+    def spent(epsilon: float) -> float:
+        return max(hockey_stick(mixed, alone, width, epsilon), hockey_stick(alone, mixed, width, epsilon))
+
+    assert spent(bound) <= DELTA, "an upper bound"
+    assert spent(0.96 * bound) > DELTA, "and a close one"
+    one_less = epsilon_group([((Release(q, sigma, 1),), size - (size > 1)) for q, sigma, size in parts], DELTA)
+    assert spent(one_less) > DELTA, "the planted fault: an image is not counted"
+
+
+def test_what_a_patient_spends_adds_up_over_hospitals() -> None:
+    step = SampledGaussian(0.2, 2.0, 0.1)
+    clients = tuple(ClientPlan(i, 900, 0.2, 180.0, 1, 30, step, 360.0) for i in range(2))
+    where = (((0, 3),), ((0, 1), (1, 2)))
+    history, release = [(step, 30)], (Release(0.2, 2.0, 30),)
+    local = PrivacyPlan(configured("local_dp"), clients, DELTA, 10.0, "system", patient_images=where)
+    found = Spending(local, DELTA, [history, history]).by_unit()
+    both = epsilon_group([(release, 1), (release, 2)], DELTA)
+    assert found["image"] == epsilon_spent(history, DELTA).value
+    assert found["patient"] == max(epsilon_group([(release, 3)], DELTA), both)
+    assert found["hospital"] > 100
+    # In one sum the images of both hospitals add up in the same release, which is worse.
+    shared = SharedNoise(2, 0, trusted_aggregator=False)
+    summed = PrivacyPlan(
+        configured("distributed_dp"), clients, DELTA, 10.0, "system", shared_noise=shared, patient_images=where[1:]
+    )
+    together = Spending(summed, DELTA, [history, history]).by_unit()["patient"]
+    assert together == epsilon_group([(release, 3)], DELTA) > both
+    # A hospital that dropped out hides nothing that the other released.
+    for short in ([], [(step, 3)]):
+        assert Spending(summed, DELTA, [short, history]).by_unit()["patient"] == together
+    # One model of all records met the images of both hospitals at once: at full batches the shift adds up.
+    full = SampledGaussian(1.0, 8.0, 0.1)
+    whole = replace(local, clients=tuple(replace(c, step=full, sampling_probability=1.0) for c in clients))
+    ones = replace(whole, patient_images=(((0, 1), (1, 1)),))
+    pooled = Spending(ones, DELTA, [[(full, 30)]] * 2, [[(full, 30)]] * 2, executed=True).by_unit()["patient"]
+    assert pooled >= gaussian_epsilon((30 * 2 + 30 * 4) ** 0.5 / 8, DELTA)
+    unknown = Spending(replace(local, patient_images=()), DELTA, [history, history]).by_unit()
+    assert list(unknown) == ["image", "hospital"]
+
+
+def test_where_a_hospital_is_the_unit_a_patient_at_two_changes_two() -> None:
+    event = SampledGaussian(0.5, 4.0, 1.0)
+    clients = tuple(ClientPlan(i, 900, 1.0, 900.0, 1, 30, None, 1800.0) for i in range(2))
+    release = ClientRelease(event, None)
+    plan = PrivacyPlan(configured("central_dp"), clients, DELTA, 10.0, "system", client_release=release)
+    history = [(event, 30)]
+    assert list(Spending(plan, DELTA, [history, history]).by_unit()) == ["image", "hospital"]
+    known = replace(plan, patient_images=(((0, 3),), ((0, 1), (1, 2))))
+    found = Spending(known, DELTA, [history, history])
+    assert found.by_unit()["image"] == found.by_unit()["hospital"] == epsilon_spent(history, DELTA).value
+    assert found.by_unit()["patient"] == found.by_group()["2"] > found.by_unit()["image"]
+
+
+@pytest.mark.parametrize("target", [40.0, 100.0])
+def test_a_bound_is_a_number_whatever_the_epsilon(target: float) -> None:
+    sigma = calibrate_noise_multiplier(target, DELTA, 0.2, 20)
+    releases = (Release(0.2, sigma, 20),)
+    assert target < epsilon_replaced(releases, DELTA) < np.inf
+    assert target < epsilon_group([(releases, 5)], DELTA) < np.inf
 
 
 def shared_plan(minimum: int, colluders: int) -> PrivacyPlan:

@@ -349,6 +349,29 @@ def test_a_hospital_spends_once_a_run_and_for_all_its_records(tmp_path):
     reserve(tmp_path, "server", both, epsilon(120))
 
 
+def test_a_patient_spends_no_less_than_at_any_hospital_and_images_are_not_mixed_with_patients(tmp_path):
+    """In one run a patient is at one hospital, it is not known at which; one that was in no step blocks nobody."""
+    often, loud = SampledGaussian(1.0, 9.0, 0.1), SampledGaussian(0.02, 0.6, 0.1)
+    for index, (step, steps) in enumerate([(often, 12), (loud, 11)]):
+        one = asked("one", steps, step=step, unit="patient", records=records(tmp_path, index, index + 10))
+        reserve(tmp_path, f"client_{index}", one, None)
+    worst = max(epsilon_pld([(often, 12), (STEP, 60)], DELTA), epsilon_pld([(loud, 11), (STEP, 60)], DELTA))
+    for touched in ((0,), (1,), (0, 1)):  # one image more never makes it less
+        two = asked("two", unit="patient", records=records(tmp_path, *touched))
+        spent = {(0,): epsilon_pld([(often, 12), (STEP, 60)], DELTA)}.get(touched, worst if len(touched) > 1 else None)
+        spent = spent or epsilon_pld([(loud, 11), (STEP, 60)], DELTA)
+        with pytest.raises(LedgerError, match=r"on a patient of this run"):
+            reserve(tmp_path, "client_2", two, 0.999 * spent)
+    with pytest.raises(LedgerError, match="runs whose unit is another have touched these records"):
+        reserve(tmp_path, "client_3", asked("three", records=records(tmp_path, 0)), 100.0)
+    withdrawn = asked("four", unit="patient", records=records(tmp_path, 30))
+    ledger = PrivacyLedger(tmp_path / "client_4.sqlite", create=True)
+    ledger.reserve(withdrawn, delta=DELTA, budget=None)
+    ledger.finish("four")
+    ledger.close()
+    reserve(tmp_path, "client_5", asked("five", records=records(tmp_path, 30)), 100.0)
+
+
 def test_a_lost_key_makes_every_record_the_same(tmp_path):
     reserve(tmp_path, "client_0", asked("one", records=records(tmp_path, 1, 2)), epsilon(100))
     (tmp_path / "records.key").unlink()

@@ -93,7 +93,7 @@ def test_runs_what_is_missing_and_nothing_else(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     good = Grid(role="utility", overrides=TINY)
-    bad = Grid(role="skew", seeds=[0], overrides={**TINY, "trainer.expected_batch_size": 999})
+    bad = Grid(role="skew", seeds=[0], overrides={**TINY, "federation.num_clients": 9999})
     jobs, _ = plan_jobs(study_of(good, bad))
     store = tmp_path / "outputs" / "s"
     errors = run_jobs(jobs, store, 1)
@@ -102,7 +102,7 @@ def test_runs_what_is_missing_and_nothing_else(
     assert sorted("FAILED" in line for line in told) == [False, False, True], "one that fails does not stop the others"
     assert [f"({count} of 3 done" in line for count, line in enumerate(told, 1)] == [True] * 3
     assert list(errors) == [jobs[2].folder]
-    assert "expected_batch_size" in errors[jobs[2].folder]
+    assert "the training split has" in errors[jobs[2].folder]
     done = collect(jobs, store)
     assert list(done) == [jobs[0].folder, jobs[1].folder]
     run_ids = {folder: result.tracking["run_id"] for folder, result in done.items()}

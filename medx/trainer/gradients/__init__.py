@@ -139,17 +139,32 @@ def build_mode(name: GradientModeName, record_loss: RecordLoss, private: bool) -
 
 
 def try_mode(
-    mode: GradientModeName, module: nn.Module, objective: Objective, *, views: int, shape: torch.Size, num_classes: int
+    mode: GradientModeName,
+    module: nn.Module,
+    objective: Objective,
+    *,
+    views: int,
+    shape: torch.Size,
+    num_classes: int,
+    images: int = 1,
+    several: bool = False,
 ) -> None:
     """Refuse a gradient mode that fails on ``module``, or clips otherwise than the naive loop; names those that do not.
 
     Tried on a copy without dropout and with weights off zero, as a last layer at zero would hide every layer below, on
-    the CPU, with three random inputs of ``shape``, ``views`` of each.
+    the CPU, with three random inputs of ``shape``, ``views`` of each; or with three patients of ``images``, of whom one
+    lacks the last. With ``several`` labels a record each is yes, no or not known.
     """
-    loss = RecordLoss(without_dropout(perturbed(module).float()), objective.loss, views=views)
+    seen = views * images
+    loss = RecordLoss(without_dropout(perturbed(module).float()), objective.loss, views=seen, images=images)
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(3, *((views,) if views > 1 else ()), *shape, generator=generator)
+    inputs = torch.randn(3, *((seen,) if seen > 1 else ()), *shape, generator=generator)
     labels = torch.arange(3) % num_classes
+    if several:  # 0, 1 and not known
+        labels = (labels[:, None] + torch.arange(num_classes)) % 3 - 1
+    if images > 1:
+        labels = labels[:, None].repeat(1, images, *[1] * several)
+        labels[0, -1] = -1
     problem = problem_of(mode, loss, inputs, labels)
     if problem is None:
         return

@@ -28,20 +28,32 @@ class RecordLoss:
     """A module with its loss per record: ``loss(outputs, labels)`` gives ``[batch]``, without any reduction.
 
     With ``bf16`` the forward pass runs under bfloat16 autocast; the loss, norms and sums stay in float32.
-    With ``views`` > 1 inputs are ``[batch, views, ...]`` and a record's loss is the mean over its own views.
+    With ``views`` > 1 inputs are ``[batch, views, ...]`` and a record's loss is the mean over its own views. With
+    ``images`` > 1 a record is a patient: labels are ``[batch, images, ...]``, each of ``views / images`` views, and -1
+    where there is no image.
     """
 
     module: nn.Module
     loss: Loss
     bf16: bool = False
     views: int = 1
+    images: int = 1
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """``[batch]`` losses; raises PrivacyError where the loss is reduced and so couples records."""
+        if self.images > 1:
+            return self._patients(inputs, labels)
         if self.views > 1:
-            losses = self._losses(inputs.flatten(0, 1), labels.repeat_interleave(self.views))
+            losses = self._losses(inputs.flatten(0, 1), labels.repeat_interleave(self.views, 0))
             return losses.view(len(labels), self.views).mean(1)
         return self._losses(inputs, labels)
+
+    def _patients(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        each = labels.repeat_interleave(self.views // self.images, 1)
+        there = (each >= 0) if each.ndim == 2 else (each >= 0).any(2)
+        marked = each.clamp(min=0) if each.ndim == 2 else each  # -1 is a label of several that is not known
+        losses = self._losses(inputs.flatten(0, 1), marked.flatten(0, 1)).view(there.shape)
+        return (losses * there).sum(1) / there.sum(1).clamp(min=1)
 
     def _losses(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         # Without the cast cache every use of a parameter is its own edge of the graph, so uses can be counted.
