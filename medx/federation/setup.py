@@ -217,8 +217,10 @@ def _load(setup: Setup) -> Prepared:
         _check_memory(splits, features)
     inputs, labels = {}, {}
     for name, split in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
-        images = splits.to_tensor(split.images)
-        inputs[name] = images if features is None else cached_features(features, images, setup.cache)
+        if features is None:
+            inputs[name] = splits.to_tensor(split.images)
+        else:
+            inputs[name] = cached_features(features, split.images, splits.to_tensor, setup.cache)
         labels[name] = torch.from_numpy(split.labels.astype(np.int64))
     return Prepared(splits, tuple(parts), inputs, labels, setup.model.objective(spec), features)
 

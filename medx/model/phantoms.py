@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 
+import numpy as np
 import scipy.linalg
 import torch
 from torch import nn
@@ -46,8 +47,12 @@ Build = Callable[[InputSpec], nn.Module]
 def draw_phantoms(kind: Kind, size: int, count: int, seed: int, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Images ``float32 [count, channels, size, size]`` in -1..1 and labels ``int64 [count]``."""
     images, labels = kind.draw(count, size, numpy_generator(derive_seed(seed, purpose)))
-    scaled = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-    return scaled.contiguous(), torch.from_numpy(labels)
+    return scaled(images), torch.from_numpy(labels)
+
+
+def scaled(images: np.ndarray) -> torch.Tensor:
+    """``float32 [n, channels, size, size]`` in -1..1 of images ``uint8 [n, size, size, channels]``."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
 def _kind(spec: InputSpec | ScatterSettings, key: str) -> Kind:
@@ -78,9 +83,11 @@ def phantom_basis(settings: ScatterSettings, num_phantoms: int, whitening_expone
 
     def fit() -> Tensors:
         say(f"preparing: {num_phantoms} phantoms are drawn")
-        images, _ = draw_phantoms(kind, settings.image_size, num_phantoms, seed, "phantom-basis")
+        images, _ = kind.draw(num_phantoms, settings.image_size, numpy_generator(derive_seed(seed, "phantom-basis")))
         # The projection is linear: the views of a phantom would add little that another phantom does not.
-        rows = compute_features(ScatterFeatures(replace(settings, num_components=0)).coefficients, images)
+        scatter = ScatterFeatures(replace(settings, num_components=0))
+        rows = compute_features(lambda part: scatter.coefficients(scaled(part)), images)
+        del images
         say(f"preparing: principal components of {num_phantoms} phantoms, up to a minute")
         return principal_components(rows, settings.num_components, whitening_exponent)
 
@@ -90,11 +97,12 @@ def phantom_basis(settings: ScatterSettings, num_phantoms: int, whitening_expone
 def principal_components(rows: torch.Tensor, num_components: int, whitening_exponent: float) -> Tensors:
     """``centre``, ``basis`` (float16) and ``scales`` from ``rows [n, d]``, strongest component last.
 
-    Exact, in single precision, from the smaller of the covariance and the Gram matrix; the entry of a
-    component that is largest in size is positive. Scales are ``(eigenvalue + floor) ** -whitening_exponent``.
+    Exact, in single precision, from the smaller of the covariance and the Gram matrix; ``rows``, maybe gigabytes,
+    are centred in place. Of a component the entry that is largest in size is positive. Scales are
+    ``(eigenvalue + floor) ** -whitening_exponent``.
     """
     centre = rows.mean(0, dtype=torch.float64)
-    rows = rows - centre.float()
+    rows -= centre.float()
     count, size = rows.shape
     wide = size > count
     products = (rows @ rows.T if wide else rows.T @ rows).numpy()
@@ -120,8 +128,8 @@ def phantom_head(features: ScatterFeatures, spec: InputSpec, num_phantoms: int, 
     probe = _probe(kind, spec.image_size, seed, "phantom-basis")
 
     def fit() -> Tensors:
-        images, labels = draw_phantoms(kind, spec.image_size, num_phantoms, seed, "phantom-basis")
-        rows = compute_features(features, images)
+        drawn, classes = kind.draw(num_phantoms, spec.image_size, numpy_generator(derive_seed(seed, "phantom-basis")))
+        rows, labels = compute_features(lambda part: features(scaled(part)), drawn), torch.from_numpy(classes)
         with torch.device("meta"):
             head: nn.Module = LinearHead(rows.shape[1], spec, bias=False)
         head, objective = initialise(head, seed), objective_for(spec)

@@ -5,12 +5,15 @@ The cache is a folder, addressed by content, of what is costly to compute from p
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,7 +25,7 @@ from medx.output import counted, say
 from medx.schema import CheckpointError, ConfigError
 
 Tensors = dict[str, torch.Tensor]
-Transform = Callable[[torch.Tensor], torch.Tensor]
+Normalise = Callable[[np.ndarray], torch.Tensor]  # images as read to a model's
 
 # What is said of a kind when it is computed.
 WORDS = {"basis": "the basis of the features, from drawn phantoms", "head": "a head fitted to drawn phantoms"}
@@ -105,33 +108,46 @@ def _placed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def cached_features(features: FixedFeatures, images: torch.Tensor, cache: Path) -> torch.Tensor:
-    """``float32 [n, ...]`` features of normalised images ``[n, channels, height, width]``, from ``cache`` if there.
+def cached_features(features: FixedFeatures, images: np.ndarray, normalise: Normalise, cache: Path) -> torch.Tensor:
+    """``float32 [n, ...]`` features of images ``[n, height, width, channels]``, from ``cache`` if they are there.
 
-    Keyed by the transform's fingerprint and the bytes of ``images``.
+    Keyed by the transform's fingerprint, the bytes of ``images``, and what ``normalise`` makes of black and white.
     """
-    key = f"{features.fingerprint} {tensors_digest({'images': images})}"
-    return cached("features", key, lambda: {"features": compute_features(features, images)}, cache)["features"]
+    ends = np.zeros((2, *images.shape[1:]), images.dtype)
+    ends[1] = np.iinfo(images.dtype).max
+    raw = torch.from_numpy(np.ascontiguousarray(images))
+    key = f"{features.fingerprint} {tensors_digest({'images': raw, 'ends': normalise(ends)})}"
+
+    def compute() -> Tensors:
+        return {"features": compute_features(lambda part: features(normalise(part)), images)}
+
+    return cached("features", key, compute, cache)["features"]
 
 
-def compute_features(transform: Transform, images: torch.Tensor) -> torch.Tensor:
-    """``float32 [n, ...]``: ``transform`` over small batches, one thread a batch, in the order of ``images``."""
-    batch = max(1, BATCH_VALUES // max(1, images[0].numel())) if len(images) else 1
-    batches = images.split(batch)
+def compute_features(transform: Callable[[Any], torch.Tensor], images: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """``float32 [n, ...]``: ``transform`` over small batches, one thread a batch, in the order of ``images [n, ...]``.
+
+    Beside the images and what is given there are a few batches in memory.
+    """
+    batch = max(1, BATCH_VALUES // max(1, math.prod(images.shape[1:])))
+    batches = [images[start : start + batch] for start in range(0, max(1, len(images)), batch)]
     threads = torch.get_num_threads()
 
-    def apply(batch: torch.Tensor) -> torch.Tensor:
+    def apply(batch: torch.Tensor | np.ndarray) -> torch.Tensor:
         with torch.no_grad():
             return transform(batch).float()
 
     # Threads inside an operation wait for each other at every one of them; whole batches never do.
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            parts: list[torch.Tensor] = []
+            found, done = torch.empty(0), 0
             progress = counted(f"preparing: features of {len(images)} images", len(images))
             for part in pool.map(apply, batches):
-                parts.append(part)
-                progress(sum(map(len, parts)))
+                if not done:
+                    found = part.new_empty(len(images), *part.shape[1:])
+                found[done : done + len(part)] = part
+                done += len(part)
+                progress(done)
         finally:
             torch.set_num_threads(threads)
-    return torch.cat(parts)
+    return found

@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -121,13 +122,13 @@ def test_views_are_small_but_not_nothing() -> None:
 def test_principal_components_are_the_singular_vectors(count: int, size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(count, size, generator=generator) * torch.linspace(1, 3, size) + 5
-    found = principal_components(rows, 10, 0.25)
+    found = principal_components(rows.clone(), 10, 0.25)
     _, values, vectors = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
     variances = values[:10].flip(0) ** 2 / (count - 1)
     assert torch.allclose(found["scales"], (variances + 1e-3 * variances[-1]) ** -0.25, rtol=1e-4)
     overlaps = (found["basis"].float() * vectors[:10].flip(0).T).sum(0).abs()
     assert torch.allclose(overlaps, torch.ones(10), atol=2e-3)
-    assert torch.equal(found["basis"], principal_components(rows, 10, 0.25)["basis"])
+    assert torch.equal(found["basis"], principal_components(rows.clone(), 10, 0.25)["basis"])
     largest = found["basis"].gather(0, found["basis"].abs().argmax(0, keepdim=True))
     assert (largest > 0).all()
 
@@ -149,37 +150,49 @@ def test_head_starts_at_zero_with_the_constant_as_bias() -> None:
     assert next(shallow.parameters()).any()
 
 
+def pixels(count: int, channels: int) -> np.ndarray:
+    """Images as they are read: ``uint8 [count, 28, 28, channels]``."""
+    return np.random.default_rng(0).integers(0, 256, (count, 28, 28, channels), np.uint8)
+
+
+def normalised(part: np.ndarray) -> torch.Tensor:
+    """``float32 [n, channels, height, width]`` in 0..1."""
+    return torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255
+
+
 def test_cached_features_computes_once_and_in_order(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, said = images(70, 3, 28), []
+    x, said = pixels(70, 3), []
     monkeypatch.setattr(output, "_SHOWN", [said.append])
     monkeypatch.setattr(output, "EVERY", 0.0)
     Doubling.seen = 0
-    first = cached_features(Doubling(), x, cache)
-    again = cached_features(Doubling(), x.clone(), cache)
-    assert torch.equal(first, 2 * x.flatten(1))
+    first = cached_features(Doubling(), x, normalised, cache)
+    again = cached_features(Doubling(), x.copy(), normalised, cache)
+    assert torch.equal(first, 2 * normalised(x).flatten(1))
     assert torch.equal(first, again)
     assert Doubling.seen == 70
     assert said[-1] == "preparing: features of 70 images: 70 of 70"
     assert len(said) > 3
-    cached_features(Doubling(), x + 1, cache)
+    cached_features(Doubling(), x ^ 1, normalised, cache)
     assert Doubling.seen == 140
+    cached_features(Doubling(), x, lambda part: normalised(part) + 1, cache)
+    assert Doubling.seen == 210, "another normalisation"
 
 
 @pytest.mark.parametrize("fault", ["flipped", "truncated", "garbage"])
 def test_damaged_cache_is_reported_and_computed_again(
     fault: str, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    x = images(4, 1, 28)
-    expected = cached_features(Doubling(), x, cache)
+    x = pixels(4, 1)
+    expected = cached_features(Doubling(), x, normalised, cache)
     (path,) = cache.rglob("*.safetensors")
     whole = bytearray(path.read_bytes())
     flipped = whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:]
     path.write_bytes({"flipped": flipped, "truncated": whole[:100], "garbage": b"?"}[fault])
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(cached_features(Doubling(), x, cache), expected)
+        assert torch.equal(cached_features(Doubling(), x, normalised, cache), expected)
     assert "damaged" in caplog.text
     caplog.clear()
-    cached_features(Doubling(), x, cache)
+    cached_features(Doubling(), x, normalised, cache)
     assert not caplog.text
     assert {path.suffix for path in cache.rglob("*") if path.is_file()} == {".safetensors", ".lock"}, "nothing aside"
 
