@@ -146,25 +146,21 @@ def shortcuts(records: Records) -> Iterator[dict[str, Any]]:
 def warnings(found: Findings) -> Iterator[str]:
     """One sentence for each thing that a person should look at; none names a file or a patient."""
     counted = {
-        "unreadable": "images give no picture",
-        "constant": "images have one value only",
-        "saturated": f"images are black or white in more than {SATURATED:.0%} of their pixels",
-        "flat": "images of 16 bits use less than a sixteenth of them (dataset.window)",
+        "unreadable": "images without a picture",
+        "constant": "images of one value only",
+        "saturated": f"images that are black or white in more than {SATURATED:.0%} of their pixels",
+        "flat": "images of 16 bits that use less than a sixteenth of them (dataset.window)",
     }
-    yield from (f"{len(found[key])} {words}" for key, words in counted.items() if found[key])
-    same = {
-        "splits": "lie in several splits",
-        "labels": "have several labels",
-        "patients": "are of several patients",
-    }
+    yield from (f"{words}: {len(found[key])}" for key, words in counted.items() if found[key])
+    same = {"splits": "in several splits", "labels": "with several labels", "patients": "of several patients"}
     for key, words in same.items():
         if count := found["identical"][f"across_{key}"]:
-            yield f"{count} groups of identical pictures {words}"
+            yield f"groups of identical pictures {words}: {count}"
     for pair, count in (found["patients"] or {"images_across_splits": {}})["images_across_splits"].items():
         if count:
-            yield "{} {} images are of patients who are in {}".format(count, *pair.split("/"))
+            yield "{1} images of patients who are in {2}: {0}".format(count, *pair.split("/"))
     if found["patients"] and found["patients"]["in_several"]["hospitals"]:
-        yield f"{found['patients']['in_several']['hospitals']} patients are at several hospitals"
+        yield f"patients at several hospitals: {found['patients']['in_several']['hospitals']}"
     yield from _missing(found)
     for shortcut in found["shortcuts"]:
         if shortcut["auc"] >= SHORTCUT:

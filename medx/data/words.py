@@ -48,7 +48,7 @@ def _whole(found: Findings) -> Iterator[str]:
         ends = " to ".join("{} x {}".format(*sizes[end]) for end in ("smallest", "largest"))
         yield f"sizes: {sizes['different']} ({ends} pixels)"
     same = found["identical"]
-    yield f"identical pictures: {same['groups']} groups of {same['images']} images"
+    yield f"identical pictures: {same['images']}, in groups: {same['groups']}"
     told = [f"{one['what']} {one['auc']:.2f} ({one['class']})" for one in found["shortcuts"]]
     yield from _wrapped(f"AUC without looking at the image: {', '.join(told) or 'none'}")
     if found["unreadable"]:

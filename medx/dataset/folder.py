@@ -207,7 +207,8 @@ class Folder:
         if self.shared_patients == "accept":
             return codes
         shared = shared_patients(codes, patients)
-        if self.shared_patients == "deal" and shared["validation/train"] and set(codes) == {0, 1, 2}:
+        in_test = shared["test/train"] or shared["test/validation"]
+        if self.shared_patients == "deal" and shared["validation/train"] and not in_test:
             log.warning(
                 "dataset.columns.split: %d of %d validation images are of patients who are in train; both are dealt "
                 "anew by whole patients (dataset.shared_patients=deal; refuse, accept)",

@@ -88,7 +88,7 @@ def test_every_trouble_is_counted(tmp_path: Path, check: Any) -> None:
     assert found["identical"] == same
     by_what = {one["what"]: one for one in found["shortcuts"]}
     assert by_what["aspect ratio"]["auc"] > 0.9
-    assert "dataset.columns.split: 1 test images of patients who are in " in found["refusal"]
+    assert "dataset.columns.split: 2 validation images of patients who are in train, 1 test images" in found["refusal"]
     assert "hospital west has no image of b" in found["warnings"]
     assert not any("Jane" in warning or ".png" in warning for warning in found["warnings"])
 
