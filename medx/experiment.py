@@ -34,7 +34,8 @@ from medx.model.export import save_model
 from medx.output import say
 from medx.partition import Partition, partition_table
 from medx.privacy.base import PrivacyMechanism
-from medx.privacy.statement import privacy_result, statement, summarise
+from medx.privacy.plan_table import summarise
+from medx.privacy.statement import privacy_result, statement
 from medx.results import ExperimentResult, Observer, PrivacyResult, RoundRecord, RunContext, Status
 from medx.runtime import Runtime
 from medx.schema import CheckpointError, LedgerError, Place, component, option_of

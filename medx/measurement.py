@@ -21,8 +21,8 @@ from medx.metrics import (
     majority_accuracy,
 )
 from medx.model.export import check_export, check_outputs
-from medx.privacy.base import PATIENT
 from medx.privacy.preflight import check_independence, check_module, perturbed
+from medx.privacy.units import PATIENT
 from medx.randomness import Key, derive_seed, numpy_generator
 from medx.released import Record
 from medx.results import ClientResult, CurveData, DatasetInfo, Interval, SubgroupResult

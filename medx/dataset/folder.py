@@ -116,7 +116,7 @@ class Folder:
         """Read, fit and deal the images; raises DataError where that cannot be, in one line without names."""
         table = self.table()
         labels, names = self.labels_of(table)
-        codes = self.split_of(table, labels)
+        codes = self.split_of(table, labels, tell=True)
         order = np.argsort(codes, kind="stable")  # so that each split is one stretch of the mapped file
         ratios = None if table.aspect_ratios is None else [table.aspect_ratios[row] for row in order]
         rules = Rules(self.size, self.fit, self.colour, self.reading)
@@ -195,11 +195,11 @@ class Folder:
             raise DataError(f"dataset.columns.label: {problem}") from None
         return labels, names
 
-    def split_of(self, table: Table, labels: np.ndarray) -> np.ndarray:
+    def split_of(self, table: Table, labels: np.ndarray, *, tell: bool = False) -> np.ndarray:
         """0, 1, 2 a row: train, validation, test; raises DataError where a patient is on two sides.
 
         Where the split column has patients in train and in validation, ``shared_patients=deal`` deals these two anew by
-        whole patients, validation as large as it was; the test split is never touched.
+        whole patients, validation as large as it was, and ``tell`` says so; the test split is never touched.
         """
         patients = np.arange(len(table)) if table.patients is None else numbered(table.patients)
         fractions = {"validation": self.validation_fraction, "test": self.test_fraction}
@@ -209,11 +209,12 @@ class Folder:
         shared = shared_patients(codes, patients)
         in_test = shared["test/train"] or shared["test/validation"]
         if self.shared_patients == "deal" and shared["validation/train"] and not in_test:
-            log.warning(
-                "dataset.columns.split: %d of %d validation images are of patients who are in train; both are dealt "
-                "anew by whole patients (dataset.shared_patients=deal; refuse, accept)",
-                *(shared["validation/train"], int((codes == 1).sum())),
-            )
+            if tell:
+                log.warning(
+                    "dataset.columns.split: %d of %d validation images are of patients who are in train; both are "
+                    "dealt anew by whole patients (dataset.shared_patients=deal; refuse, accept)",
+                    *(shared["validation/train"], int((codes == 1).sum())),
+                )
             codes = dealt_anew(codes, strata(labels), patients, self.seed)
         refuse_shared_patients(codes, patients)
         return codes

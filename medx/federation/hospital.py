@@ -22,8 +22,9 @@ from medx.federation.flower import PayloadError, from_record
 from medx.federation.ledgers import journal_path, keeps_ledger, open_ledger
 from medx.federation.setup import Job, Prepared, build_module, prepare, secret_key
 from medx.federation.sums import Position, attempts_of
-from medx.privacy.base import PATIENT, ClientPlan
+from medx.privacy.base import ClientPlan
 from medx.privacy.ledger import PrivacyLedger
+from medx.privacy.units import PATIENT
 from medx.randomness import keyed_generator
 from medx.trainer.batches import Patients
 from medx.trainer.local_training import ClientUpdate

@@ -26,7 +26,8 @@ from medx.model import FixedFeatures, Model, Objective
 from medx.model.storage import cached_features
 from medx.output import say
 from medx.partition import Partition
-from medx.privacy.base import PATIENT, Exposure, PatientImages, PrivacyMechanism, PrivacyPlan
+from medx.privacy.base import Exposure, PatientImages, PrivacyMechanism, PrivacyPlan
+from medx.privacy.units import PATIENT
 from medx.randomness import NUMERICS, Key, derive_key, derive_seed, numpy_generator, system_key
 from medx.schema import DataError
 from medx.trainer.local_training import Trainer

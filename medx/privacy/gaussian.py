@@ -16,9 +16,6 @@ from pydantic_core import PydanticCustomError
 
 from medx.privacy.accounting import calibrate_noise_multiplier, epsilon_spent
 from medx.privacy.base import (
-    CLIENT,
-    PATIENT,
-    RECORD,
     ClientPlan,
     ClientRelease,
     Exposure,
@@ -27,8 +24,8 @@ from medx.privacy.base import (
     PrivacyPlan,
     SampledGaussian,
     SharedNoise,
-    Unit,
 )
+from medx.privacy.units import CLIENT, PATIENT, RECORD, Unit
 from medx.schema import ConfigError, Place, PrivacyError, component
 
 

@@ -6,9 +6,6 @@ from typing import Annotated, ClassVar, Literal, Self
 from annotated_types import Ge, Gt, Lt
 
 from medx.privacy.base import (
-    CLIENT,
-    PATIENT,
-    RECORD,
     ClientRelease,
     Exposure,
     PrivacyMechanism,
@@ -16,9 +13,9 @@ from medx.privacy.base import (
     QuantileClipping,
     SampledGaussian,
     SharedNoise,
-    Unit,
 )
 from medx.privacy.gaussian import CalibratedMechanism, Delta, check_exposure, client_plans
+from medx.privacy.units import CLIENT, PATIENT, RECORD, Unit
 from medx.schema import ConfigError, component
 
 LARGEST_DELTA = 1e-3

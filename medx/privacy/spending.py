@@ -15,7 +15,8 @@ from medx.privacy.accounting import (
     epsilon_replaced,
     epsilon_spent,
 )
-from medx.privacy.base import CLIENT, PATIENT, ClientPlan, PatientImages, PrivacyPlan, SampledGaussian
+from medx.privacy.base import ClientPlan, PatientImages, PrivacyPlan, SampledGaussian
+from medx.privacy.units import CLIENT, PATIENT
 from medx.schema import PrivacyError
 
 SERVER = "the server and its assumed colluders"

@@ -118,11 +118,17 @@ def subgroup_table(frame: pd.DataFrame, results: Results) -> Table:
     rows = []
     for setting, part in settings_of(frame):
         runs = [results[int(run)] for run in part["run"]]
-        for place, group in enumerate(runs[0].subgroups):
+        for group in runs[0].subgroups:
             images = sum(group.class_counts)
             known = {"column": group.column, "group": group.value}
             row = Row(known | {"images": images}, known | {"test images": str(images)})
-            row |= _tested([run.subgroups[place].metrics for run in runs], "run", "this run")
+            same = [
+                each
+                for run in runs
+                for each in run.subgroups
+                if (each.column, each.value) == (group.column, group.value)
+            ]
+            row |= _tested([each.metrics for each in same], "run", "this run")
             rows.append(settled(setting, "dataset", *WHO) | spent(part) | row | cited(part))
     note = (
         "Test images of each group, with the 95 % bootstrap interval over them, both averaged over seeds. Small groups "

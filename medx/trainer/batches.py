@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from medx.privacy.base import ClientPlan
+from medx.schema import PrivacyError
 from medx.trainer.augmentation import RandomViews
 from medx.trainer.gradients import GradientMode
 
@@ -64,6 +66,46 @@ class Patients:
             order = keys.masked_fill(~there, 2.0).argsort(1)[:, : self.views]
             there = order < counts
         return self._rows[self._starts[chosen][:, None] + torch.where(there, order, 0)], there
+
+
+def drawn_batches(
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    patients: Patients | None,
+    plan: ClientPlan,
+    *,
+    steps: int,
+    generator: torch.Generator,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs ``[drawn, ...]`` and labels ``[drawn]`` of each step's batch; of patients ``[drawn, views, ...]``.
+
+    A label is -1 where a patient has fewer images than that.
+    """
+    units = len(labels) if patients is None else len(patients)
+    for drawn in poisson_batches(units, _probability(plan), steps, generator):
+        if patients is None:
+            yield _select(inputs, labels, drawn)
+            continue
+        rows, there = patients.draw(drawn, generator)
+        marked = labels[rows.to(labels.device)]
+        marked[~there.to(labels.device)] = -1
+        images = inputs[rows.to(inputs.device)]
+        yield (images[:, 0], marked[:, 0]) if patients.views == 1 else (images, marked)
+
+
+def _select(inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if len(rows) == len(labels):
+        return inputs, labels
+    return inputs[rows.to(inputs.device)], labels[rows.to(labels.device)]
+
+
+def _probability(plan: ClientPlan) -> float:
+    if plan.step is not None and plan.step.sampling_probability != plan.sampling_probability:
+        raise PrivacyError(
+            f"client {plan.client}: samples with {plan.sampling_probability} but accounts "
+            f"{plan.step.sampling_probability}; they must be equal"
+        )
+    return plan.sampling_probability
 
 
 class MicroBatches:

@@ -1,7 +1,6 @@
 """One client's local work in one round: private steps from a given state, and the state they end in."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -14,7 +13,7 @@ from medx.model import Objective
 from medx.privacy.base import ClientPlan
 from medx.schema import ConfigError, PrivacyError, component
 from medx.trainer.augmentation import AugmentationName, RandomViews
-from medx.trainer.batches import MicroBatches, Patients, poisson_batches
+from medx.trainer.batches import MicroBatches, Patients, drawn_batches
 from medx.trainer.gradients import GradientModeName, build_mode
 from medx.trainer.gradients.record_loss import Loss, NonFiniteGradientError, RecordLoss, refuse_non_finite
 from medx.trainer.state import ModelState, trained_parameters
@@ -168,7 +167,7 @@ class Trainer:
         inputs, labels = inputs.to(device), labels.to(device)
         try:
             for number, batch in enumerate(
-                _batches(inputs, labels, patients, plan, steps=plan.steps_per_round, generator=sample_generator),
+                drawn_batches(inputs, labels, patients, plan, steps=plan.steps_per_round, generator=sample_generator),
                 start=first_step,
             ):
                 self._set_rate(local.optimizer, number, plan)
@@ -198,7 +197,7 @@ class Trainer:
         """
         record_loss = self._prepare(module, objective, state, device, patients)
         mode = build_mode(self.gradient_mode, record_loss, plan.step is not None)
-        (batch,) = _batches(inputs, labels, patients, plan, steps=1, generator=sample_generator)
+        (batch,) = drawn_batches(inputs, labels, patients, plan, steps=1, generator=sample_generator)
         inputs, labels = (tensor.to(device) for tensor in batch)
         clip_norm = plan.step.clip_norm if plan.step else float("inf")
         images = 1 if patients is None else patients.views
@@ -289,43 +288,3 @@ def refuse_batch_statistics(module: nn.Module) -> None:
     for name, child in module.named_modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             raise PrivacyError(f"model: {name} is {type(child).__name__}, which couples records; use GroupNorm")
-
-
-def _probability(plan: ClientPlan) -> float:
-    if plan.step is not None and plan.step.sampling_probability != plan.sampling_probability:
-        raise PrivacyError(
-            f"client {plan.client}: samples with {plan.sampling_probability} but accounts "
-            f"{plan.step.sampling_probability}; they must be equal"
-        )
-    return plan.sampling_probability
-
-
-def _batches(
-    inputs: torch.Tensor,
-    labels: torch.Tensor,
-    patients: Patients | None,
-    plan: ClientPlan,
-    *,
-    steps: int,
-    generator: torch.Generator,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Inputs ``[drawn, ...]`` and labels ``[drawn]`` of each step's batch; of patients ``[drawn, views, ...]``.
-
-    A label is -1 where a patient has fewer images than that.
-    """
-    units = len(labels) if patients is None else len(patients)
-    for drawn in poisson_batches(units, _probability(plan), steps, generator):
-        if patients is None:
-            yield _select(inputs, labels, drawn)
-            continue
-        rows, there = patients.draw(drawn, generator)
-        marked = labels[rows.to(labels.device)]
-        marked[~there.to(labels.device)] = -1
-        images = inputs[rows.to(inputs.device)]
-        yield (images[:, 0], marked[:, 0]) if patients.views == 1 else (images, marked)
-
-
-def _select(inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    if len(rows) == len(labels):
-        return inputs, labels
-    return inputs[rows.to(inputs.device)], labels[rows.to(labels.device)]

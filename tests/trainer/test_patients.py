@@ -10,10 +10,9 @@ import torch
 
 from medx.aggregation.integer_noise import NoiseStream
 from medx.randomness import derive_key, torch_generator
-from medx.trainer.batches import MicroBatches, Patients
+from medx.trainer.batches import MicroBatches, Patients, drawn_batches
 from medx.trainer.gradients import MODES
 from medx.trainer.gradients.record_loss import RecordLoss, float32_slack
-from medx.trainer.local_training import _batches
 from medx.trainer.state import ModelState
 from tests.trainer.examples import build_batch, build_network, norm, objective, relative_error
 from tests.trainer.test_augmentation import make_views
@@ -34,7 +33,7 @@ def plan_of(patients: Patients, probability: float = 1.0, noise_multiplier: floa
 def drawn(patients: Patients, inputs: torch.Tensor, labels: torch.Tensor, seed: int = 5, probability: float = 1.0):
     """One batch as a round draws it."""
     plan = plan_of(patients, probability)
-    ((images, marked),) = _batches(inputs, labels, patients, plan, steps=1, generator=torch_generator(seed))
+    ((images, marked),) = drawn_batches(inputs, labels, patients, plan, steps=1, generator=torch_generator(seed))
     return images, marked
 
 
@@ -118,7 +117,7 @@ def test_patients_are_drawn_not_images_and_their_images_without_replacement() ->
     plan = plan_of(patients, 0.3)
     met = np.zeros(len(OWNERS))
     taken = dict.fromkeys(np.unique(OWNERS).tolist(), 0)
-    for images, marked in _batches(rows, rows, patients, plan, steps=draws, generator=generator):
+    for images, marked in drawn_batches(rows, rows, patients, plan, steps=draws, generator=generator):
         assert ((marked < 0) | (images == marked)).all()
         for own in marked:
             found = own[own >= 0].numpy()
