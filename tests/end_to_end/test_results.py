@@ -240,7 +240,7 @@ def test_empty_poisson_batches_are_noise_only_steps_and_accounted(
     def nothing(*arguments: object) -> list[torch.Tensor]:
         return [torch.zeros(0, dtype=torch.int64)] * 2
 
-    monkeypatch.setattr("medx.trainer.local_training.poisson_batches", nothing)
+    monkeypatch.setattr("medx.trainer.batches.poisson_batches", nothing)
     ran = call(tmp_path)
     assert ran.code == 0, ran.err
     assert [client.steps for client in ran.result.privacy.clients] == [4, 4, 4]

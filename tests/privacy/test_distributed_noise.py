@@ -13,7 +13,6 @@ from scipy import stats
 from medx.aggregation.integer_noise import grid_sensitivity
 from medx.privacy.spending import Spending
 from medx.privacy.statement import privacy_result, statement
-from medx.trainer import local_training
 from medx.trainer.batches import poisson_batches
 from medx.trainer.gradients.record_loss import float32_slack
 from tests.federation.sum_examples import DIMENSION, RECORDS, make, prepared_of, server_of, words
@@ -168,7 +167,7 @@ def test_every_attempt_draws_its_own_poisson_sample(tmp_path, monkeypatch):
             drawn.append(np.isin(np.arange(num_records), rows.numpy()))
             yield rows
 
-    monkeypatch.setattr(local_training, "poisson_batches", recorded)
+    monkeypatch.setattr("medx.trainer.batches.poisson_batches", recorded)
     rounds, q = 400, 0.3
     job = make(tmp_path, rounds=2 * rounds, trainer={"sampling_probability": q})
     for round in range(1, rounds + 1):
