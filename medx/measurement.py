@@ -179,6 +179,7 @@ def describe(splits: DataSplits) -> DatasetInfo:
         sizes={name: len(split) for name, split in parts.items()},
         class_names=list(splits.class_names),
         class_counts={name: count_classes(split.labels, spec.num_classes) for name, split in parts.items()},
+        shared_patients=splits.shared_patients(),
         image_size=spec.image_size,
         num_channels=spec.num_channels,
     )

@@ -109,7 +109,10 @@ class PrivacyResult(Record):
 
 
 class DatasetInfo(Record):
-    """Which data: ``sizes`` and ``class_counts`` by split; ``synthetic`` is true for phantoms."""
+    """Which data: ``sizes`` and ``class_counts`` by split; ``synthetic`` is true for phantoms.
+
+    ``shared_patients``: by split, the images of patients who are in train too; empty where patients are not known.
+    """
 
     name: Public[str]
     title: Public[str]
@@ -121,6 +124,7 @@ class DatasetInfo(Record):
     sizes: Public[dict[str, int]]
     class_names: Public[list[str]]
     class_counts: Owner[dict[str, list[int]]] = Field(default_factory=dict)
+    shared_patients: Owner[dict[str, int]] = Field(default_factory=dict)
     image_size: Public[int]
     num_channels: Public[int]
 

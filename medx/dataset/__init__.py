@@ -94,6 +94,14 @@ class DataSplits:
         _, height, _, channels = self.train.images.shape
         return InputSpec(channels, height, len(self.class_names), self.task)
 
+    def shared_patients(self) -> dict[str, int]:
+        """How many images of validation and of test are of patients who are in train; nothing where unknown."""
+        train = self.train.patients
+        others = {"validation": self.validation.patients, "test": self.test.patients}
+        if train is None:
+            return {}
+        return {name: int(np.isin(codes, train).sum()) for name, codes in others.items() if codes is not None}
+
     def to_tensor(self, images: np.ndarray) -> torch.Tensor:
         """Normalised ``float32 [n, channels, height, width]`` from images ``[n, height, width, channels]``."""
         white = int(np.iinfo(images.dtype).max)

@@ -20,6 +20,7 @@ from medx.randomness import derive_seed, numpy_generator
 from medx.schema import ConfigError, DataError, component
 
 TABLE = Path(__file__).with_name("pneumoniamnist_patients.csv.gz")  # its source and licence are in the .md beside it
+TABLE_SIZE = 28  # pixels, of the images that the table is of
 DIGITS = 16  # of an image's SHA-256 in the table
 
 log = logging.getLogger(__name__)
@@ -27,42 +28,48 @@ log = logging.getLogger(__name__)
 
 @component("dataset/medmnist")
 class PneumoniaMNIST(MedMNIST):
-    """The set, and with ``patients`` the patient of every image, by a table of the images themselves.
+    """The set with the patient of every image, by a table of the images themselves.
 
+    ``patients`` null: where all images are in the table, which is of those at 28 pixels; a warning where they are not.
     ``validation=by_patient`` deals train and validation anew, by whole patients, always in the same way; test, which
     shares nobody, stays. ``official`` is MedMNIST's: most of its validation images are of patients who are in train.
     """
 
-    patients: bool = False
+    patients: bool | None = False  # what it was before there was a table; the yaml says null
     validation: Literal["official", "by_patient"] = "official"
 
     added: ClassVar[tuple[str, ...]] = ("patients", "validation")
 
     def __post_init__(self) -> None:
-        if self.validation == "by_patient" and not self.patients:
+        if self.validation == "by_patient" and self.patients is False:
             raise ConfigError("dataset.validation=by_patient: it needs dataset.patients=true")
-        if self.patients and self.size != 28:
-            raise ConfigError(f"dataset.patients=true: the patients are known at dataset.size=28, not {self.size}")
+        if self.size != TABLE_SIZE and (self.patients or self.validation == "by_patient"):
+            key = "patients=true" if self.patients else "validation=by_patient"
+            raise ConfigError(f"dataset.{key}: the patients are known at dataset.size={TABLE_SIZE}, not {self.size}")
 
     def load(self) -> DataSplits:
         """As MedMNIST, then with patients; raises DataError where an image is not in the table."""
         splits = super().load()
-        if not self.patients:
+        if self.patients is False or self.size != TABLE_SIZE:
             return splits
-        known = replace(
-            splits,
-            train=with_patients(splits.train),
-            validation=with_patients(splits.validation),
-            test=with_patients(splits.test),
-        )
+        try:
+            known = replace(
+                splits,
+                train=with_patients(splits.train),
+                validation=with_patients(splits.validation),
+                test=with_patients(splits.test),
+            )
+        except DataError as error:
+            if self.patients or self.validation == "by_patient":
+                raise
+            log.warning("%s; patients are not known in this run", error)
+            return splits
         if self.validation == "by_patient":
             return dealt_by_patient(known)
-        assert known.validation.patients is not None
-        assert known.train.patients is not None
-        shared = int(np.isin(known.validation.patients, known.train.patients).sum())
+        shared, count = known.shared_patients()["validation"], len(known.validation)
         log.warning(
             "dataset: %s of %s validation images are of patients who are in train (dataset.validation=by_patient)",
-            *(shared, len(known.validation)),
+            *(shared, count),
         )
         return known
 
@@ -74,7 +81,7 @@ def with_patients(split: Split) -> Split:
     unknown = found.count(None)
     if unknown:
         raise DataError(
-            f"dataset.patients=true: {unknown} of {len(found)} images are not in the table of patients; "
+            f"dataset.patients: {unknown} of {len(found)} images are not in the table of patients; "
             "accepted: dataset.patients=false, or the published images"
         )
     return replace(split, patients=np.array(found, np.int64))

@@ -19,6 +19,8 @@ METRICS = (
 )  # fmt: skip
 BOUNDED = ("auc", "accuracy", "balanced_accuracy_at_threshold")
 EVERYBODY = " (all must answer)"
+PER_PATIENT = " (per patient)"
+PATIENTS_APART = " (validation by patient)"
 BASELINES = ("local_only", "centralized")
 WHO = ("model", "mode", "target_epsilon")
 SETTING = ("dataset", "model", "mode", "partition", "rounds", "target_epsilon")
@@ -119,9 +121,13 @@ def make_row(run: Run) -> dict[str, Any]:
 
 
 def _mode_name(config: dict[str, Any]) -> str:
-    """The mechanism, and whether every hospital must answer, which makes its share of the noise smaller."""
-    everybody = config["aggregation"].get("minimum_survivors") == config["federation"]["num_clients"]
-    return option_name(config, "privacy") + (EVERYBODY if everybody else "")
+    """The mechanism; whether every hospital must answer, which makes its share of noise smaller; patients."""
+    said = {
+        EVERYBODY: config["aggregation"].get("minimum_survivors") == config["federation"]["num_clients"],
+        PER_PATIENT: config["privacy"].get("unit") == "patient",
+        PATIENTS_APART: config["dataset"].get("validation") == "by_patient",
+    }
+    return option_name(config, "privacy") + "".join(words for words, holds in said.items() if holds)
 
 
 def _measured(result: ExperimentResult) -> dict[str, float | None]:
@@ -162,7 +168,7 @@ def _selections(runs: Sequence[Run]) -> dict[int, dict[str, Any]]:
     for run in runs:
         if "selection" in run.roles:
             config, epsilon = run.result.config, run.result.privacy.target_epsilon
-            names = (dataset_name(config), option_name(config, "model"), option_name(config, "privacy"))
+            names = (dataset_name(config), option_name(config, "model"), _mode_name(config))
             groups.setdefault((*names, epsilon, run.result.seed), []).append(run)
     spent = {}
     for group in groups.values():

@@ -22,6 +22,7 @@ from medx.report.cells import (
 from medx.report.rows import BASELINES, EVERYBODY, HEADLINE, WHO, Results, settings_of, with_role
 from medx.report.study import Claim, Role
 from medx.report.words import deltas, over_seeds
+from medx.results import told_epsilon
 
 CLAIM_METRICS = ("accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold", "auc")
 SHOWN_ROUNDS = (1, 2, 5, 10, 25, 50, 100, 300)
@@ -217,17 +218,18 @@ def published_table(frame: pd.DataFrame, *, short: bool = False) -> Table:
         classes = int(part.filter(regex=r"^recall_\d+$").notna().any().sum())
         scores = zip(HEADLINE, _majority_scores(part, classes), strict=True)
         majority = [number(score, metric in PERCENT) for metric, score in scores]
-        rows.append(_published([dataset, "always the majority class", "-", "0", *majority, "-"]))
+        rows.append(_published([dataset, "always the majority class", "-", "0", "0", *majority, "-"]))
         for setting, runs in settings_of(part, PUBLISHED_BY):
             epsilon = "none" if np.isnan(setting["target_epsilon"]) else number(runs["epsilon"].astype(float).max())
-            setup = [dataset, setting["model"], setting["mode"], epsilon]
+            setup = [dataset, setting["model"], setting["mode"], epsilon, _of_a_patient(runs)]
             rows.append(_published([*setup, *_means(runs), str(len(runs))]))
         selected = frame[(frame["dataset"] == dataset) & frame["candidates"].notna()]
         for setting, runs in settings_of(selected, WHO):
             # Settings that were chosen inside the guarantee; epsilon is that of all candidates together.
             mode = f"{setting['mode']}, chosen privately among {int(runs['candidates'].max())}"
             epsilon = number(runs["selection_epsilon"].astype(float).max())
-            rows.append(_published([dataset, setting["model"], mode, epsilon, *_means(runs), str(len(runs))]))
+            setup = [dataset, setting["model"], mode, epsilon, DASH]
+            rows.append(_published([*setup, *_means(runs), str(len(runs))]))
     return Table.of("published", "Privacy and utility", "", rows)
 
 
@@ -237,10 +239,18 @@ def _front(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows["model"] == first) & known & ~rows["mode"].str.contains("(", regex=False)]
 
 
+def _of_a_patient(rows: pd.DataFrame) -> str:
+    """The largest epsilon that any run comes to for a patient; a dash where patients are not known."""
+    known = rows["epsilon_patient"].astype(float).max() if "epsilon_patient" in rows else np.nan
+    if rows["target_epsilon"].isna().all():
+        return "none"
+    return DASH if np.isnan(known) else told_epsilon(known)
+
+
 def _means(rows: pd.DataFrame) -> list[str]:
     return [spread(summarise(rows[metric]), metric in PERCENT, interval=False) for metric in HEADLINE]
 
 
 def _published(cells: list[str]) -> Row:
-    titles = ["data", "model", "privacy", "true ε", *(TITLES[metric] for metric in HEADLINE), "seeds"]
+    titles = ["data", "model", "privacy", "true ε", "ε of a patient", *(TITLES[metric] for metric in HEADLINE), "seeds"]
     return Row({}, dict(zip(titles, cells, strict=True)))

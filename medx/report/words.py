@@ -1,13 +1,13 @@
 """The report's words. Each sentence is made from the runs that are shown, or left out where they do not bear it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from medx.report.rows import BASELINES, Results, seeds_by_setting, with_role
-from medx.report.study import Study, dataset_name
+from medx.report.study import Study, dataset_name, option_name
 from medx.results import ExperimentResult, PrivacyResult
 
 MIXES = {
@@ -108,7 +108,18 @@ def limits(frame: pd.DataFrame, results: Results, study: Study) -> list[str]:
         "Validation and test metrics, and metrics by hospital, are computed by the study on data it holds"
         + ("; ε does not cover them." if private else ".")
     )
-    return [*points, *interval_limits(frame), image_limit(every)]
+    return [*points, *leaks(every), *interval_limits(frame), image_limit(every)]
+
+
+def leaks(results: Sequence[ExperimentResult]) -> Iterable[str]:
+    """Splits that share patients with train, each once: what is measured or chosen there is too good."""
+    for split in ("validation", "test"):
+        found = [(dataset_name(one.config), one.dataset) for one in results if one.dataset.shared_patients.get(split)]
+        for name, shared, size in dict.fromkeys((n, d.shared_patients[split], d.sizes[split]) for n, d in found):
+            yield (
+                f"{shared} of {size} {split} images of {name} are of patients who are in train too, so {split} figures "
+                "are too good, and what is chosen by them may be."
+            )
 
 
 def privacy_limits(frame: pd.DataFrame, private: list[PrivacyResult]) -> Iterable[str]:
@@ -148,12 +159,14 @@ def interval_limits(frame: pd.DataFrame) -> Iterable[str]:
         )
 
 
-def image_limit(results: Iterable[ExperimentResult]) -> str:
+def image_limit(every: Sequence[ExperimentResult]) -> str:
     """Where the images come from and how small they are."""
-    sizes = sorted({result.dataset.image_size for result in results if not result.dataset.synthetic})
+    sizes = sorted({result.dataset.image_size for result in every if not result.dataset.synthetic})
     small = [size for size in sizes if size < RADIOLOGY]
     radiology = f" Images of {listed(small)} pixels along an edge are not what a radiologist reads." if small else ""
-    return f"Hospitals are simulated by dealing out one data set.{radiology} Nothing here is fit for diagnosis."
+    real = all(option_name(result.config, "partition") == "site" for result in every)
+    dealt = "those that the data name, on one machine" if real else "simulated by dealing out one data set"
+    return f"Hospitals are {dealt}.{radiology} Nothing here is fit for diagnosis."
 
 
 def synthetic_warning(results: Results) -> str | None:

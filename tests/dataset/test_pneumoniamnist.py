@@ -41,6 +41,8 @@ def test_the_table() -> None:
 @real
 def test_the_official_split_shares_patients_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     splits = load()
+    assert load(patients=None).content_hash == splits.content_hash
+    assert splits.shared_patients() == {"validation": 372, "test": 0}
     assert "372 of 524 validation images are of patients who are in train" in caplog.text
     assert len(np.unique(splits.train.patients)) == 2502
     assert np.bincount(np.unique(splits.train.patients, return_inverse=True)[1]).max() == 24
@@ -67,19 +69,25 @@ def test_by_patient_shares_nobody_and_loses_nothing() -> None:
 
 
 @real
-def test_an_image_that_is_not_in_the_table_is_refused(tmp_path: Path) -> None:
+def test_an_image_that_is_not_in_the_table_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     arrays = dict(np.load(FILE))
     arrays["val_images"][3] += 1
     np.savez(tmp_path / FILE.name, **arrays)
-    with pytest.raises(DataError, match=r"dataset\.patients=true: 1 of 524 images are not in the table"):
+    with pytest.raises(DataError, match=r"dataset\.patients: 1 of 524 images are not in the table"):
         load(root=str(tmp_path), md5=md5_of(tmp_path / FILE.name))
+    unknown = load(root=str(tmp_path), md5=md5_of(tmp_path / FILE.name), patients=None)
+    assert unknown.train.patients is None
+    assert "1 of 524 images are not in the table" in caplog.text
+    assert "patients are not known in this run" in caplog.text
+    assert unknown.shared_patients() == {}
 
 
 def test_mistakes_are_one_line() -> None:
     config = plain(compose("config", []))
     for change, says in (
-        ({"validation": "by_patient"}, "dataset.validation=by_patient: it needs dataset.patients=true"),
+        ({"validation": "by_patient", "patients": False}, "validation=by_patient: it needs dataset.patients=true"),
         ({"patients": True, "size": 64}, "dataset.patients=true: the patients are known at dataset.size=28, not 64"),
+        ({"validation": "by_patient", "size": 64}, "dataset.validation=by_patient: the patients are known at dataset"),
     ):
         with pytest.raises(MedxError, match=says):
             build(config | {"dataset": config["dataset"] | change}, "dataset")
@@ -95,6 +103,7 @@ def test_a_run_without_the_new_keys_is_the_run_that_it_was() -> None:
     saved = config | {"dataset": old | {"_target_": "medx.dataset.medmnist.MedMNIST"}}
     older = typed(saved)
     assert set(older.what["dataset"]) == {"component", "name", "size", "md5"}
-    assert (older.hash, draw_key(older.what)) == known(), "what an older version has saved"
+    assert (older.hash, draw_key(older.what)) == known("dataset.patients=false"), "what an older version has saved"
     others = {known("dataset.patients=true"), known("dataset.patients=true", "dataset.validation=by_patient"), known()}
-    assert len(others) == 3
+    others.add(known("dataset.patients=false"))
+    assert len(others) == 4
