@@ -278,9 +278,13 @@ def weighted(loss: Loss, class_weights: tuple[float, ...] | None, device: torch.
 
 
 def exact_products() -> None:
-    """No TF32 on CUDA: it keeps 10 bits of a factor, and by such products norms would be measured and clipped."""
+    """No TF32 on CUDA: it keeps 10 bits of a factor, and by such products norms would be measured and clipped.
+
+    And the same bits each time: cuDNN has convolutions that add up in the order in which its threads come by.
+    """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
 
 
 def refuse_batch_statistics(module: nn.Module) -> None:

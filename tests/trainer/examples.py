@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from medx.dataset import InputSpec
 from medx.model import Objective
 from medx.model.cnn import Cnn
-from medx.model.layers import LinearHead
+from medx.model.layers import LinearHead, initialise
 from medx.model.objectives import objective_for
 from medx.model.resnet18 import ResNet18
 from medx.trainer.batches import poisson_batches
@@ -51,7 +51,9 @@ def smooth(network: nn.Module) -> nn.Module:
 
 def build_network(name: str) -> nn.Module:
     if name == "linear":
-        return perturbed(LinearHead(12, SPEC, bias=True))
+        with torch.device("meta"):
+            head = LinearHead(12, SPEC, bias=True)
+        return perturbed(initialise(head, seed=0))
     if name == "cnn":
         return perturbed(Cnn(widths=(16, 32, 64, 64), num_groups=4, activation="tanh", **PLAIN).build(BINARY, seed=0))
     return smooth(perturbed(ResNet18(num_groups=32, weights=None, **PLAIN).build(BINARY, seed=0)))
