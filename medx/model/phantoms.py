@@ -6,7 +6,7 @@ Each is cached by the code that makes it, and by a few phantoms, which stand for
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import scipy.linalg
@@ -50,6 +50,13 @@ def draw_phantoms(kind: Kind, size: int, count: int, seed: int, purpose: str) ->
     return scaled(images), torch.from_numpy(labels)
 
 
+@lru_cache(maxsize=1)
+def _of_the_basis(kind: Kind, size: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images ``uint8`` and labels; a head is fitted to those of its basis, and at 224 pixels they take minutes."""
+    say(f"preparing: {count} phantoms are drawn")
+    return kind.draw(count, size, numpy_generator(derive_seed(seed, "phantom-basis")))
+
+
 def scaled(images: np.ndarray) -> torch.Tensor:
     """``float32 [n, channels, size, size]`` in -1..1 of images ``uint8 [n, size, size, channels]``."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
@@ -82,12 +89,10 @@ def phantom_basis(settings: ScatterSettings, num_phantoms: int, whitening_expone
     probe = _probe(kind, settings.image_size, seed, "phantom-basis")
 
     def fit() -> Tensors:
-        say(f"preparing: {num_phantoms} phantoms are drawn")
-        images, _ = kind.draw(num_phantoms, settings.image_size, numpy_generator(derive_seed(seed, "phantom-basis")))
+        images, _ = _of_the_basis(kind, settings.image_size, num_phantoms, seed)
         # The projection is linear: the views of a phantom would add little that another phantom does not.
         scatter = ScatterFeatures(replace(settings, num_components=0))
         rows = compute_features(lambda part: scatter.coefficients(scaled(part)), images)
-        del images
         say(f"preparing: principal components of {num_phantoms} phantoms, up to a minute")
         return principal_components(rows, settings.num_components, whitening_exponent)
 
@@ -128,7 +133,7 @@ def phantom_head(features: ScatterFeatures, spec: InputSpec, num_phantoms: int, 
     probe = _probe(kind, spec.image_size, seed, "phantom-basis")
 
     def fit() -> Tensors:
-        drawn, classes = kind.draw(num_phantoms, spec.image_size, numpy_generator(derive_seed(seed, "phantom-basis")))
+        drawn, classes = _of_the_basis(kind, spec.image_size, num_phantoms, seed)
         rows, labels = compute_features(lambda part: features(scaled(part)), drawn), torch.from_numpy(classes)
         with torch.device("meta"):
             head: nn.Module = LinearHead(rows.shape[1], spec, bias=False)
