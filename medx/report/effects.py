@@ -22,9 +22,11 @@ from medx.report.cells import (
     spreads,
     summarise,
 )  # fmt: skip
-from medx.report.rows import BASELINES, SKEW_SETTING, WHO, Results, Run, settings_of, skew_rows, with_role
+from medx.report.rows import BASELINES, SETTING, SKEW_SETTING, WHO, Results, Run, settings_of, skew_rows, with_role
 from medx.report.words import LABELS, listed
 from medx.results import Interval
+
+BY_ROLE = (*SETTING, "roles")  # runs that share their epsilon with baselines are others than those that do not
 
 
 def images_table(frame: pd.DataFrame) -> Table:
@@ -96,7 +98,7 @@ def hospital_table(frame: pd.DataFrame) -> Table:
 def site_table(frame: pd.DataFrame, results: Results) -> Table:
     """Hospitals of the data, each on its own test images, beside its own model and one that has all records."""
     rows = []
-    for setting, part in settings_of(frame):
+    for setting, part in settings_of(frame, BY_ROLE):
         runs = [results[int(run)] for run in part["run"]]
         for client in [client.client for client in runs[0].clients if client.test]:
             found = [run.clients[client] for run in runs]
@@ -108,7 +110,8 @@ def site_table(frame: pd.DataFrame, results: Results) -> Table:
             rows.append(settled(setting, "dataset", *WHO) | spent(part) | row | cited(part))
     note = (
         "On a hospital's own test images, with the 95 % bootstrap interval over them, both averaged over seeds. The "
-        "local model is the hospital's own. The study holds all data and can compute it; ε does not cover it."
+        "local model is the hospital's own. A run beside which they are trained privately shares its ε with them. The "
+        "study holds all data and can compute it; ε does not cover it."
     )
     return Table.of("sites", "Each hospital's own test images", note, rows)
 
@@ -116,7 +119,7 @@ def site_table(frame: pd.DataFrame, results: Results) -> Table:
 def subgroup_table(frame: pd.DataFrame, results: Results) -> Table:
     """Groups of people that the data's own columns tell, each on its test images."""
     rows = []
-    for setting, part in settings_of(frame):
+    for setting, part in settings_of(frame, BY_ROLE):
         runs = [results[int(run)] for run in part["run"]]
         for group in runs[0].subgroups:
             images = sum(group.class_counts)
