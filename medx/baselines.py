@@ -57,8 +57,14 @@ class Baselines:
 
 
 def share_epsilon(setup: Setup, names: Sequence[str]) -> Setup:
-    """The set-up with a mechanism whose epsilon is for the run and its baselines together: one model more for each."""
-    return replace(setup, privacy=setup.privacy.shared_by(1 + len(names))) if names else setup
+    """The set-up with a mechanism whose epsilon is for the run and its baselines together: one model more for each.
+
+    Its noise is larger than without them, so it is drawn by another key: one noise at two scales would come off.
+    """
+    privacy = setup.privacy.shared_by(1 + len(names)) if names else setup.privacy
+    if privacy == setup.privacy:
+        return setup
+    return replace(setup, privacy=privacy, draw_key=f"{setup.draw_key} beside {','.join(sorted(names))}")
 
 
 def plan_baselines(names: Sequence[str], job: Job, prepared: Prepared) -> list[Baseline]:
@@ -121,11 +127,15 @@ def run_baselines(baselines: Sequence[Baseline]) -> Baselines:
     measured: dict[str, list[Measurement]] = {}
     spent: dict[int, list[Event]] = {}
     by_hospital: dict[int, dict[str, dict[str, Interval]]] = {}
+    stopped: set[str] = set()
     for baseline in baselines:
         found = run_baseline(baseline)
-        measured.setdefault(baseline.name, []).append(found)
-        for client, intervals in found.by_hospital.items():
-            by_hospital.setdefault(client, {})[baseline.name] = intervals
+        if found is None:
+            stopped.add(baseline.name)
+        else:
+            measured.setdefault(baseline.name, []).append(found)
+            for client, intervals in found.by_hospital.items():
+                by_hospital.setdefault(client, {})[baseline.name] = intervals
         event = baseline.job.plan.clients[0].step
         if event is not None:
             finish_ledgers(baseline.job)
@@ -135,13 +145,14 @@ def run_baselines(baselines: Sequence[Baseline]) -> Baselines:
     results = {
         name: models[0].test if len(models) == 1 else mean_intervals([each.test for each in models])
         for name, models in measured.items()
+        if name not in stopped
     }
     executed = {client: [event for event in events if event[1]] for client, events in spent.items()}
     return Baselines(results, executed, by_hospital)
 
 
-def run_baseline(baseline: Baseline) -> Measurement:
-    """Train one model; one that stops early is measured as far as it got."""
+def run_baseline(baseline: Baseline) -> Measurement | None:
+    """Train and measure one model; None for one that stops early, which would be no model to compare with."""
     job, prepared = baseline.job, baseline.prepared
     hospitals = Hospitals(job, prepared)
     server = Server(hospitals, None, None)
@@ -157,7 +168,8 @@ def run_baseline(baseline: Baseline) -> Measurement:
     try:
         InProcess(timeout=None, workers=None).run(client_app(hospitals), 1, serve)
     except (RoundAborted, LedgerError) as problem:  # the run itself is done, and its result stands
-        log.warning("baseline %s stopped early: %s", baseline.name, problem)
+        log.warning("baseline %s stopped early and is left out: %s", baseline.name, problem)
+        return None
     finally:
         hospitals.close()
     average = states[-1].average.tensors()

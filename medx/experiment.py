@@ -248,7 +248,7 @@ def finish(
     module.load_state_dict(module.state_dict() | average)  # what is not trained stays as it was built
     checkpoint = job.folder / "model.safetensors"
     splits = prepared.splits
-    baselines = run_baselines(planned)
+    baselines = run_baselines(planned if outcome.status == "finished" else [])  # else a resume would find them spent
     steps = executed_steps(job, outcome)
     privacy = privacy_result(job.plan, steps, splits.synthetic, aggregation_result(job), baselines.spent)
     about = describe_model(

@@ -108,6 +108,7 @@ def refuse_unlike(results: Sequence[ExperimentResult]) -> None:
         "partition": {json.dumps(result.config["partition"], sort_keys=True, default=str) for result in results},
         "federation.num_clients": {result.config["federation"]["num_clients"] for result in results},
         "privacy.delta": {result.privacy.delta for result in results},
+        "privacy.unit": {result.privacy.unit for result in results},
         "what is released (sampling probability, noise multiplier, steps)": {
             _releases(result) for result in results if result.privacy.epsilon is not None
         },

@@ -27,6 +27,7 @@ from medx.output import counted
 from medx.schema import ConfigError, DataError
 
 RECIPE = 1  # to be raised where the same files and rules give other pixels
+READERS = ("pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm")
 CHUNK = 64  # files decoded together: what is in memory at once
 INDEX, PIXELS, LIST = "index.json", "pixels", "unreadable.csv"
 Colour = Literal["grey", "rgb"]
@@ -143,7 +144,7 @@ def _key(files: Sequence[_File], rules: Rules, target: Target) -> str:
         "rules": asdict(rules),
         "channels": target.channels,
         "dtype": str(target.dtype),
-        "readers": {name: _version(name) for name in ("pillow", "pydicom")},
+        "readers": {name: _version(name) for name in READERS},
         "files": [(file.digest or file.problem, file.ratio) for file in files],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -181,6 +182,8 @@ def _write(folder: Path, files: Sequence[_File], rules: Rules, target: Target) -
                     pixels.write(np.ascontiguousarray(found).data)
             progress(start + len(some))
         size = pixels.tell()
+        pixels.flush()
+        os.fsync(pixels.fileno())  # before the index says that they are there
     with replaced(folder / LIST) as aside, aside.open("w", newline="", errors="surrogateescape") as file:
         rows = ((files[row].path, reason) for row, reason in unreadable.items())
         csv.writer(file).writerows([("file", "reason"), *rows])
@@ -197,6 +200,8 @@ def _picture(file: _File, rules: Rules, target: Target) -> np.ndarray | str:
         content = read_file(file.path)
     except UnreadableError as problem:  # no property of the content, under whose key it would be kept
         raise DataError(f"dataset.path: a file that was read a moment ago is {problem}; accepted: try again") from None
+    if hashlib.sha256(content).hexdigest() != file.digest:  # under which its pixels would be kept
+        raise DataError("dataset.path: a file changed while it was read; accepted: try again once nobody writes there")
     try:
         return fitted(read_picture(content, rules.reading).pixels, target, file.ratio)
     except UnreadableError as problem:

@@ -101,7 +101,10 @@ class Folder:
     def fingerprint(self) -> str:
         """Another text once a row or a file has changed: where a process runs again, so that it reads again."""
         table = self.table()
-        stats = [(each.st_size, each.st_mtime_ns) if (each := _stat(path)) else None for path in table.paths]
+        stats = [
+            (each.st_size, each.st_mtime_ns, each.st_ctime_ns) if (each := _stat(path)) else None
+            for path in table.paths
+        ]
         return hashlib.sha256(repr((table, stats)).encode(errors="surrogateescape")).hexdigest()
 
     def num_hospitals(self) -> int | None:

@@ -23,7 +23,8 @@ class ServerState:
     """Where a run stands after ``round``: the model, its running average, the strategy's buffers, the records.
 
     ``steps`` counts the releases that every client has executed. ``run`` is the run's id. ``charged`` are the clients
-    that have reserved the run in their ledgers, each with the fewest releases that its ledger must show.
+    that have reserved the run in their ledgers, each with the fewest releases that its ledger must show. ``data`` is
+    the digest of the data that it trains on and of who has which; empty in a checkpoint of an earlier version.
     """
 
     round: int
@@ -35,6 +36,7 @@ class ServerState:
     records: list[RoundRecord] = field(default_factory=list)
     run: str = ""
     charged: dict[int, int] = field(default_factory=dict)
+    data: str = ""
 
 
 def save_checkpoint(folder: Path, server: ServerState) -> Path:
@@ -56,6 +58,7 @@ def save_checkpoint(folder: Path, server: ServerState) -> Path:
             "round": server.round,
             "steps": server.steps,
             "charged": server.charged,
+            "data": server.data,
             "abstentions": server.abstentions,
             "tensors": list(tensors),
         }
@@ -136,6 +139,7 @@ def _read(path: Path) -> ServerState:
         records=[record for record in read_rounds(path.parent / RECORDS) if record.round <= text["round"]],
         run=text["run"],
         charged=_by_client(text["charged"]),
+        data=text.get("data", ""),
     )
 
 

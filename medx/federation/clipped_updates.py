@@ -61,7 +61,9 @@ class ClippedUpdates:
         if server_keeps(self.job):
             assert self._ledger is not None
             entry = ledger_entry(self.job, attempt.position)
-            self._ledger.begin_round(self.job.run_id, entry, 1, model=attempt.state.hash(self.clip_norm))
+            model = attempt.state.hash(self.clip_norm)
+            release = secret_key(self.job, self.prepared, "release", SERVER, entry, model)
+            self._ledger.begin_round(self.job.run_id, entry, 1, release=release)
 
     def add_noise(self, total: np.ndarray, attempt: Attempt) -> None:
         """A trusted server's noise on the sum, in place; under secure aggregation the clients have added theirs."""

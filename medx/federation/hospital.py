@@ -138,7 +138,8 @@ class Hospital:
         ledger = self.ledger if self.plan.step is not None else None  # without, the sum is what is charged
         model = state.hash()
         if ledger is not None:
-            ledger.begin_round(job.run_id, number, self.plan.steps_per_round, model=model)
+            release = secret_key(job, prepared, "release", self.client, number, model)
+            ledger.begin_round(job.run_id, number, self.plan.steps_per_round, release=release)
         sample, noise, views = generators(job, prepared, self.client, number, model)
         update = job.setup.trainer.train(
             module=self.site.module(),

@@ -79,8 +79,9 @@ def _charge(hospital: Hospital, position: Position, model: bytes) -> None:
     # Every attempt is a release of its own: new noise, and an entry of its own in the ledger. It is entered before
     # the words leave, because others can unmask the sum whether or not this client is still there.
     assert hospital.ledger is not None
-    job = hospital.job
-    hospital.ledger.begin_round(job.run_id, ledger_entry(job, position), 1, model=model)
+    job, entry = hospital.job, ledger_entry(hospital.job, position)
+    release = secret_key(job, hospital.site.prepared, "release", hospital.client, entry, model)
+    hospital.ledger.begin_round(job.run_id, entry, 1, release=release)
 
 
 def _update(hospital: Hospital, state: ModelState, position: Position) -> np.ndarray:

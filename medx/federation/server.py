@@ -50,7 +50,7 @@ class Server:
     def initial_state(self) -> ServerState:
         """Round 0: the seeded initial values of the trained parameters, momentum at zero."""
         state = ModelState.of(self.module, momentum=self.job.keeps_momentum)
-        return ServerState(0, state, state.without_momentum(), run=self.job.run_id)
+        return ServerState(0, state, state.without_momentum(), run=self.job.run_id, data=self.prepared.digest)
 
     def rounds(self, grid: Grid, server: ServerState) -> Iterator[ServerState]:
         """Rounds from where ``server`` stands to the last one; raises RoundAborted or LedgerError."""
@@ -122,6 +122,7 @@ class Server:
         buffers = self.engine.buffers()
         result = ServerState(number, outcome.state, average, buffers, steps, abstentions, [*server.records, record])
         result.run, result.charged = server.run, self.charged(server.charged, outcome.answered)
+        result.data = self.prepared.digest
         if self.on_round is not None:
             append_record(self.job.folder / "checkpoints", record)
             save_checkpoint(self.job.folder / "checkpoints", result)

@@ -6,7 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from medx.partition import Partition
 from medx.privacy.base import Exposure, PatientImages, PrivacyMechanism, PrivacyPlan
 from medx.privacy.units import PATIENT
 from medx.randomness import NUMERICS, Key, derive_key, derive_seed, numpy_generator, system_key
-from medx.schema import DataError
+from medx.schema import CheckpointError, DataError
 from medx.trainer.local_training import Trainer
 from medx.trainer.state import ModelLayout, trained_parameters
 
@@ -137,6 +137,14 @@ class Prepared:
     def spec(self) -> InputSpec:
         """Shape and task of the images."""
         return self.splits.spec
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the training records, whose they are, and which client has which."""
+        total = hashlib.sha256(self.splits.train.digest)
+        for part in self.parts:
+            total.update(np.ascontiguousarray(part, "<i8").tobytes() + b"|")
+        return total.hexdigest()
 
     def client(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One client's training inputs ``[n, ...]`` and labels ``[n]``."""
@@ -279,6 +287,11 @@ def _computed_by(device: str) -> tuple[Key, ...]:
 
 def make_job(setup: Setup, prepared: Prepared, run_id: str, folder: Path, reached: ServerState | None = None) -> Job:
     """The whole run's privacy plan, worked out before any of it happens; ``reached`` is where a resumed run stands."""
+    if reached is not None and reached.data not in ("", prepared.digest):
+        raise CheckpointError(
+            f"resume={folder}: the data, or which hospital has which of them, are not those that the run began with; "
+            "accepted: the same data, or a new run"
+        )
     told, numbers = None, prepared.splits.train.patients
     if setup.privacy.protected is PATIENT and numbers is not None:
         told = tuple(len(np.unique(numbers[part])) for part in prepared.parts)

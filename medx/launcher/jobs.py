@@ -19,10 +19,13 @@ AGAIN = "resume=its_own_folder"  # of every job of a sweep that is gone on with:
 # Sweepers that try every combination, and know them all before the first job.
 EXHAUSTIVE = ("hydra_plugins.medx.Combinations", f"{BasicSweeper.__module__}.{BasicSweeper.__name__}")
 # What a run's releases on a record depend on: who holds it, how often it is drawn, and how much noise it gets.
+RELEASED = (
+    "_target_", "epsilon", "delta", "num_runs", "spare_rounds", "noise_source", "unit", "max_records_per_patient",
+)  # fmt: skip
 RELEASES = (
     "dataset",
     "partition",
-    *(f"privacy.{key}" for key in ("_target_", "epsilon", "delta", "num_runs", "spare_rounds", "noise_source")),
+    *(f"privacy.{key}" for key in RELEASED),
     *(f"trainer.{key}" for key in ("expected_batch_size", "sampling_probability", "local_steps")),
     *(f"federation.{key}" for key in ("num_clients", "num_rounds", "fraction_clients")),
 )

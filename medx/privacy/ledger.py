@@ -91,12 +91,13 @@ class PrivacyLedger:
             self._check_budget(reservation, delta, budget)
             self._enter(reservation)
 
-    def begin_round(self, run_id: str, round: int, steps: int, *, model: bytes) -> int:
+    def begin_round(self, run_id: str, round: int, steps: int, *, release: bytes) -> int:
         """Enter a round *before* its data is touched; returns its attempt, 0 the first time.
 
-        ``model`` is the hash of the model as it was received. A round begun before with the same model repeats it bit
-        by bit where the noise is seeded, and is free; with another model, or with system noise, it is a release of
-        its own. Raises LedgerError where the run is not open or the round would exceed its reservation.
+        ``release`` is the hash of all that its numbers follow from: the model as it was received, data, versions. A
+        round begun before with the same repeats it bit by bit where the noise is seeded, and is free; with another, or
+        with system noise, it is a release of its own. Raises LedgerError where the run is not open or the round would
+        exceed its reservation.
         """
         reservation, is_open = self._run(run_id)
         system = reservation.noise_source == "system"
@@ -108,7 +109,7 @@ class PrivacyLedger:
                 "SELECT attempt, steps, model FROM rounds WHERE run_id = ? AND round = ?", (run_id, round)
             ).fetchall()
             for attempt, before, known in attempts:
-                if not system and known == model:
+                if not system and known == release:
                     if before != steps:
                         raise LedgerError(
                             f"{self.path}: run {run_id} began round {round} with {before} steps, now {steps}"
@@ -122,7 +123,7 @@ class PrivacyLedger:
                 )
             self._db.execute(
                 "INSERT INTO rounds (run_id, round, attempt, steps, committed, model) VALUES (?, ?, ?, ?, 0, ?)",
-                (run_id, round, len(attempts), steps, model),
+                (run_id, round, len(attempts), steps, release),
             )
             return len(attempts)
 

@@ -22,11 +22,9 @@ from medx.report.cells import (
     spreads,
     summarise,
 )  # fmt: skip
-from medx.report.rows import BASELINES, SETTING, SKEW_SETTING, WHO, Results, Run, settings_of, skew_rows, with_role
+from medx.report.rows import BASELINES, SKEW_SETTING, SKEW_SHOWN, WHO, Results, Run, settings_of, skew_rows, with_role
 from medx.report.words import LABELS, listed
 from medx.results import Interval
-
-BY_ROLE = (*SETTING, "roles")  # runs that share their epsilon with baselines are others than those that do not
 
 
 def images_table(frame: pd.DataFrame) -> Table:
@@ -83,7 +81,7 @@ def hospital_table(frame: pd.DataFrame) -> Table:
     """Utility under unequal hospitals, with the worst and the best of them."""
     metrics = ("auc", "balanced_accuracy_at_threshold", "hospital_worst", "hospital_best")
     rows = [
-        settled(setting, *SKEW_SETTING[:-1]) | spreads(part, metrics)
+        settled(setting, *SKEW_SHOWN) | spreads(part, metrics)
         | Row({"seeds": part["seed"].nunique()}, {}) | cited(part)
         for setting, part in settings_of(skew_rows(frame), SKEW_SETTING)
     ]  # fmt: skip
@@ -98,7 +96,7 @@ def hospital_table(frame: pd.DataFrame) -> Table:
 def site_table(frame: pd.DataFrame, results: Results) -> Table:
     """Hospitals of the data, each on its own test images, beside its own model and one that has all records."""
     rows = []
-    for setting, part in settings_of(frame, BY_ROLE):
+    for setting, part in settings_of(frame):
         runs = [results[int(run)] for run in part["run"]]
         for client in [client.client for client in runs[0].clients if client.test]:
             found = [run.clients[client] for run in runs]
@@ -119,7 +117,7 @@ def site_table(frame: pd.DataFrame, results: Results) -> Table:
 def subgroup_table(frame: pd.DataFrame, results: Results) -> Table:
     """Groups of people that the data's own columns tell, each on its test images."""
     rows = []
-    for setting, part in settings_of(frame, BY_ROLE):
+    for setting, part in settings_of(frame):
         runs = [results[int(run)] for run in part["run"]]
         for group in runs[0].subgroups:
             images = sum(group.class_counts)
@@ -165,7 +163,7 @@ def class_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Table
             recall = summarise(part[f"recall_{index}"])
             measured = Row({"class": name, "recall_mean": recall.mean, "recall_sd": recall.sd},
                            {"class": name, "recall": spread(recall, True)})  # fmt: skip
-            rows.append(settled(setting, *SKEW_SETTING[:-1]) | measured | cited(part))
+            rows.append(settled(setting, *SKEW_SHOWN) | measured | cited(part))
     note = "Share of a class's test images that get that class as the most probable one."
     return Table.of("classes", "Recall by class", note, rows)
 

@@ -48,6 +48,7 @@ def frontier_figures(frame: pd.DataFrame, dataset: str, class_count: int, claim:
     private = rows[rows["epsilon"].notna()]
     if private.empty:
         return
+    labels = (frame["task"][frame["dataset"] == dataset] == "multilabel").any()
     for metric, label in FRONTIERS.items():
         with drawing() as (figure, (axes,)):
             for index, (line, part) in enumerate(settings_of(private, LINE_KEYS)):
@@ -57,7 +58,9 @@ def frontier_figures(frame: pd.DataFrame, dataset: str, class_count: int, claim:
                 axes.axhline(level, color=INK, linestyle=DASHES[1 + index % 3], linewidth=1,
                              label=f"{line['model']}, no privacy")  # fmt: skip
             majority = float(rows["majority_accuracy"].iloc[0])
-            floor = {"auc": 0.5, "balanced_accuracy_at_threshold": 1 / class_count}.get(metric, majority)
+            floor = {"auc": 0.5, "balanced_accuracy_at_threshold": 0.5 if labels else 1 / class_count}.get(
+                metric, majority
+            )
             axes.axhline(floor, color=FAINT, linestyle=":", linewidth=1.5, label="always the majority class")
             if claim is not None and claim.dataset == dataset and metric == "accuracy":
                 axes.plot([claim.epsilon, claim.composed_epsilon], [claim.accuracy] * 2, marker="X", color=INK,

@@ -23,8 +23,9 @@ PER_PATIENT = " (per patient)"
 PATIENTS_APART = " (validation by patient)"
 BASELINES = ("local_only", "centralized")
 WHO = ("model", "mode", "target_epsilon")
-SETTING = ("dataset", "model", "mode", "partition", "rounds", "target_epsilon")
-SKEW_SETTING = ("dataset", "model", "mode", "target_epsilon", "partition", "strategy", "rounds")
+SETTING = ("dataset", "model", "mode", "partition", "rounds", "target_epsilon", "config_hash")
+SKEW_SHOWN = ("dataset", "model", "mode", "target_epsilon", "partition", "strategy")
+SKEW_SETTING = (*SKEW_SHOWN, "rounds", "config_hash")
 # What the tables of a role show of a setting: runs that are alike in these and differ beyond the seed need a name.
 NAMED_BY: dict[Role, tuple[str, ...]] = {
     "utility": ("dataset", "model", "mode", "target_epsilon"),
@@ -89,6 +90,7 @@ def make_row(run: Run) -> dict[str, Any]:
         "run": run.number,
         "roles": " ".join(run.roles),
         "dataset": dataset_name(config),
+        "task": result.dataset.task,
         "model": option_name(config, "model"),
         "mode": _mode_name(config),
         "aggregation": option_name(config, "aggregation"),

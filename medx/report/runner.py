@@ -2,7 +2,7 @@
 
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from medx.launcher import pool
 from medx.launcher.outcomes import FAILURE_FILE, failures_kept, why_unfinished
 from medx.report.study import Job
 from medx.results import ExperimentResult
-from medx.schema import CheckpointError
+from medx.schema import CheckpointError, ConfigError
 
 
 def finished(job: Job, store: Path) -> ExperimentResult | None:
@@ -48,11 +48,25 @@ def deleted_runs(results: Sequence[ExperimentResult]) -> set[str]:
 def collect(jobs: Sequence[Job], store: Path) -> dict[str, ExperimentResult]:
     """Finished results by job folder; a run that was deleted in MLflow is not finished any more."""
     found = {job.folder: result for job in jobs if (result := finished(job, store)) is not None}
+    refuse_other_data(found, store)
     gone = deleted_runs(list(found.values()))
     for folder in [folder for folder, result in found.items() if result.tracking.get("run_id") in gone]:
         shutil.rmtree(store / folder)
         del found[folder]
     return found
+
+
+def refuse_other_data(found: Mapping[str, ExperimentResult], store: Path) -> None:
+    """Raise ConfigError where seeds of one setting have other data: a configuration names files, not their content."""
+    first: dict[str | None, tuple[str, str | None]] = {}
+    for folder, result in found.items():
+        data = result.dataset.content_hash
+        known, before = first.setdefault(result.config_hash, (folder, data))
+        if data != before:
+            raise ConfigError(
+                f"{store / folder}: its data are not those of {known}, which is another seed of the same setting; "
+                "accepted: delete the folder of whichever is out of date, and it is run anew"
+            )
 
 
 def run_jobs(jobs: Sequence[Job], store: Path, at_once: int) -> dict[str, str]:

@@ -65,7 +65,7 @@ def _claim_s_majority(frame: pd.DataFrame, results: Results) -> Row:
     counts = results[int(frame["run"].iloc[0])].dataset.class_counts.get("test", [])
     share = float(frame["majority_accuracy"].iloc[0])
     told = f" ({round(share * sum(counts))} of {sum(counts)})" if counts else ""
-    balanced = number(1 / len(counts) if counts else None, True, 2)
+    balanced = number(_majority_scores(frame, len(counts))[2] if counts else None, True, 2)
     values = (number(share, True, 2), number(share, True, 2), balanced, number(0.5))
     cells = dict(zip((TITLES[metric] for metric in CLAIM_METRICS), values, strict=True))
     shown = {"row": f"always the majority class{told}", "stated ε": "0", "true ε": "0"} | cells
@@ -142,8 +142,9 @@ def _majority(rows: pd.DataFrame, class_count: int) -> Row:
 
 
 def _majority_scores(rows: pd.DataFrame, class_count: int) -> tuple[float, float, float]:
-    """AUC, accuracy and balanced accuracy of always answering the most frequent class."""
-    return 0.5, float(rows["majority_accuracy"].iloc[0]), 1 / class_count
+    """AUC, accuracy and balanced accuracy of always answering the most frequent class; of no where there are labels."""
+    balanced = 0.5 if "task" in rows and (rows["task"] == "multilabel").any() else 1 / class_count
+    return 0.5, float(rows["majority_accuracy"].iloc[0]), balanced
 
 
 def _utility_note(rows: pd.DataFrame, class_count: int, kinds: set[str]) -> str:

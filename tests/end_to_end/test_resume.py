@@ -1,5 +1,6 @@
 """Killed at any moment and resumed: the same result to the bit, and a ledger that never shows less."""
 
+import json
 import os
 import shutil
 import signal
@@ -85,6 +86,29 @@ def test_resumed_run_ends_as_if_never_killed(copied: Path, reference: Ran, overr
     ]
     assert result.privacy.clients == whole.privacy.clients
     assert ledger_steps(copied / "ledger") == [10, 10, 10]
+
+
+def test_a_round_done_again_with_other_noise_is_charged_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hospitals 0 and 1 had begun round 3; by another version of torch the same model gets other noise there."""
+    monkeypatch.setattr("medx.federation.setup._computed_by", lambda device: ("9.9", device))
+    before = ledger_steps(copied / "ledger")
+    resumed = call(copied, f"resume={copied}", base=())
+    assert before[:2] == [6, 6]
+    assert resumed.result.status == "budget_exhausted", "a round too few is left of what was reserved"
+    assert ledger_steps(copied / "ledger") == [client.steps for client in resumed.result.privacy.clients] == [10] * 3
+    assert len(resumed.result.rounds) == 4
+
+
+def test_other_data_are_refused(copied: Path) -> None:
+    newest = checkpoints(copied / "checkpoints")[0] / "state.json"
+    state = json.loads(newest.read_text())
+    assert len(state["data"]) == 64
+    newest.write_text(json.dumps(state | {"data": 64 * "0"}))
+    ran = call(copied, f"resume={copied}", base=())
+    assert ran.code == 2
+    assert "the data, or which hospital has which of them, are not those that the run began with" in ran.err
+    newest.write_text(json.dumps({key: value for key, value in state.items() if key != "data"}))
+    assert call(copied, f"resume={copied}", base=()).code == 0, "a checkpoint of an earlier version"
 
 
 def test_killed_before_the_first_checkpoint(tmp_path: Path, reference: Ran) -> None:

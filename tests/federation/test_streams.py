@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from medx.baselines import share_epsilon
 from medx.federation.clipped_updates import ClippedUpdates
 from medx.federation.exchange import Attempt
 from medx.federation.hospital import generators
@@ -40,6 +41,17 @@ CHANGES: dict[str, Callable[[Job], Job]] = {
     "another seed": lambda job: replace(job, setup=replace(job.setup, seed=1)),
     "a baseline": lambda job: replace(job, setup=replace(job.setup, pooled=True)),
 }
+
+
+def test_a_run_beside_baselines_has_more_noise_and_by_another_key(tmp_path: Path) -> None:
+    """At two scales one noise would come off: it is nearly the same multiple of both."""
+    job = make(tmp_path, privacy="local_dp", secure=False, mechanism={"noise_source": "seed"})
+    beside = [replace(job, setup=share_epsilon(job.setup, names)) for names in ((), ("centralized",), ("local_only",))]
+    assert len({each.setup.draw_key for each in beside}) == 3
+    assert np.array_equal(drawn(beside[0]), drawn(job))
+    assert not any(np.any(drawn(each) == drawn(job)) for each in beside[1:])
+    plain = make(tmp_path / "none", privacy="none", secure=False)
+    assert share_epsilon(plain.setup, ("centralized",)) == plain.setup, "nothing to take off"
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -60,15 +60,15 @@ def epsilon(*steps, step=STEP):
 
 def test_a_reservation_counts_in_full_until_the_run_is_finished(ledger):
     ledger.reserve(asked(), delta=DELTA, budget=None)
-    assert ledger.begin_round("run", 1, 6, model=MODEL) == 0
+    assert ledger.begin_round("run", 1, 6, release=MODEL) == 0
     ledger.commit_round("run", 1)
-    ledger.begin_round("run", 2, 6, model=MODEL)  # begun and never committed: its data may have been touched
+    ledger.begin_round("run", 2, 6, release=MODEL)  # begun and never committed: its data may have been touched
     assert ledger.executed("run") == [(STEP, 12)]
     assert spent_steps(ledger) == [60]
     ledger.finish("run")
     assert spent_steps(ledger) == [12]
     with pytest.raises(LedgerError, match="finished"):
-        ledger.begin_round("run", 3, 6, model=MODEL)
+        ledger.begin_round("run", 3, 6, release=MODEL)
 
 
 def test_a_ledger_may_be_closed_while_a_thread_uses_it(path):
@@ -78,7 +78,7 @@ def test_a_ledger_may_be_closed_while_a_thread_uses_it(path):
 
         def use(ledger=ledger, run=f"run {attempt}"):
             for number in range(10**6):
-                ledger.begin_round(run, number, 1, model=MODEL)
+                ledger.begin_round(run, number, 1, release=MODEL)
 
         with ThreadPoolExecutor(1) as pool:
             using = pool.submit(use)
@@ -94,7 +94,7 @@ def test_runs_on_the_same_data_compose_up_to_the_budget(ledger):
     with pytest.raises(LedgerError, match=r"budget=.* would be exceeded: .* by 1 run\(s\)"):
         ledger.reserve(asked("second"), delta=DELTA, budget=budget)
     assert spent_steps(ledger) == [60]
-    ledger.begin_round("first", 1, 40, model=MODEL)
+    ledger.begin_round("first", 1, 40, release=MODEL)
     ledger.finish("first")
     ledger.reserve(asked("second"), delta=DELTA, budget=budget)  # 40 executed and 60 reserved fit exactly
     with pytest.raises(LedgerError, match="exceeded"):
@@ -102,14 +102,14 @@ def test_runs_on_the_same_data_compose_up_to_the_budget(ledger):
     with pytest.raises(LedgerError, match="was reserved as"):
         ledger.reserve(asked("second", steps=61), delta=DELTA, budget=None)
     with pytest.raises(LedgerError, match="no reservation"):
-        ledger.begin_round("third", 1, 1, model=MODEL)
+        ledger.begin_round("third", 1, 1, release=MODEL)
 
 
 def test_a_round_beyond_the_reservation_does_not_start(ledger):
     ledger.reserve(asked(steps=10), delta=DELTA, budget=None)
-    ledger.begin_round("run", 1, 6, model=MODEL)
+    ledger.begin_round("run", 1, 6, release=MODEL)
     with pytest.raises(LedgerError, match="6 of the 10 reserved"):
-        ledger.begin_round("run", 2, 6, model=MODEL)
+        ledger.begin_round("run", 2, 6, release=MODEL)
     assert ledger.executed("run") == [(STEP, 6)]
     with pytest.raises(LedgerError, match="never begun"):
         ledger.commit_round("run", 2)
@@ -118,12 +118,12 @@ def test_a_round_beyond_the_reservation_does_not_start(ledger):
 def test_a_repeated_round_is_charged_with_system_noise_only(ledger):
     for source, attempts, steps in (("seed", [0, 0, 0], 6), ("system", [0, 1, 2], 18)):
         ledger.reserve(asked(source, steps=18, noise_source=source), delta=DELTA, budget=None)
-        assert [ledger.begin_round(source, 1, 6, model=MODEL) for _ in range(3)] == attempts
+        assert [ledger.begin_round(source, 1, 6, release=MODEL) for _ in range(3)] == attempts
         assert ledger.executed(source) == [(STEP, steps)]
     with pytest.raises(LedgerError, match="18 of the 18"):
-        ledger.begin_round("system", 1, 6, model=MODEL)
+        ledger.begin_round("system", 1, 6, release=MODEL)
     with pytest.raises(LedgerError, match="with 6 steps, now 5"):
-        ledger.begin_round("seed", 1, 5, model=MODEL)  # not the same computation
+        ledger.begin_round("seed", 1, 5, release=MODEL)  # not the same computation
 
 
 VICTIM = """
@@ -135,7 +135,7 @@ from medx.privacy.ledger_folder import make_folder, record_set
 ledger = PrivacyLedger(Path(sys.argv[1]), create=True)
 ledger.reserve(Reservation("run", SampledGaussian(1.0, 15.0, 0.1), 60, "system"), delta=1e-5, budget=None)
 for index in range(1, 4):
-    ledger.begin_round("run", index, 6, model=b"")
+    ledger.begin_round("run", index, 6, release=b"")
     if index == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     ledger.commit_round("run", index)
@@ -149,7 +149,7 @@ def test_kill_dash_nine_loses_nothing(path):
     assert ledger.executed("run") == [(STEP, 18)]
     assert spent_steps(ledger) == [60]
     ledger.reserve(asked(noise_source="system"), delta=DELTA, budget=None)  # the resume
-    assert ledger.begin_round("run", 3, 6, model=MODEL) == 1
+    assert ledger.begin_round("run", 3, 6, release=MODEL) == 1
     assert ledger.executed("run") == [(STEP, 24)]
     ledger.close()
 
@@ -196,9 +196,9 @@ def test_a_locked_ledger_is_refused_after_the_time_out(ledger, path):
     holder.execute("BEGIN IMMEDIATE")
     impatient = PrivacyLedger(path, create=False, timeout=0.1)
     with pytest.raises(LedgerError, match="locked"):
-        impatient.begin_round("run", 1, 6, model=MODEL)
+        impatient.begin_round("run", 1, 6, release=MODEL)
     holder.execute("ROLLBACK")
-    assert impatient.begin_round("run", 1, 6, model=MODEL) == 0
+    assert impatient.begin_round("run", 1, 6, release=MODEL) == 0
     holder.close()
     impatient.close()
 
@@ -284,12 +284,12 @@ def test_a_ledger_that_may_not_be_read_or_made_says_so(path, monkeypatch):
 def test_another_model_in_a_seeded_round_is_another_release(ledger):
     """Its noise must not be free: two releases under one noise tell what they differ in."""
     ledger.reserve(asked(steps=12), delta=DELTA, budget=None)
-    assert ledger.begin_round("run", 2, 6, model=b"one") == 0
-    assert ledger.begin_round("run", 2, 6, model=b"another") == 1
-    assert [ledger.begin_round("run", 2, 6, model=model) for model in (b"one", b"another")] == [0, 1]
+    assert ledger.begin_round("run", 2, 6, release=b"one") == 0
+    assert ledger.begin_round("run", 2, 6, release=b"another") == 1
+    assert [ledger.begin_round("run", 2, 6, release=model) for model in (b"one", b"another")] == [0, 1]
     assert ledger.executed("run") == [(STEP, 12)]
     with pytest.raises(LedgerError, match="12 of the 12 reserved"):
-        ledger.begin_round("run", 2, 6, model=b"a third")
+        ledger.begin_round("run", 2, 6, release=b"a third")
 
 
 def reserve(folder, name, reservation, budget):

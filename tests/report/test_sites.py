@@ -40,11 +40,8 @@ def told(seed: int, *groups: str, patient: float = 64.75) -> ExperimentResult:
     return result.model_copy(update={"clients": clients, "subgroups": found, "privacy": privacy})
 
 
-def frame_of(*results: ExperimentResult, roles: str = "") -> tuple[pd.DataFrame, dict[int, ExperimentResult]]:
-    """Runs of these roles, a letter each: ``u`` for utility, which all have where nothing is told, and ``b``."""
-    named = {"u": ("utility",), "b": ("baselines",)}
-    each = zip(roles or "u" * len(results), results, strict=True)
-    runs = [Run(number, "run", named[role], result) for number, (role, result) in enumerate(each, 1)]  # type: ignore[arg-type]
+def frame_of(*results: ExperimentResult) -> tuple[pd.DataFrame, dict[int, ExperimentResult]]:
+    runs = [Run(number, "run", ("utility",), result) for number, result in enumerate(results, 1)]
     return make_frame(runs), {run.number: run.result for run in runs}
 
 
@@ -58,11 +55,11 @@ def test_each_hospital_of_the_data_has_a_row_beside_its_own_model() -> None:
     assert not site_table(*frame_of(make_result("pneumoniamnist", 10.0, 0, 0.9))).rows
 
 
-def test_runs_that_share_epsilon_with_baselines_are_not_averaged_with_others() -> None:
-    frame, results = frame_of(told(0, "F"), told(2, "F"), told(4, "F"), roles="uub")
-    for make, column in ((site_table, "hospital"), (subgroup_table, "group")):
-        table = make(frame, results)
-        assert table.data["runs"].tolist() == sorted(["1-2", "3"] * table.data[column].nunique())
+def test_runs_of_two_configurations_are_not_averaged() -> None:
+    other = told(4, "F").model_copy(update={"config_hash": "another"})
+    frame, results = frame_of(told(0, "F"), told(2, "F"), other)
+    for make in (site_table, subgroup_table):
+        assert set(make(frame, results).data["runs"]) == {"1-2", "3"}
 
 
 def test_a_group_is_the_same_group_in_every_seed_whatever_its_place() -> None:
