@@ -11,7 +11,11 @@ import yaml
 
 from medx.schema import CONF, GROUPS
 
-NO_OVERRIDE = "{}: not an override; accepted: key=value, +key=value, ~key; a value with = or blanks in quotes"
+MOST_NAMES = 40
+NO_OVERRIDE = (
+    "{}: not an override; accepted: key=value, +key=value, ~key; a value with = , ( ) [ ] or blanks in two pairs of "
+    "quotes: \"key='a (b)'\""
+)
 
 
 def describe(problem: Any, prefix: str, fields: dict[str, Any], names: list[str], option: str) -> str:
@@ -33,7 +37,9 @@ def nearest(word: str, choices: list[str]) -> str:
     last = word.rsplit(".", 1)[-1]
     close += [choice for choice in choices if choice.rsplit(".", 1)[-1] == last and choice not in close]
     names = close or sorted(choices)
-    return ("did you mean " if close else "accepted: ") + ", ".join(names[:12])
+    return ("did you mean " if close else "accepted: ") + ", ".join(
+        names if len(names) <= MOST_NAMES else [*names[:MOST_NAMES], "..."]
+    )
 
 
 def keys_of(config: dict[str, Any], prefix: str = "") -> Iterator[str]:

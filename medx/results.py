@@ -16,7 +16,14 @@ from medx.released import Covered, Named, Owner, Public, Record, released
 
 log = logging.getLogger(__name__)
 STUDY_ONLY = "epsilon holds only while the seed is secret; study only"
-DATA_FILES = ("md5", "path", "csv", "columns", "subgroups")  # checksum, places and names of columns
+# Not released: the seed, checksums, names of columns, and where things lie.
+KEPT_BACK = ("seed", "cache", "resume")
+KEPT_BACK_OF = {
+    "dataset": ("md5", "path", "csv", "columns", "subgroups", "root"),
+    "tracking": ("uri",),
+    "privacy": ("ledger",),
+    "aggregation": ("roster",),
+}
 NONE_FROM = 1000  # an epsilon from here on is called none
 Status = Literal["finished", "failed", "killed", "budget_exhausted", "aborted"]
 
@@ -201,7 +208,9 @@ class ExperimentResult(Record):
 
     def released(self) -> "ExperimentResult":
         """What may leave the house: the owner's fields are at their defaults, the configuration is without secrets."""
-        return released(self).model_copy(update={"view": "released", "config": released_config(self.config)})
+        model = None if self.checkpoint is None else Path(self.checkpoint).name
+        shown = {"view": "released", "config": released_config(self.config), "checkpoint": model}
+        return released(self).model_copy(update=shown)
 
     @classmethod
     def load(cls, path: Path) -> "ExperimentResult":
@@ -228,11 +237,14 @@ def read_rounds(path: Path) -> list[RoundRecord]:
 
 
 def released_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without the seed, which may undo the noise, and without what tells of the data's files."""
-    kept = {key: value for key, value in config.items() if key != "seed"}
-    if isinstance(kept.get("dataset"), dict):
-        kept["dataset"] = {key: value for key, value in kept["dataset"].items() if key not in DATA_FILES}
-    return kept
+    """The configuration without the seed, which may undo the noise, and without what tells of files and folders."""
+    return {
+        key: {name: each for name, each in value.items() if name not in KEPT_BACK_OF.get(key, ())}
+        if isinstance(value, dict)
+        else value
+        for key, value in config.items()
+        if key not in KEPT_BACK
+    }
 
 
 @dataclass(frozen=True)

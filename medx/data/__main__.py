@@ -3,9 +3,12 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,7 +22,7 @@ from medx.dataset import Dataset
 from medx.dataset.checks import check_splits
 from medx.dataset.folder import Folder
 from medx.files import write_text
-from medx.hints import nearest, option, options_of
+from medx.hints import NO_OVERRIDE, nearest, option, options_of
 from medx.output import Parser, as_called
 from medx.schema import ConfigError, MedxError, one_line
 
@@ -55,6 +58,8 @@ def main() -> None:
         name, dataset = configured(options.what)
         found, records = examine(dataset)
         if options.html is not None:
+            if not options.html.parent.is_dir():
+                raise ConfigError(f"--html={options.html}: there is no such folder; accepted: a file in one that is")
             write_text(options.html, as_page(f"Data check: {name}", found, records))
     except (MedxError, OSError) as error:
         if (line := one_line(error)) is None:
@@ -70,25 +75,40 @@ def main() -> None:
 def configured(given: list[str]) -> tuple[str, Dataset]:
     """The data set that a command line names, as a run would build it."""
     places = [part for part in given if "=" not in part]
-    overrides = dict(part.split("=", 1) for part in given if "=" in part)
+    overrides = values_of(part for part in given if "=" in part)
     if len(places) > 1:
         raise ConfigError(f"{places[1]}: accepted: one folder")
-    name = overrides.pop("dataset", "folder")
+    name = str(overrides.pop("dataset", "folder"))
     if name not in options_of("dataset"):
         raise ConfigError(f"dataset={name} is unknown; {nearest(name, options_of('dataset'))}")
-    config: dict[str, Any] = {"dataset": option("dataset", name)}
+    config = OmegaConf.create({"dataset": option("dataset", name)})
     for key in overrides:
         if not key.startswith("dataset."):
             raise ConfigError(f"{key}: accepted: dataset=NAME and dataset.key=value")
     try:
-        changes = OmegaConf.from_dotlist([f"{key}={value}" for key, value in overrides.items()])
-        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(config), changes), resolve=True)
+        for key, value in overrides.items():
+            OmegaConf.update(config, key, value)
+        merged = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     assert isinstance(merged, dict)
     if places:
         merged["dataset"]["path"] = places[0]
     return name, build({str(key): value for key, value in merged.items()}, "dataset")
+
+
+def values_of(overrides: Iterable[str]) -> dict[str, Any]:
+    """Values by key, read as a run reads them; raises ConfigError where a run would not."""
+    parser, found = OverridesParser.create(), {}
+    for part in overrides:
+        try:
+            override = parser.parse_override(part)
+        except HydraException:
+            raise ConfigError(NO_OVERRIDE.format(part)) from None
+        if override.is_sweep_override() or override.is_delete():
+            raise ConfigError(f"{part}: accepted: one value; a list as [a,b]")
+        found[override.key_or_group] = override.value()
+    return found
 
 
 def examine(dataset: Dataset) -> tuple[Findings, Records | None]:

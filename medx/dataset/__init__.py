@@ -55,12 +55,16 @@ class Split:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model must accept and answer: square images, ``num_classes`` classes."""
+    """What a model must accept and answer: square images, ``num_classes`` classes.
+
+    ``phantoms`` names the drawn images whose labels mean what these do, class by class; None: none do.
+    """
 
     num_channels: int
     image_size: int
     num_classes: int
     task: Task
+    phantoms: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class DataSplits:
     ``content_hash`` is over the multiset of (image, label) rows of each split, so it ignores row order.
     ``mean`` and ``std`` (one a channel, on the 0..1 scale) are public constants, never computed from the data.
     ``public`` is true where everybody has these records: drawn images, a published benchmark's very file.
-    ``copies_accepted``: whoever configured it knows that test images may be in train too.
+    ``copies_accepted``: whoever configured it knows that test images may be in train too. ``phantoms``: see InputSpec.
     """
 
     name: str
@@ -87,12 +91,13 @@ class DataSplits:
     std: tuple[float, ...]
     public: bool = False
     copies_accepted: bool = False
+    phantoms: str | None = None
 
     @property
     def spec(self) -> InputSpec:
         """The shape and task that a model is built for."""
         _, height, _, channels = self.train.images.shape
-        return InputSpec(channels, height, len(self.class_names), self.task)
+        return InputSpec(channels, height, len(self.class_names), self.task, self.phantoms)
 
     def shared_patients(self) -> dict[str, int]:
         """How many images of validation and of test are of patients who are in train; nothing where unknown."""

@@ -17,6 +17,7 @@ from medx.dataset.dealing import dealt_anew, refuse_shared_patients, shared_pati
 from medx.dataset.decoded import Colour, Decoded, Rules, decode
 from medx.dataset.fitting import Fit
 from medx.dataset.labels import Words, from_columns, from_lists, strata
+from medx.dataset.phantom import KINDS
 from medx.dataset.pictures import Reading
 from medx.dataset.table import Columns, Table, read_table
 from medx.output import as_called
@@ -43,7 +44,9 @@ class Folder:
     model is measured on each of the groups that the columns ``subgroups`` tell.
 
     An image may have several labels: ``columns.label`` then names a column each, or ``label_separator`` parts a list in
-    one. ``uncertain`` is what -1 or "uncertain" stands for, ``missing`` what an empty cell does.
+    one. ``uncertain`` is what -1 or "uncertain" stands for, ``missing`` what an empty cell does. ``phantoms``: these
+    are chest radiographs, class 1 with an opacity, or eye photographs of grades 0 to 4, as drawn phantoms are, so that
+    a linear head may start at what those give.
     """
 
     path: Place | None
@@ -65,6 +68,7 @@ class Folder:
     label_separator: Annotated[str, MinLen(1)] | None
     uncertain: Literal["missing", "positive", "negative"]
     missing: Literal["missing", "negative"]
+    phantoms: Literal["chest", "fundus"] | None
 
     def __post_init__(self) -> None:
         if self.task == "multilabel" and not self.has_several:
@@ -146,6 +150,7 @@ class Folder:
     def _splits(self, parts: list[Split], names: tuple[str, ...]) -> DataSplits:
         train, validation, test = parts
         channels = train.images.shape[3]
+        self._check_phantoms(channels, len(names))
         single: Task = "binary" if len(names) == 2 else "multiclass"
         task: Task = "multilabel" if self.has_several else self.task or single
         return DataSplits(
@@ -162,7 +167,15 @@ class Folder:
             mean=(NORMALISATION,) * channels,
             std=(NORMALISATION,) * channels,
             copies_accepted=self.shared_patients == "accept",
+            phantoms=self.phantoms,
         )
+
+    def _check_phantoms(self, channels: int, classes: int) -> None:
+        """Refuse phantoms that these images cannot be like; that they are is their owner's word."""
+        kind = None if self.phantoms is None else KINDS[self.phantoms]
+        if kind is not None and (self.has_several or (kind.num_channels, len(kind.class_names)) != (channels, classes)):
+            drawn = f"{len(kind.class_names)} classes in {kind.num_channels} channel(s), not {classes} in {channels}"
+            raise DataError(f"dataset.phantoms={self.phantoms}: drawn are {drawn}; accepted: null")
 
     def labels_of(self, table: Table) -> tuple[np.ndarray, tuple[str, ...]]:
         """``int64 [n]``, or ``[n, labels]`` where an image may have several, and the names of the classes."""

@@ -42,6 +42,7 @@ TASKS: dict[str, Task] = {
     "multi-label, binary-class": "multilabel",
 }
 DATA_FOLDER = "MEDX_DATA"  # environment variable that names a folder to look in first
+DRAWN_ALIKE = {"pneumoniamnist": "chest", "retinamnist": "fundus"}  # by the kinds of phantoms
 NORMALISATION = 0.5
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 HINT = "dataset=phantom needs no file"
@@ -88,6 +89,7 @@ class MedMNIST:
             synthetic=False,
             mean=(NORMALISATION,) * channels,
             std=(NORMALISATION,) * channels,
+            phantoms=DRAWN_ALIKE.get(self.name),
             public=md5 == info[f"MD5{suffix}"].lower(),  # another file of this layout may be a hospital's own
         )
 

@@ -81,6 +81,7 @@ class Phantom:
             mean=(NORMALISATION,) * kind.num_channels,
             std=(NORMALISATION,) * kind.num_channels,
             public=True,
+            phantoms=self.kind,
         )
 
     def _draw(self, kind: Kind, split: str, count: int) -> Split:

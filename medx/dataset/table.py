@@ -79,9 +79,23 @@ def read_table(
             raise ConfigError(f"dataset.columns.label={columns.label}: there is no {CSV} with columns; accepted: label")
         if subgroups:
             raise ConfigError(f"dataset.subgroups={list(subgroups)}: there is no {CSV} with columns; accepted: []")
+        named = {name: getattr(columns, name) for name in ("patient", "hospital", "split", "aspect_ratio")}
+        named |= {name: None if (value := getattr(columns, name)) == name else value for name in ("image", "label")}
+        for name, value in named.items():
+            if isinstance(value, str):
+                raise ConfigError(
+                    f"dataset.columns.{name}={value}: there is no {CSV} with columns in dataset.path; accepted: "
+                    f"dataset.csv=FILE{_csvs(folder)}, or no columns"
+                )
         return by_folders(folder)
-    path = given or folder / CSV
+    path = folder / CSV if given is None else given if given.exists() else folder / given
     return _Reader(folder, path, *read_csv(path)).table(columns, subgroups, filled=filled)
+
+
+def _csvs(folder: Path) -> str:
+    """Files that somebody may have meant."""
+    names = sorted(path.name for path in folder.glob("*.csv"))[:3]
+    return f" (there is {', '.join(names)})" if names else ""
 
 
 def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -89,7 +103,7 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         lines = list(io.StringIO(decode(path.read_bytes()), newline=""))
     except OSError as problem:
-        raise DataError(f"{path}: cannot be read ({problem.strerror})") from problem
+        raise DataError(f"dataset.csv={path}: cannot be read ({problem.strerror})") from problem
     first = next((line for line in lines if line.strip()), "")
     delimiter = max(DELIMITERS, key=lambda sign: len(_cells(first, sign)))
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
@@ -145,11 +159,13 @@ class _Reader:
             hospitals=hospitals,
             splits=self.split_words(self.cells("split", columns.split, filled=False)),
             aspect_ratios=self.ratios(self.cells("aspect_ratio", ratio)),
-            subgroups={name: self.groups(name) for name in subgroups},
+            subgroups={name: self.groups(name, (columns.patient or "patient", columns.image)) for name in subgroups},
         )
 
-    def groups(self, name: str) -> list[str]:
-        """The cells of a column that tells groups of people."""
+    def groups(self, name: str, told_of_one: Sequence[object]) -> list[str]:
+        """The cells of a column that tells groups of people, whose values are shown: none may be a person."""
+        if name in told_of_one:
+            raise ConfigError(f"dataset.subgroups: {name} tells persons or images; accepted: columns that tell groups")
         cells = self.cells("", name, filled=False)
         assert cells is not None
         values = sorted(set(cells))
@@ -177,7 +193,9 @@ class _Reader:
             raise ConfigError(f"{what}: this column {problem} in {self.path}; it has: {shown}")
         cells = [row[places[0]] for _, row in self.rows]
         if filled and not all(cells):
-            self.refuse(key, [not cell for cell in cells], "an empty cell", "accepted: a value in every row")
+            several = "; dataset.label_separator where a cell lists several" if key == "label" else ""
+            empty = [not cell for cell in cells]
+            self.refuse(key, empty, "an empty cell", f"accepted: a value in every row{several}")
         return cells
 
     def places(self, name: str) -> list[int]:
@@ -204,8 +222,13 @@ class _Reader:
                 path = self.folder / name.replace("\\", "/")
             if not os.path.lexists(path):
                 elsewhere = files_by_name(self.folder) if elsewhere is None else elsewhere
-                others = elsewhere.get(Path(name.replace("\\", "/")).name, [])
-                path = others[0] if len(others) == 1 else path
+                others = self.alike(elsewhere, name.replace("\\", "/"))
+                if len(others) > 1:
+                    raise DataError(
+                        f"{self.path}: line {line} names an image that is there {len(others)} times; accepted: its "
+                        "path below dataset.path"
+                    )
+                path = others[0] if others else path
             if path in seen:
                 raise DataError(
                     f"{self.path}: line {line} names the image of line {seen[path]} again; accepted: each image once"
@@ -213,6 +236,11 @@ class _Reader:
             seen[path] = line
             found.append(path)
         return found
+
+    def alike(self, elsewhere: dict[str, list[Path]], name: str) -> list[Path]:
+        """Files of this name, with or without its ending: that in its very place, else all."""
+        found = elsewhere.get(Path(name).name, [])
+        return [path for path in found if path.relative_to(self.folder).with_suffix("") == Path(name)] or found
 
     def split_words(self, cells: list[str] | None) -> list[str] | None:
         """``SPLITS`` by the words that are in use for them."""
@@ -247,10 +275,21 @@ def by_folders(folder: Path) -> Table:
     folders = list(_folders(folder))
     parts = {each: SPLIT_WORDS.get(each.name.casefold()) for each in folders}
     split = bool(folders) and None not in parts.values()
+    some = [each.name for each, part in parts.items() if part is not None]
+    if some and not split:
+        raise DataError(
+            f"dataset.path={folder}: some folders have names of splits ({', '.join(some)}) and some have not; "
+            f"accepted: folders of classes, or of splits with a folder a class in each, or {CSV}"
+        )
     classes = [(each, inner) for each in folders for inner in _folders(each)] if split else [(x, x) for x in folders]
     rows = [(path, inner.name, parts[outer]) for outer, inner in classes for path in images_below(inner)]
     if not rows:
         raise DataError(f"dataset.path={folder}: no {CSV} and no image in a folder; accepted: either of them")
+    if len({label for _, label, _ in rows}) < 2:
+        raise DataError(
+            f"dataset.path={folder}: images of one class, in folders of one name; accepted: one folder a class, or "
+            f"{CSV}, or dataset.csv=FILE{_csvs(folder)}"
+        )
     splits = [part for _, _, part in rows if part is not None] if split else None
     return Table([path for path, _, _ in rows], [label for _, label, _ in rows], splits=splits)
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from medx.dataset import InputSpec
-from medx.dataset.phantom import Kind, kind_of
+from medx.dataset.phantom import KINDS, Kind, kind_of
 from medx.model import layers, objectives, warping
 from medx.model.layers import LinearHead, head_names, initialise
 from medx.model.objectives import objective_for
@@ -122,9 +122,8 @@ def principal_components(rows: torch.Tensor, num_components: int, whitening_expo
 
 
 def phantoms_fit(spec: InputSpec) -> bool:
-    """Whether phantoms carry labels of this task: clear or opaque in grey, the five grades in colour."""
-    kind = kind_of(spec.num_channels)
-    return kind is not None and (kind.task, len(kind.class_names)) == (spec.task, spec.num_classes)
+    """Whether phantoms carry labels of this task, by what the data set says: opacities of chests, grades of fundi."""
+    return spec.phantoms is not None and KINDS[spec.phantoms] == kind_of(spec.num_channels)
 
 
 def phantom_head(features: ScatterFeatures, spec: InputSpec, num_phantoms: int, seed: int) -> Tensors:

@@ -24,8 +24,8 @@ class ScatterNet:
 
     ``num_scales`` null: as many as leave about 7x7 cells. ``basis`` none: all coefficients, unprojected.
     ``hidden`` 0: a linear head; else one tanh layer of that width before it. Pooled colours need 3 channels.
-    ``phantom_start``: a linear head starts at this multiple of the head that phantoms' own labels give, where those
-    are the task's (clear or opaque in grey, five grades in colour), else at zero.
+    ``phantom_start``: a linear head starts at this multiple of the head that phantoms' own labels give, where the data
+    set says that its labels mean the same (``dataset.phantoms`` of own images), else at zero.
     """
 
     num_scales: Annotated[int, Ge(1)] | None

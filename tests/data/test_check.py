@@ -130,7 +130,13 @@ def test_the_exit_code_is_whether_a_run_would_take_it(tmp_path: Path, check: Any
         ([str(tmp_path), "dataset.size=huge"], "dataset.size='huge'"),
         ([str(tmp_path), str(tmp_path)], "accepted: one folder"),
         ([str(tmp_path), "--sideways"], "unrecognized arguments"),
-        ([str(tmp_path), "--html", str(tmp_path / "no" / "page.html")], "No such file or directory"),
+        ([str(tmp_path), "--html", str(tmp_path / "no" / "page.html")], "there is no such folder"),
+        ([str(tmp_path), "dataset.columns.label=Diagnosis (final)"], "two pairs of quotes"),
+        ([str(tmp_path), "dataset.columns.label=[Edema"], "not an override"),
+        ([str(tmp_path), "dataset.columns.label='Diagnosis"], "not an override"),
+        ([str(tmp_path), "dataset.columns.image=@Bild"], "cannot be read"),
+        ([str(tmp_path), "dataset.label_separator=,"], "not an override"),
+        ([str(tmp_path), "dataset.size=28,64"], "accepted: one value"),
     ):
         code, _, err = check(*arguments)
         assert code == 2

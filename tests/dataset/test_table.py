@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from medx.dataset.table import Columns, Table, read_table
-from medx.schema import DataError, MedxError
+from medx.schema import ConfigError, DataError, MedxError
 from tests.dataset.own_images import folder_at, write_csv, write_images
 
 ROWS = ["0.png,sick,P1,A", "1.png,well,P1,A", "2.png,sick,Müller,B"]
@@ -98,7 +98,7 @@ def test_missing_places_are_one_line(tmp_path: Path) -> None:
     for call, says in (
         (lambda: read(tmp_path / "none"), "no such folder"),
         (lambda: read(tmp_path), "no labels.csv and no image in a folder"),
-        (lambda: read(tmp_path, tmp_path / "none.csv"), "none.csv: cannot be read"),
+        (lambda: read(tmp_path, tmp_path / "none.csv"), "dataset.csv=.*none.csv: cannot be read"),
     ):
         with pytest.raises(DataError, match=says):
             call()
@@ -124,6 +124,55 @@ def test_one_folder_a_class_and_below_folders_of_splits(tmp_path: Path) -> None:
         for label in "ab"
         for _ in range(count)
     )
+
+
+def test_columns_that_no_csv_has_and_folders_that_are_neither_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_images(tmp_path / "flat" / name, 2)
+    (tmp_path / "flat" / "meta.csv").write_text("image,patient")
+    for columns, says in (
+        (
+            {"patient": "mrn"},
+            r"dataset\.columns\.patient=mrn: there is no labels\.csv .*dataset\.csv=FILE \(there is meta",
+        ),
+        ({"label": "Diagnosis"}, r"dataset\.columns\.label=Diagnosis: there is no labels\.csv"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            folder_at(tmp_path / "flat", columns=columns).table()
+    assert len(folder_at(tmp_path / "flat", columns={"patient": False}).table()) == 4
+    for name in ("train", "extra"):
+        write_images(tmp_path / "mixed" / name / "a", 2)
+    with pytest.raises(DataError, match=r"some folders have names of splits \(train\) and some have not"):
+        read(tmp_path / "mixed")
+    write_images(tmp_path / "one" / "a", 2)
+    with pytest.raises(DataError, match="images of one class, in folders of one name"):
+        read(tmp_path / "one")
+
+
+def test_a_name_that_is_there_twice_is_that_in_its_place_or_refused(folder: Path) -> None:
+    write_images(folder, 1, "q{}.png".format)
+    write_images(folder / "sub", 2, "q{}.png".format)
+    write_images(folder / "other", 2, "q{}.png".format)
+    write_csv(folder, "image,label", ["q0,a"])
+    assert read(folder).paths == [folder / "q0.png"]
+    write_csv(folder, "image,label", ["q1,a"])
+    with pytest.raises(DataError, match="line 2 names an image that is there 2 times"):
+        read(folder)
+
+
+def test_groups_are_no_persons(folder: Path) -> None:
+    write_images(folder, 2)
+    write_csv(folder, "image,label,patient,mrn,sex", ["0.png,a,P1,7,f", "1.png,b,P2,8,m"])
+    assert folder_at(folder, subgroups=["sex"]).table().subgroups == {"sex": ["f", "m"]}
+    for columns, name in (({}, "patient"), ({"patient": "mrn"}, "mrn"), ({}, "image")):
+        with pytest.raises(ConfigError, match=f"dataset.subgroups: {name} tells persons or images"):
+            folder_at(folder, columns=columns, subgroups=[name]).table()
+
+
+def test_a_csv_may_lie_in_the_folder(folder: Path) -> None:
+    write_images(folder, 1)
+    write_csv(folder, "image,label", ["0.png,a"]).rename(folder / "meta.csv")
+    assert read(folder, Path("meta.csv")).labels == ["a"]
 
 
 def test_labels_become_classes_in_their_order_or_in_the_one_that_is_given(folder: Path) -> None:

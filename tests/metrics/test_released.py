@@ -76,6 +76,8 @@ def test_a_round_by_itself_and_a_configuration_are_stripped_too() -> None:
     assert isinstance(record, RoundRecord)
     assert released_config({"seed": 1, "dataset": {"md5": "x", "size": 28}}) == {"dataset": {"size": 28}}
     assert released_config({"seed": 1, "dataset": "phantom"}) == {"dataset": "phantom"}
+    places = {"cache": "/a", "tracking": {"uri": "/b", "x": 1}, "privacy": {"ledger": "/c", "epsilon": 1.0}}
+    assert released_config(places) == {"tracking": {"x": 1}, "privacy": {"epsilon": 1.0}}
 
 
 def test_an_owners_field_must_have_something_to_be_without() -> None:
