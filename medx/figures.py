@@ -100,13 +100,17 @@ def finish(figure: Figure, name: str, title: str, caption: str) -> Picture:
     return Picture(name, title, caption, figure)
 
 
+HALF_A_LINE = 34  # letters of a legend that fit twice into a figure's width
+
+
 def legend(axes: Axes, below: bool = True) -> None:
     """The legend under the axes, where it covers nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
     if below:
-        axes.figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(handles) > 1 else 1)
+        beside = len(handles) > 1 and max(map(len, labels)) <= HALF_A_LINE
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=2 if beside else 1)
     else:
         axes.legend(handles, labels)
 

@@ -166,10 +166,15 @@ def spent(rows: pd.DataFrame) -> Row:
     """The largest true epsilon of any run, and where patients are known a patient's; over how many seeds; the runs."""
     epsilon, seeds = rows["epsilon"].astype(float).max(), rows["seed"].nunique()
     row = Row({"epsilon": epsilon}, {"true ε": number(epsilon)})
-    if "epsilon_patient" in rows and rows["epsilon_patient"].notna().any():
+    if patients_known(rows):
         patient = rows["epsilon_patient"].astype(float).max()
         row |= Row({"epsilon_patient": patient}, {"ε of a patient": told_epsilon(patient)})
     return row | Row({"seeds": seeds}, {"seeds": str(seeds)}) | cited(rows)
+
+
+def patients_known(rows: pd.DataFrame) -> bool:
+    """Whether any run tells a patient's epsilon."""
+    return "epsilon_patient" in rows and bool(rows["epsilon_patient"].notna().any())
 
 
 def spreads(rows: pd.DataFrame, metrics: Sequence[str], digits: int | None = None) -> Row:

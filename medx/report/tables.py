@@ -13,6 +13,7 @@ from medx.report.cells import (
     Table,
     cited,
     number,
+    patients_known,
     settled,
     spent,
     spread,
@@ -34,6 +35,10 @@ def claim_table(frame: pd.DataFrame, claim: Claim, results: Results) -> Table:
     """The claim, the majority class, and this work at each target epsilon, the largest first."""
     frame = frame[frame["dataset"] == claim.dataset]
     rows = [_claimed(claim)] + ([] if frame.empty else [_claim_s_majority(frame, results)])
+    if patients_known(frame):  # the column stands beside the other epsilon's
+        claimed = Row({}, {**_until(rows[0], "true ε"), "ε of a patient": "not told"})
+        rows[0] = claimed | rows[0]
+        rows[1] |= Row({}, {"ε of a patient": "0"})
     ours = with_role(frame, "utility", "convergence")
     private = ours[ours["target_epsilon"].notna()].sort_values("target_epsilon", ascending=False, kind="stable")
     for setting, part in settings_of(private):
@@ -48,6 +53,12 @@ def claim_table(frame: pd.DataFrame, claim: Claim, results: Results) -> Table:
         + claim.note
     )
     return Table.of("claim", "The claim, and what was measured", note, rows)
+
+
+def _until(row: Row, title: str) -> dict[str, str]:
+    """The cells of a row up to this one."""
+    titles = list(row.shown)
+    return {each: row.shown[each] for each in titles[: titles.index(title) + 1]}
 
 
 def _claimed(claim: Claim) -> Row:
@@ -242,7 +253,7 @@ def _front(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _of_a_patient(rows: pd.DataFrame) -> str:
     """The largest epsilon that any run comes to for a patient; a dash where patients are not known."""
-    known = rows["epsilon_patient"].astype(float).max() if "epsilon_patient" in rows else np.nan
+    known = rows["epsilon_patient"].astype(float).max() if patients_known(rows) else np.nan
     if rows["target_epsilon"].isna().all():
         return "none"
     return DASH if np.isnan(known) else told_epsilon(known)
