@@ -117,6 +117,10 @@ def test_the_exit_code_is_whether_a_run_would_take_it(tmp_path: Path, check: Any
     for arguments, says in (
         ([str(tmp_path / "none")], "no such folder"),
         ([str(tmp_path / "data"), "dataset.classes=[a]"], "1 different labels in 40 rows"),
+        (
+            [str(tmp_path / "data"), "dataset.columns.image=@Bild"],
+            "dataset.columns.image=@Bild: there is no labels.csv",
+        ),
         ([str(tmp_path / "data"), "dataset.columns.label=x", f"dataset.csv={tmp_path / 'no.csv'}"], "cannot be read"),
     ):
         code, out, err = check(*arguments)
@@ -134,7 +138,6 @@ def test_the_exit_code_is_whether_a_run_would_take_it(tmp_path: Path, check: Any
         ([str(tmp_path), "dataset.columns.label=Diagnosis (final)"], "two pairs of quotes"),
         ([str(tmp_path), "dataset.columns.label=[Edema"], "not an override"),
         ([str(tmp_path), "dataset.columns.label='Diagnosis"], "not an override"),
-        ([str(tmp_path), "dataset.columns.image=@Bild"], "cannot be read"),
         ([str(tmp_path), "dataset.label_separator=,"], "not an override"),
         ([str(tmp_path), "dataset.size=28,64"], "accepted: one value"),
     ):
