@@ -69,7 +69,8 @@ class RandomPartition(ABC):
         if least * num_clients > len(labels) and not self.allow_empty:
             raise ConfigError(
                 f"partition.min_records={self.min_records}: {num_clients} hospitals with at least {least} records "
-                f"each need {least * num_clients}, the training split has {len(labels)}"
+                f"each need {least * num_clients}, the training split has {len(labels)}; accepted: federation."
+                f"num_clients up to {len(labels) // least}, or fewer records each"
             )
         for _ in range(MAX_DRAWS):
             parts = self.draw(drawn, num_classes, num_clients, generator)

@@ -28,7 +28,7 @@ def _parts(title: str, found: Findings) -> Iterator[str]:
 
 def _whole(found: Findings) -> Iterator[str]:
     classes = {name: [sum(row.values()), *row.values()] for name, row in found["classes"].items()}
-    total = [sum(column) for column in zip(*classes.values(), strict=True)]
+    total = [found["images"], *(found["splits"].get(split, 0) for split in SPLITS)]  # which may have several labels
     yield from table(["images", "all", *SPLITS], [*classes.items(), ("all", total)])
     if found["patients"] is not None:
         people = found["patients"]
@@ -52,7 +52,7 @@ def _whole(found: Findings) -> Iterator[str]:
     told = [f"{one['what']} {one['auc']:.2f} ({one['class']})" for one in found["shortcuts"]]
     yield from _wrapped(f"AUC without looking at the image: {', '.join(told) or 'none'}")
     if found["unreadable"]:
-        yield "\nwithout a picture:"
+        yield "\nwithout a picture, and counted above:"
         for one in found["unreadable"][:MOST_NAMES]:
             yield from _wrapped(f"{one['file']}: {one['reason']}", "  ")
         if len(found["unreadable"]) > MOST_NAMES:

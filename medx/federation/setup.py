@@ -328,9 +328,11 @@ def _tell_of_small_hospitals(batch: float | None, sizes: Sequence[int]) -> None:
     """A preset's batch is more than some have: each of their steps takes all of it, and is accounted so."""
     small = [client for client, size in enumerate(sizes) if batch is not None and 0 < size < batch]
     if small:
-        which = f"hospital {small[0]} has" if len(small) == 1 else f"{len(small)} hospitals have"
+        which, takes = (
+            (f"hospital {small[0]} has", "takes") if len(small) == 1 else (f"{len(small)} hospitals have", "take")
+        )
         least = min(sizes[client] for client in small)
         log.warning(
-            "trainer.expected_batch_size=%g: %s fewer records (%d at least) and takes all of them in every step",
-            *(batch, which, least),
+            "trainer.expected_batch_size=%g: %s fewer records (%d at least) and %s all of them in every step",
+            *(batch, which, least, takes),
         )

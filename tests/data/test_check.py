@@ -147,6 +147,15 @@ def test_the_exit_code_is_whether_a_run_would_take_it(tmp_path: Path, check: Any
         assert says in line
 
 
+def test_images_with_several_labels_are_counted_once(tmp_path: Path, check: Any) -> None:
+    write_images(tmp_path, 20)
+    write_csv(tmp_path, "image,edema,mass", [f"{row}.png,{row % 2},1" for row in range(20)])
+    _, out, err = check(str(tmp_path), "dataset.columns.label=[edema,mass]", "dataset.size=16")
+    assert not err
+    rows = {line.split()[0]: line.split()[1] for line in out.splitlines() if line.startswith(("edema", "mass", "all"))}
+    assert rows == {"edema": "10", "mass": "20", "all": "20"}
+
+
 def test_the_area_under_the_curve_by_counting_pairs() -> None:
     generator = np.random.default_rng(0)
     values, positive = generator.integers(0, 5, 40).astype(float), generator.random(40) < 0.3
