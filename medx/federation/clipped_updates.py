@@ -55,26 +55,28 @@ class ClippedUpdates:
             weakref.finalize(self, self._ledger.close)
 
     def begin(self, attempt: Attempt) -> None:
-        """Enter the attempt before any client is asked: each is a release of its own."""
+        """Count the attempt. Under secure aggregation the clients enter it, each in a ledger of its own."""
         self._attempts = 1 if attempt.position.attempt == 0 else self._attempts + 1
         self._bytes_down = wire_bytes(attempt.state)
-        if server_keeps(self.job):
-            assert self._ledger is not None
-            entry = ledger_entry(self.job, attempt.position)
-            model = attempt.state.hash(self.clip_norm)
-            release = secret_key(self.job, self.prepared, "release", SERVER, entry, model)
-            self._ledger.begin_round(self.job.run_id, entry, 1, release=release)
 
     def add_noise(self, total: np.ndarray, attempt: Attempt) -> None:
         """A trusted server's noise on the sum, in place; under secure aggregation the clients have added theirs."""
-        if self.plan.server_noise_stddev:
-            # Keyed by the sum itself: other survivors or another clip norm are another sum, and have another noise.
-            digest = hashlib.sha256(total.tobytes()).digest()
-            stream = noise_stream(self.job, self.prepared, SERVER, attempt.position, attempt.state.hash(), digest)
-            add_discrete_gaussian(total, stream, self.plan.server_noise_stddev)
+        position, state = attempt.position, attempt.state
+        if not self.plan.server_noise_stddev:
+            return
+        # Keyed by the sum itself: other survivors or another clip norm are another sum, and have another noise. So it
+        # is entered by it too, and before it is noised: a round done again with another sum is another release.
+        digest = hashlib.sha256(total.tobytes()).digest()
         if server_keeps(self.job):
             assert self._ledger is not None
-            self._ledger.commit_round(self.job.run_id, ledger_entry(self.job, attempt.position))
+            entry, model = ledger_entry(self.job, position), state.hash(self.clip_norm)
+            release = secret_key(self.job, self.prepared, "release", SERVER, entry, model, digest)
+            self._ledger.begin_round(self.job.run_id, entry, 1, release=release)
+        stream = noise_stream(self.job, self.prepared, SERVER, position, state.hash(), digest)
+        add_discrete_gaussian(total, stream, self.plan.server_noise_stddev)
+        if server_keeps(self.job):
+            assert self._ledger is not None
+            self._ledger.commit_round(self.job.run_id, entry)
 
     def mean(self, vector: np.ndarray, scalars: dict[str, float]) -> np.ndarray:
         """The mean update from the noised sum in units of the clip norm, which then moves towards its quantile."""

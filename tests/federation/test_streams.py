@@ -105,4 +105,8 @@ def test_a_servers_noise_on_another_sum_is_other_noise(tmp_path: Path) -> None:
     size = job.sums.layout.size  # type: ignore[union-attr]
     all_of_them, one_less = np.arange(size, dtype=np.uint32), np.arange(size, dtype=np.uint32) + 1
     assert np.array_equal(noise_on(all_of_them), noise_on(all_of_them))
+    ledger = engine._ledger
+    assert ledger is not None
+    assert [steps for _, steps in ledger.executed(job.run_id)] == [1], "twice the same is one release"
     assert not np.any(noise_on(all_of_them) == noise_on(one_less))
+    assert [steps for _, steps in ledger.executed(job.run_id)] == [2], "of another sum is another"
