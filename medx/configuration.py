@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 WHERE = ("cache", "tracking", "runtime")
 NOT_KEPT = ("jobs", "noise")
 # Nor where its files lie.
-PLACES = (("privacy", "ledger"), ("aggregation", "roster"), ("dataset", "root"), ("dataset", "download"))
+PLACES = (
+    *(("dataset", key) for key in ("root", "download", "path", "csv")),
+    ("privacy", "ledger"),
+    ("aggregation", "roster"),
+)
 NOT_HASHED = ("seed", "resume", "study", "select", "device", *WHERE)
 # Nor how a step is computed, within rounding. (Secret draws do depend on it: see draw_key.)
 HOW = (("trainer", "gradient_mode"), ("trainer", "micro_batch_size"))

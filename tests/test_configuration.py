@@ -51,6 +51,12 @@ def test_what_changes_what_noise_is_added_to_has_a_stream_of_its_own(tmp_path: P
         return draw_key(typed(composed("privacy=distributed_dp", *overrides)).what)
 
     assert key() == key(f"privacy.ledger={tmp_path}", f"dataset.root={tmp_path}", f"aggregation.roster={tmp_path}")
+    folders = [
+        typed(composed("dataset=folder", f"dataset.path={tmp_path / name}", f"dataset.csv={name}")) for name in "ab"
+    ]
+    assert len({(each.hash, draw_key(each.what)) for each in folders}) == 1, (
+        "a folder may be moved; its content is told"
+    )
     others = (
         *("aggregation.minimum_survivors=5", "aggregation.threshold=3", "aggregation.scale=1000"),
         *("aggregation.update_bound=32", "privacy.clip_norm=1", "trainer.learning_rate=2", "dataset=retinamnist"),

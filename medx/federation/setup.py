@@ -261,7 +261,7 @@ def draw_key(config: dict[str, Any]) -> str:
     the configuration is in it but where things lie, also how a step is computed, which moves its last bits.
     """
     groups = ("dataset", "partition", "model", "trainer", "privacy", "federation", "aggregation")
-    where = ("ledger", "budget", "roster", "root")
+    where = ("ledger", "budget", "roster", "root", "path", "csv")
     named = {group: {k: v for k, v in config[group].items() if k not in where} for group in groups}
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()
 
