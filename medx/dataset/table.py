@@ -164,7 +164,7 @@ class _Reader:
 
     def groups(self, name: str, told_of_one: Sequence[object]) -> list[str]:
         """The cells of a column that tells groups of people, whose values are shown: none may be a person."""
-        if name in told_of_one:
+        if name.strip().casefold() in {str(each).strip().casefold() for each in told_of_one}:  # as columns are found
             raise ConfigError(f"dataset.subgroups: {name} tells persons or images; accepted: columns that tell groups")
         cells = self.cells("", name, filled=False)
         assert cells is not None

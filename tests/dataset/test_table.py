@@ -163,7 +163,7 @@ def test_groups_are_no_persons(folder: Path) -> None:
     write_images(folder, 2)
     write_csv(folder, "image,label,patient,mrn,sex", ["0.png,a,P1,7,f", "1.png,b,P2,8,m"])
     assert folder_at(folder, subgroups=["sex"]).table().subgroups == {"sex": ["f", "m"]}
-    for columns, name in (({}, "patient"), ({"patient": "mrn"}, "mrn"), ({}, "image")):
+    for columns, name in (({}, "patient"), ({"patient": "mrn"}, "mrn"), ({}, "image"), ({}, "Patient")):
         with pytest.raises(ConfigError, match=f"dataset.subgroups: {name} tells persons or images"):
             folder_at(folder, columns=columns, subgroups=[name]).table()
 
