@@ -16,8 +16,9 @@ from medx.dataset import DataSplits, Split
 from medx.experiment import make_setup
 from medx.federation.hospital import Hospitals
 from medx.federation.hospital_app import client_app
+from medx.federation.prepared import prepare
 from medx.federation.server import Server
-from medx.federation.setup import Setup, draw_key, make_job, prepare
+from medx.federation.setup import Setup, draw_key, make_job
 from medx.results import RoundRecord
 from medx.runtime import Runtime
 
@@ -64,8 +65,8 @@ def time_rounds(setup: Setup, runtime: Runtime, count: int) -> list[float]:
     times: list[float] = []
     with TemporaryDirectory() as folder:
         prepared = prepare(setup)
-        hospitals = Hospitals(make_job(setup, prepared, "benchmark", Path(folder)), prepared)
-        server = Server(hospitals, ignore, runtime.timeout)
+        hospitals = Hospitals(make_job(setup, prepared.declared, "benchmark", Path(folder)), prepared)
+        server = Server(hospitals.job, hospitals.recorded, ignore, runtime.timeout, prepared)
 
         def serve(grid: Grid) -> None:
             rounds = server.rounds(grid, server.initial_state())

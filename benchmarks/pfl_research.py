@@ -23,7 +23,8 @@ from torch import nn
 
 from benchmarks.common import BATCH, RATE, Row, data_overrides, interleaved, prepare_images, ratio
 from benchmarks.in_process import configure, time_rounds
-from medx.federation.setup import Prepared, Setup, build_module, prepare
+from medx.federation.prepared import Prepared, prepare
+from medx.federation.setup import Setup, build_module
 from medx.model import Objective
 from medx.runtime import Runtime
 
@@ -107,7 +108,7 @@ def pfl_round(setup: Setup, prepared: Prepared) -> float:
     clients = list(range(setup.num_clients))
     held = {client: prepared.client(client) for client in clients}
     data = FederatedDataset(lambda client: Dataset(held[client]), get_user_sampler("minimize_reuse", clients))
-    network = WithLoss(build_module(setup, prepared), prepared.objective).train()
+    network = WithLoss(build_module(setup, prepared.spec), prepared.objective).train()
     central = torch.optim.SGD(network.parameters(), lr=1.0)
     ended: list[float] = []
 

@@ -14,8 +14,9 @@ from medx.federation.hospital import Hospitals
 from medx.federation.hospital_app import client_app
 from medx.federation.ledgers import finish_ledgers, recorded_steps
 from medx.federation.plain_rounds import RoundAborted
+from medx.federation.prepared import Prepared
 from medx.federation.server import Server
-from medx.federation.setup import Job, Prepared, Setup, make_job
+from medx.federation.setup import Job, Setup, make_job
 from medx.federation.sums import alone, with_sums
 from medx.measurement import Measurement, TestRows, mean_intervals, measure, own_test_rows
 from medx.output import counted
@@ -86,7 +87,7 @@ def plan_baselines(names: Sequence[str], job: Job, prepared: Prepared) -> list[B
 def _planned(setup: Setup, name: str, folder: str, job: Job, prepared: Prepared, *, names: Sequence[str]) -> Baseline:
     setup = alone(setup)
     prepared = prepared.dealt(setup)
-    variant = make_job(setup, prepared, f"{job.run_id}-{folder}", job.folder / "baselines" / folder)
+    variant = make_job(setup, prepared.declared, f"{job.run_id}-{folder}", job.folder / "baselines" / folder)
     if setup.pooled and variant.plan.private:
         variant = replace(variant, plan=fitted(variant.plan, job.plan, names))
     clients = () if setup.only_client is None else (setup.only_client,)
@@ -155,7 +156,7 @@ def run_baseline(baseline: Baseline) -> Measurement | None:
     """Train and measure one model; None for one that stops early, which would be no model to compare with."""
     job, prepared = baseline.job, baseline.prepared
     hospitals = Hospitals(job, prepared)
-    server = Server(hospitals, None, None)
+    server = Server(job, hospitals.recorded, None, None, prepared)
     states = [server.initial_state()]
     name = baseline.name if job.setup.only_client is None else f"{baseline.name}, hospital {job.setup.only_client}"
     progress = counted(f"baseline {name}", job.setup.federation.num_rounds)

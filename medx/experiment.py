@@ -20,8 +20,9 @@ from medx.federation.hospital import Hospitals
 from medx.federation.hospital_app import client_app
 from medx.federation.ledgers import check_ledgers, finish_ledgers, recorded_steps, withdraw
 from medx.federation.plain_rounds import RoundAborted
+from medx.federation.prepared import Prepared, prepare
 from medx.federation.server import Server
-from medx.federation.setup import Job, Prepared, Setup, build_module, data_key, make_job, prepare
+from medx.federation.setup import Job, Setup, build_module, data_key, make_job
 from medx.federation.strategies import Federation
 from medx.federation.sums import aggregation_result, with_sums
 from medx.folder import RESULT_FILE, RunFolder
@@ -85,7 +86,7 @@ def run_experiment(
     check_combination(experiment, setup, prepared, config)
     # A run that was stopped before its first checkpoint has trained nothing: it starts anew, on the same ledgers.
     reached = resumed_state(place.path / "checkpoints", place.run) if place.resumed else None
-    job = with_sums(make_job(setup, prepared, place.run, place.path, reached))
+    job = with_sums(make_job(setup, prepared.declared, place.run, place.path, reached))
     check_model(job, prepared)
     check_ledgers(job)
     baselines = plan_baselines(experiment.baseline, job, prepared)
@@ -201,7 +202,26 @@ def run_rounds(
 ) -> Outcome:
     """Run the rounds on the configured runtime, from ``begin`` on; an early stop keeps what was reached."""
     job = hospitals.job
-    server = Server(hospitals, on_round, experiment.runtime.timeout)
+    server = Server(job, hospitals.recorded, on_round, experiment.runtime.timeout, hospitals.prepared)
+
+    def run(serve: Callable[[Grid], None]) -> None:
+        experiment.runtime.run(client_app(hospitals), job.setup.num_clients, serve)
+
+    try:
+        return follow(server, begin, run)
+    except LedgerError:
+        if not job.resumed:
+            withdraw(job)
+        raise
+    finally:
+        hospitals.close()
+
+
+def follow(server: Server, begin: ServerState | None, run: Callable[[Callable[[Grid], None]], None]) -> Outcome:
+    """The server's rounds from ``begin`` on, where ``run`` calls what it is given with a grid.
+
+    Raises LedgerError where a budget refuses the run before it has started.
+    """
     reached = [begin or server.initial_state()]
 
     def serve(grid: Grid) -> None:
@@ -211,21 +231,17 @@ def run_rounds(
     status: Status = "finished"
     error = None
     try:
-        experiment.runtime.run(client_app(hospitals), job.setup.num_clients, serve)
+        run(serve)
     except RoundAborted as problem:
         status, error = "aborted", str(problem)
     except CheckpointError as problem:
         status, error = "failed", str(problem)
     except LedgerError as problem:
         if not server.started:
-            if not job.resumed:
-                withdraw(job)
             raise
         status, error = "budget_exhausted", str(problem)
     except KeyboardInterrupt:
         status, error = "killed", "stopped by the user"
-    finally:
-        hospitals.close()
     return Outcome(reached[-1], status, error)
 
 
@@ -242,7 +258,7 @@ def finish(
     """Measure the averaged model, account for what was executed, export the checkpoint."""
     say("measuring the model")
     setup = job.setup
-    module = build_module(setup, prepared).to(setup.device)
+    module = build_module(setup, prepared.spec).to(setup.device)
     average = outcome.server.average.tensors()
     measured = measure(module, average, prepared, setup.device, setup.seed, test_rows=own_test_rows(prepared))
     module.load_state_dict(module.state_dict() | average)  # what is not trained stays as it was built

@@ -9,8 +9,9 @@ from torch import nn
 
 from medx.dataset import DataSplits, Split
 from medx.dataset.labels import count_classes
+from medx.federation.prepared import Prepared
 from medx.federation.server import predict
-from medx.federation.setup import Job, Prepared, build_module
+from medx.federation.setup import Job, build_module
 from medx.metrics import (
     bootstrap,
     choose_threshold,
@@ -54,7 +55,7 @@ class Measurement(Record):
 
 def check_model(job: Job, prepared: Prepared) -> None:
     """Refuse a model that does not fit, could not be saved, or cannot be private, before any training."""
-    module, splits, labels = build_module(job.setup, prepared), prepared.splits, prepared.labels["validation"]
+    module, splits, labels = build_module(job.setup, prepared.spec), prepared.splits, prepared.labels["validation"]
     trainer, seen = job.setup.trainer, prepared.inputs["validation"][:2]
     inputs = torch.cat((seen, -seen))  # independence needs two records, of which some validation splits have one
     check_module(module, job.plan.private)

@@ -13,7 +13,8 @@ from medx.federation.exchange import Attempt
 from medx.federation.flower import wire_bytes
 from medx.federation.ledgers import open_server_ledger, server_keeps
 from medx.federation.plain_rounds import RoundOutcome
-from medx.federation.setup import Job, Prepared, secret_key
+from medx.federation.prepared import Prepared
+from medx.federation.setup import Job, secret_key
 from medx.federation.sums import SMALL, ledger_entry, noise_stream, sum_plan
 from medx.privacy.ledger import PrivacyLedger
 from medx.randomness import numpy_generator
@@ -29,7 +30,7 @@ class ClippedUpdates:
     The denominator is the public expected number of clients, whoever was drawn.
     """
 
-    def __init__(self, job: Job, prepared: Prepared) -> None:
+    def __init__(self, job: Job, prepared: Prepared | None) -> None:
         release = job.plan.client_release
         assert release is not None
         self.job = job
@@ -70,9 +71,9 @@ class ClippedUpdates:
         if server_keeps(self.job):
             assert self._ledger is not None
             entry, model = ledger_entry(self.job, position), state.hash(self.clip_norm)
-            release = secret_key(self.job, self.prepared, "release", SERVER, entry, model, digest)
+            release = secret_key(self.job, "release", SERVER, entry, model, digest)
             self._ledger.begin_round(self.job.run_id, entry, 1, release=release)
-        stream = noise_stream(self.job, self.prepared, SERVER, position, state.hash(), digest)
+        stream = noise_stream(self.job, SERVER, position, state.hash(), digest)
         add_discrete_gaussian(total, stream, self.plan.server_noise_stddev)
         if server_keeps(self.job):
             assert self._ledger is not None
@@ -104,9 +105,9 @@ class ClippedUpdates:
         )
 
 
-def drawn_clients(job: Job, prepared: Prepared, clients: list[int], number: int) -> list[int]:
+def drawn_clients(job: Job, clients: list[int], number: int) -> list[int]:
     """Each client on its own coin (Poisson); the coins are secret where the noise is."""
     assert job.plan.client_release is not None
     q = job.plan.client_release.event.sampling_probability
-    generator = numpy_generator(int.from_bytes(secret_key(job, prepared, "clients", number), "little"))
+    generator = numpy_generator(int.from_bytes(secret_key(job, "clients", number), "little"))
     return [client for client, coin in zip(clients, generator.random(len(clients)), strict=True) if coin < q]

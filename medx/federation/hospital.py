@@ -19,13 +19,15 @@ from medx.aggregation.integer_noise import NoiseStream
 from medx.aggregation.journal import Journal
 from medx.aggregation.wire import ProtocolError, Reason
 from medx.federation.flower import PayloadError, from_record
-from medx.federation.ledgers import journal_path, keeps_ledger, open_ledger
-from medx.federation.setup import Job, Prepared, build_module, prepare, secret_key
-from medx.federation.sums import Position, attempts_of
+from medx.federation.ledgers import journal_path, keeps_ledger, open_ledger, recorded_steps
+from medx.federation.prepared import Prepared, prepare
+from medx.federation.setup import Job, build_module, secret_key
+from medx.federation.sums import Position, aggregation_result, attempts_of
 from medx.privacy.base import ClientPlan
 from medx.privacy.ledger import PrivacyLedger
 from medx.privacy.units import PATIENT
 from medx.randomness import keyed_generator
+from medx.schema import DataError
 from medx.trainer.batches import Patients
 from medx.trainer.local_training import ClientUpdate
 from medx.trainer.state import ModelState
@@ -53,8 +55,15 @@ class Hospitals:
 
     @cached_property
     def prepared(self) -> Prepared:
-        """The data of all hospitals."""
-        return self._given or prepare(self.job.setup)
+        """The data of the hospitals; raises DataError where they are not those that the run was planned for."""
+        if self._given is not None:
+            return self._given
+        found = prepare(self.job.setup)
+        if found.declared != self.job.declared:
+            raise DataError(
+                "dataset: its files have changed since the run began; accepted: the same files, or a new run"
+            )
+        return found
 
     def hospital(self, client: int) -> "Hospital":
         """One hospital; at its first message here its ledger reserves the run, before any data is touched."""
@@ -74,7 +83,7 @@ class Hospitals:
         """A module for this thread: hospitals load their state into it, so it holds nothing between rounds."""
         thread = threading.get_ident()
         if thread not in self._modules:
-            self._modules[thread] = build_module(self.job.setup, self.prepared).to(self.job.setup.device)
+            self._modules[thread] = build_module(self.job.setup, self.job.declared.spec).to(self.job.setup.device)
         return self._modules[thread]
 
     def journal(self) -> Journal:
@@ -82,13 +91,18 @@ class Hospitals:
         with self._opening:
             if self._journal is None:
                 pinned = getattr(self.job.setup.aggregation, "roster", None) is not None
-                self._journal = Journal(journal_path(self.job), create=not self.job.resumed, sync=pinned)
+                lasting = pinned or aggregation_result(self.job).trust_domain == "separate"
+                self._journal = Journal(journal_path(self.job), create=not self.job.resumed, sync=lasting)
             return self._journal
 
     def ledgers(self) -> dict[int, PrivacyLedger]:
         """The ledgers that are open here, by client."""
         known = list(self._known.values())
         return {hospital.client: hospital.ledger for hospital in known if hospital.ledger is not None}
+
+    def recorded(self, answered: dict[int, int]) -> dict[int, int]:
+        """Steps by client as the ledgers have them; one that ``answered`` must have an entry."""
+        return recorded_steps(self.job, answered, self.ledgers())
 
     def close(self) -> None:
         """Close ledgers and journal, and let go of the rest."""
@@ -134,16 +148,16 @@ class Hospital:
 
     def train(self, state: ModelState, number: int) -> ClientUpdate:
         """The steps of round ``number`` from this state; the ledger is charged before any data is read."""
-        job, prepared = self.job, self.site.prepared
+        job = self.job
         ledger = self.ledger if self.plan.step is not None else None  # without, the sum is what is charged
         model = state.hash()
         if ledger is not None:
-            release = secret_key(job, prepared, "release", self.client, number, model)
+            release = secret_key(job, "release", self.client, number, model)
             ledger.begin_round(job.run_id, number, self.plan.steps_per_round, release=release)
-        sample, noise, views = generators(job, prepared, self.client, number, model)
+        sample, noise, views = generators(job, self.client, number, model)
         update = job.setup.trainer.train(
             module=self.site.module(),
-            objective=prepared.objective,
+            objective=self.site.prepared.objective,
             inputs=self.inputs,
             labels=self.labels,
             plan=self.plan,
@@ -162,14 +176,14 @@ class Hospital:
 
 
 def generators(
-    job: Job, prepared: Prepared, client: int, number: int, model: bytes
+    job: Job, client: int, number: int, model: bytes
 ) -> tuple[torch.Generator, NoiseStream, torch.Generator]:
     """What the client samples by, its noise, and what it draws views by in one round, at this hash of a model.
 
     Streams that share nothing. Who knows the sampling loses what it amplifies, so it is as secret as the noise.
     """
     sampling, noise, views = (
-        secret_key(job, prepared, purpose, client, number, model) for purpose in ("sampling", "noise", "views")
+        secret_key(job, purpose, client, number, model) for purpose in ("sampling", "noise", "views")
     )
     return keyed_generator(sampling), NoiseStream(noise), keyed_generator(views)
 

@@ -14,15 +14,16 @@ from medx.schema import MedxError
 from medx.trainer.gradients.record_loss import NonFiniteGradientError
 
 
-def client_app(hospitals: Hospitals) -> ClientApp:
+def client_app(hospitals: Hospitals, client: int | None = None) -> ClientApp:
     """The ClientApp of these hospitals; the same wherever it runs.
 
-    It knows one way to answer, that of its own configuration: a server that asks for another one gets an error.
+    ``client`` is the one that answers, None the one that the node's configuration names, as a simulation's does. It
+    knows one way to answer, that of its own configuration: a server that asks for another one gets an error.
     """
     app, job = ClientApp(mods=[tell_refusal]), hospitals.job
 
     def asked(context: Context) -> Hospital:
-        return hospitals.hospital(int(context.node_config["partition-id"]))
+        return hospitals.hospital(int(context.node_config["partition-id"]) if client is None else client)
 
     @app.query()
     def identify(message: Message, context: Context) -> Message:

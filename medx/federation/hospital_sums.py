@@ -44,17 +44,16 @@ def words_of(hospital: Hospital, state: ModelState, position: Position, clip_nor
 
 
 def _gradient_words(hospital: Hospital, state: ModelState, position: Position) -> np.ndarray:
-    job, prepared, client = hospital.job, hospital.site.prepared, hospital.client
+    job, client = hospital.job, hospital.client
     model = state.hash()
     _charge(hospital, position, model)
     # Who knows the sampling loses what it amplifies: as secret as the noise, and as much its own.
     sampling, views = (
-        keyed_generator(secret_key(job, prepared, purpose, client, *position, model))
-        for purpose in ("sampling", "views")
+        keyed_generator(secret_key(job, purpose, client, *position, model)) for purpose in ("sampling", "views")
     )
     sums = job.setup.trainer.clipped_gradient(
         module=hospital.site.module(),
-        objective=prepared.objective,
+        objective=hospital.site.prepared.objective,
         inputs=hospital.inputs,
         labels=hospital.labels,
         plan=hospital.plan,
@@ -70,7 +69,7 @@ def _gradient_words(hospital: Hospital, state: ModelState, position: Position) -
 
 def _noised(hospital: Hospital, words: np.ndarray, position: Position, model: bytes) -> np.ndarray:
     """The words with the client's share of the noise on them."""
-    stream = noise_stream(hospital.job, hospital.site.prepared, hospital.client, position, model)
+    stream = noise_stream(hospital.job, hospital.client, position, model)
     add_discrete_gaussian(words, stream, sum_plan(hospital.job).noise_stddev)
     return words
 
@@ -80,7 +79,7 @@ def _charge(hospital: Hospital, position: Position, model: bytes) -> None:
     # the words leave, because others can unmask the sum whether or not this client is still there.
     assert hospital.ledger is not None
     job, entry = hospital.job, ledger_entry(hospital.job, position)
-    release = secret_key(job, hospital.site.prepared, "release", hospital.client, entry, model)
+    release = secret_key(job, "release", hospital.client, entry, model)
     hospital.ledger.begin_round(job.run_id, entry, 1, release=release)
 
 

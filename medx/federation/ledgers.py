@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medx.federation.setup import Job, Prepared
+from medx.federation.prepared import Prepared
+from medx.federation.setup import Job
 from medx.privacy.base import SampledGaussian
 from medx.privacy.ledger import PrivacyLedger, Reservation
 from medx.privacy.ledger_folder import RecordSet, check_header, make_folder, record_set
@@ -69,14 +70,17 @@ def server_ledger(job: Job) -> PrivacyLedger:
     return PrivacyLedger(ledger_path(job, 0).with_name("server.sqlite"), create=not job.resumed)
 
 
-def open_server_ledger(job: Job, prepared: Prepared) -> PrivacyLedger:
-    """The same with the whole run reserved; raises LedgerError, before any client is asked."""
+def open_server_ledger(job: Job, prepared: Prepared | None) -> PrivacyLedger:
+    """The same with the whole run reserved; raises LedgerError, before any client is asked.
+
+    Without ``prepared`` it is not known which records are touched: then it counts for all of them.
+    """
     assert job.plan.client_release is not None
     ledger = server_ledger(job)
     if job.charged:
         check_entries(ledger, job.run_id, max(job.charged.values()))
     steps = job.plan.reserved_events(job.plan.clients[0])
-    records = records_of(job, prepared, range(job.setup.num_clients))
+    records = None if prepared is None else records_of(job, prepared, range(job.setup.num_clients))
     return _reserved(job, ledger, job.plan.client_release.event, steps, records)
 
 

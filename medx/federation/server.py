@@ -12,11 +12,10 @@ from torch.func import functional_call
 
 from medx.federation.checkpoint import ServerState, append_record, save_checkpoint
 from medx.federation.clipped_updates import drawn_clients
-from medx.federation.hospital import Hospitals
-from medx.federation.ledgers import recorded_steps
 from medx.federation.plain_rounds import PlainRounds, RoundAborted
+from medx.federation.prepared import Prepared
 from medx.federation.replies import ReplyError, ask, config_of, first_of, integer_of, refuse_exhausted
-from medx.federation.setup import Prepared, build_module
+from medx.federation.setup import Job, build_module
 from medx.federation.summed_rounds import SumRounds
 from medx.metrics import evaluate
 from medx.privacy.spending import epsilon_after
@@ -31,26 +30,32 @@ log = logging.getLogger(__name__)
 class Server:
     """One run's rounds on any Grid. ``on_round`` hears of every finished round.
 
-    With ``on_round`` None only the last state counts: rounds are neither evaluated nor kept on disk. ``hospitals`` are
-    those that this process simulates: their ledgers are read where they are open.
+    With ``on_round`` None only the last state counts: rounds are neither evaluated nor kept on disk. ``recorded`` gives
+    the steps that clients have begun, never fewer than they have, from those that their answers tell of. ``prepared``
+    has the images on which models are evaluated; without it none is.
     """
 
     def __init__(
-        self, hospitals: Hospitals, on_round: Callable[[RoundRecord], None] | None, timeout: float | None
+        self,
+        job: Job,
+        recorded: Callable[[dict[int, int]], dict[int, int]],
+        on_round: Callable[[RoundRecord], None] | None,
+        timeout: float | None,
+        prepared: Prepared | None = None,
     ) -> None:
-        self.hospitals = hospitals
-        self.job = job = hospitals.job
-        self.prepared = prepared = hospitals.prepared
+        self.job = job
+        self.recorded = recorded
+        self.prepared = prepared
         self.on_round = on_round
         self.timeout = timeout
         self.started = False  # true once every hospital that takes part has reserved its budget
-        self.module: nn.Module = build_module(job.setup, prepared).to(job.setup.device)
+        self.module: nn.Module = build_module(job.setup, job.declared.spec).to(job.setup.device)
         self.engine = PlainRounds(job, timeout) if job.sums is None else SumRounds(job, prepared, timeout)
 
     def initial_state(self) -> ServerState:
         """Round 0: the seeded initial values of the trained parameters, momentum at zero."""
         state = ModelState.of(self.module, momentum=self.job.keeps_momentum)
-        return ServerState(0, state, state.without_momentum(), run=self.job.run_id, data=self.prepared.digest)
+        return ServerState(0, state, state.without_momentum(), run=self.job.run_id, data=self.job.declared.dealt)
 
     def rounds(self, grid: Grid, server: ServerState) -> Iterator[ServerState]:
         """Rounds from where ``server`` stands to the last one; raises RoundAborted or LedgerError."""
@@ -103,7 +108,7 @@ class Server:
         for client, executed in outcome.steps.items():
             steps[client] = steps.get(client, 0) + executed
         if self.job.plan.private:  # what is spent stands in the ledgers: answers know of no round that was cut off
-            steps = recorded_steps(self.job, steps, self.hospitals.ledgers())
+            steps = self.recorded(steps)
         metrics = self.evaluate(average, number)
         ended = time.perf_counter()
         seconds = outcome.seconds | {"evaluate": ended - aggregated, "total": ended - started}
@@ -122,7 +127,7 @@ class Server:
         buffers = self.engine.buffers()
         result = ServerState(number, outcome.state, average, buffers, steps, abstentions, [*server.records, record])
         result.run, result.charged = server.run, self.charged(server.charged, outcome.answered)
-        result.data = self.prepared.digest
+        result.data = self.job.declared.dealt
         if self.on_round is not None:
             append_record(self.job.folder / "checkpoints", record)
             save_checkpoint(self.job.folder / "checkpoints", result)
@@ -138,7 +143,7 @@ class Server:
     def choose(self, clients: list[int], number: int) -> list[int]:
         """The clients of a round, drawn with the seed; all of them where the fraction is one."""
         if self.job.plan.client_release is not None:
-            return drawn_clients(self.job, self.prepared, clients, number)
+            return drawn_clients(self.job, clients, number)
         count = min(self.job.setup.federation.clients_per_round, len(clients))
         if count == len(clients):
             return clients
@@ -157,7 +162,7 @@ class Server:
         """Validation and test metrics, in the rounds that ask for them."""
         federation = self.job.setup.federation
         wanted = number % federation.evaluate_every == 0 or number == federation.num_rounds
-        if self.on_round is None or not wanted:
+        if self.on_round is None or self.prepared is None or not wanted:
             return {}
         return round_metrics(self.module, average.tensors(), self.prepared, self.job.setup.device)
 

@@ -15,8 +15,9 @@ from medx.federation.exchange import Attempt, Summed, plain_sum, secure_sum
 from medx.federation.flower import restore_strategy, show, strategy_state
 from medx.federation.ledgers import server_keeps
 from medx.federation.plain_rounds import RoundAborted, RoundOutcome, check_enough, followed
+from medx.federation.prepared import Prepared
 from medx.federation.replies import Code, Failure, first_of, refuse_exhausted
-from medx.federation.setup import Job, Prepared
+from medx.federation.setup import Job
 from medx.federation.sums import CLIP, WEIGHT, Position, attempts_of, sum_plan
 from medx.trainer.state import ModelState, Tensors
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 class SumRounds:
     """The engine of ``aggregation=secure``, and of distributed or central noise with a trusted aggregator."""
 
-    def __init__(self, job: Job, prepared: Prepared, timeout: float | None) -> None:
+    def __init__(self, job: Job, prepared: Prepared | None, timeout: float | None) -> None:
         self.job = job
         self.plan = sum_plan(job)
         self.timeout = timeout

@@ -1,14 +1,15 @@
 """What clients put into a sum: a noised gradient, a weighted or a clipped update, as words on a public grid."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 from medx.aggregation import PlainAggregation, SecureAggregation
 from medx.aggregation.integer_noise import NoiseStream, accounting_gap, client_noise_stddev
 from medx.aggregation.ring import Layout, ScalarField, largest_scale
-from medx.aggregation.roster import Parameters
-from medx.federation.setup import Job, Prepared, Setup, SumPlan, secret_key
+from medx.aggregation.roster import Parameters, Roster
+from medx.federation.setup import Job, Setup, SumPlan, secret_key
 from medx.federation.strategies import Federation
 from medx.privacy.base import ClientRelease, SampledGaussian, SharedNoise
 from medx.randomness import Key, derive_key
@@ -31,12 +32,16 @@ class Position(NamedTuple):
     attempt: int
 
 
-def with_sums(job: Job) -> Job:
-    """The job with its sums worked out, ready for clients and server."""
-    return replace(job, sums=_sum_plan(job))
+# The roster of a run with these parameters, and the identities in it that this process has, by client.
+Enrol = Callable[[Parameters], tuple[Roster, Mapping[int, bytes]]]
 
 
-def _sum_plan(job: Job) -> SumPlan | None:
+def with_sums(job: Job, enrol: Enrol | None = None) -> Job:
+    """The job with its sums worked out, ready for clients and server; None enrols everybody, as a simulation does."""
+    return replace(job, sums=_sum_plan(job, enrol))
+
+
+def _sum_plan(job: Job, enrol: Enrol | None) -> SumPlan | None:
     """The sums of this job; None where updates go to a Flower strategy in the clear."""
     aggregation, shared, release = job.setup.aggregation, job.plan.shared_noise, job.plan.client_release
     if not aggregation.secure and shared is None and release is None:
@@ -52,7 +57,11 @@ def _sum_plan(job: Job) -> SumPlan | None:
     else:
         plan = _update_plan(job, grid)
     plan.layout.check(clients, plan.server_noise_stddev + plan.noise_stddev * math.sqrt(clients))
-    return _with_roster(job, plan, grid) if aggregation.secure else plan
+    if not aggregation.secure:
+        return plan
+    parameters = _parameters(job, plan, grid)
+    roster, identities = enrol(parameters) if enrol else _simulated(grid, parameters, clients)
+    return replace(plan, roster=roster, identities=identities)
 
 
 def _check_sums(job: Job) -> None:
@@ -155,9 +164,14 @@ def _check_gap(job: Job, scale: float, noise: int, contributors: int, dimension:
         )
 
 
-def _with_roster(job: Job, plan: SumPlan, aggregation: SecureAggregation) -> SumPlan:
+def _simulated(aggregation: SecureAggregation, parameters: Parameters, clients: int) -> tuple[Roster, dict[int, bytes]]:
+    roster, identities = aggregation.enrolled(parameters, clients)
+    return roster, {client: identity.private_bytes_raw() for client, identity in enumerate(identities)}
+
+
+def _parameters(job: Job, plan: SumPlan, aggregation: SecureAggregation) -> Parameters:
     event = _released(job)
-    parameters = Parameters(
+    return Parameters(
         # Known before the run, so that a roster can be pinned; a hash, since a roster is public and the seed is not.
         run_id=derive_key(job.setup.seed, "roster", job.setup.draw_key).hex()[:32],
         dimension=plan.layout.size,
@@ -170,8 +184,6 @@ def _with_roster(job: Job, plan: SumPlan, aggregation: SecureAggregation) -> Sum
         clip_norm=event.clip_norm if event else None,
         sampling_probability=event.sampling_probability if event else None,
     )
-    roster, identities = aggregation.enrolled(parameters, job.setup.num_clients)
-    return replace(plan, roster=roster, identities=tuple(identity.private_bytes_raw() for identity in identities))
 
 
 def _released(job: Job) -> SampledGaussian | None:
@@ -194,7 +206,7 @@ def aggregation_result(job: Job) -> AggregationResult:
         minimum_survivors=roster.minimum_survivors,
         tolerated_colluders=roster.tolerated_colluders,
         # Whatever the roster says: a process that holds every identity is one trust domain.
-        trust_domain="one" if job.sums.identities is not None else roster.trust_domain,
+        trust_domain="one" if len(job.sums.identities or ()) == roster.num_clients else roster.trust_domain,
     )
 
 
@@ -228,6 +240,6 @@ def ledger_entry(job: Job, position: Position) -> int:
     return (position.round - 1) * attempts + position.attempt
 
 
-def noise_stream(job: Job, prepared: Prepared, who: Key, position: Position, *added_to: Key) -> NoiseStream:
+def noise_stream(job: Job, who: Key, position: Position, *added_to: Key) -> NoiseStream:
     """The noise of one client, or of the server, for one attempt and for what it is added to: a stream used once."""
-    return NoiseStream(secret_key(job, prepared, "noise", who, *position, *added_to))
+    return NoiseStream(secret_key(job, "noise", who, *position, *added_to))

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 import medx.model.storage
 from medx.federation.checkpoint import checkpoints, load_checkpoint
 from medx.federation.hospital import Hospital, Hospitals
-from medx.federation.setup import Prepared
+from medx.federation.prepared import Prepared
 from medx.model.storage import read_tensors
 from tests.program import Ran, call
 

@@ -20,8 +20,9 @@ from medx.dataset import DataSplits, InputSpec, Split, content_hash
 from medx.federation.hospital import Hospitals
 from medx.federation.hospital_app import client_app
 from medx.federation.hospital_sums import words_of
+from medx.federation.prepared import Prepared, prepare
 from medx.federation.server import Server
-from medx.federation.setup import Job, Prepared, Setup, make_job, prepare
+from medx.federation.setup import Job, Setup, make_job
 from medx.federation.sums import CLIP, Position, with_sums
 from medx.model.network import WholeNetwork
 from medx.partition import Iid
@@ -128,7 +129,7 @@ def make(
         data_key=f"{dataset}-{clients}-{seed}",
         draw_key=draw_key,
     )
-    return with_sums(make_job(setup, prepare(setup), folder.as_posix(), folder))
+    return with_sums(make_job(setup, prepare(setup).declared, folder.as_posix(), folder))
 
 
 SITES: dict[str, Hospitals] = {}
@@ -201,7 +202,8 @@ def grid_of(job: Job, lost: Lost = never, mute: Lost = never) -> Iterator[LossyG
 
 
 def server_of(job: Job) -> Server:
-    return Server(site_of(job), lambda record: None, None)
+    site = site_of(job)
+    return Server(job, site.recorded, lambda record: None, None, site.prepared)
 
 
 def run(job: Job, lost: Lost = never, mute: Lost = never) -> list[Any]:

@@ -62,7 +62,7 @@ def test_no_part_of_a_job_shows_an_identity_a_seed_or_a_record(tmp_path: Path) -
     local = site.hospital(0)
     objects = (job, job.setup, job.plan, job.sums, site, site.prepared, local)
     try:
-        for identity in job.sums.identities:  # type: ignore[attr-defined]
+        for identity in job.sums.identities.values():  # type: ignore[attr-defined]
             assert not shown(identity, *objects)
         assert not shown(SEED, job.setup, job.plan, site, site.prepared, local)  # a roster is named by it
         assert not any(word in repr(thing) for thing in objects for word in ("tensor(", "array("))

@@ -12,7 +12,8 @@ from medx.baselines import share_epsilon
 from medx.federation.clipped_updates import ClippedUpdates
 from medx.federation.exchange import Attempt
 from medx.federation.hospital import generators
-from medx.federation.setup import Job, prepare, secret_key
+from medx.federation.prepared import prepare
+from medx.federation.setup import Job, secret_key
 from medx.federation.sums import noise_stream
 from medx.trainer.state import ModelState
 from tests.federation.sum_examples import Pixels, Position, make, model_of, prepared_of, words
@@ -20,19 +21,19 @@ from tests.federation.sum_examples import Pixels, Position, make, model_of, prep
 
 def drawn(job: Job, model: bytes = b"model") -> np.ndarray:
     """The first words of a client's noise in round 1."""
-    return generators(job, prepared_of(job), 0, 1, model)[1].words(8, "<u8")
+    return generators(job, 0, 1, model)[1].words(8, "<u8")
 
 
 def test_every_draw_of_a_round_repeats_and_shares_nothing(tmp_path: Path) -> None:
     job = make(tmp_path, privacy="local_dp", secure=False)
     job = replace(job, plan=replace(job.plan, noise_source="seed"))
     assert np.array_equal(drawn(job), drawn(job))
-    kinds, data = ("sampling", "noise", "views"), prepared_of(job)
-    seen = {secret_key(job, data, purpose, client, 1) for purpose in kinds for client in range(4)}
+    kinds = ("sampling", "noise", "views")
+    seen = {secret_key(job, purpose, client, 1) for purpose in kinds for client in range(4)}
     assert len(seen) == 12
     system = replace(job, plan=replace(job.plan, noise_source="system"))
     assert not np.any(drawn(system) == drawn(system))
-    first, second = (torch.rand(50, generator=generators(system, data, 0, 1, b"model")[0]) for _ in range(2))
+    first, second = (torch.rand(50, generator=generators(system, 0, 1, b"model")[0]) for _ in range(2))
     assert not torch.equal(first, second)  # who knows the sampling loses what it amplifies
 
 
@@ -82,7 +83,7 @@ def test_a_second_run_that_a_hospital_leaves_does_not_share_noise(tmp_path: Path
     """Round 2 of two runs of one seed, in one of which a hospital missed round 1: another model, and other noise."""
     job = make(tmp_path, mechanism={"noise_source": "seed"})
     models = [ModelState.of_tensors({"weight": torch.full((3,), value)}).hash() for value in (0.0, 1e-7)]
-    summed = [noise_stream(job, prepared_of(job), 0, Position(2, 0), model).words(8, "<u8") for model in models]
+    summed = [noise_stream(job, 0, Position(2, 0), model).words(8, "<u8") for model in models]
     assert not np.any(summed[0] == summed[1])
     local = make(tmp_path / "local", privacy="local_dp", secure=False, mechanism={"noise_source": "seed"})
     assert not np.any(drawn(local, models[0]) == drawn(local, models[1]))
