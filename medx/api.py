@@ -56,7 +56,7 @@ def run(
     neither plan nor progress. A run that stops early gives a result too: see its ``status``. Raises ``MedxError`` where
     nothing can be run, and KeyboardInterrupt, with all files in order, where the user stops it.
     """
-    config, place = _composed(overrides, config_dir, folder)
+    config, place = composed(overrides, config_dir, folder)
     from medx.job import run_job
 
     with _progress(quiet):
@@ -91,7 +91,7 @@ def sweep(
 
 def compose(*overrides: str, config_dir: Path | str | None = None) -> "Experiment":
     """The typed experiment that ``run`` would run; raises ``MedxError`` where the overrides do not describe one."""
-    config, _ = _composed(overrides, config_dir, None)
+    config, _ = composed(overrides, config_dir, None)
     from medx.configuration import resumed_config, typed
 
     resume = config.pop("resume")
@@ -167,7 +167,7 @@ def _rounds(number: int, result: "ExperimentResult") -> Iterator[dict[str, Any]]
         yield {name: row[name] for name in kept} | own | record.metrics | seconds
 
 
-def _composed(
+def composed(
     overrides: Sequence[str], config_dir: Path | str | None, folder: Path | str | None
 ) -> tuple[dict[str, Any], Path]:
     """The composed configuration without Hydra's own as plain containers, and the run's folder."""

@@ -1,0 +1,1 @@
+"""What a hospital itself decides about federated studies: which it admits, and a log of what it admitted."""

@@ -1,0 +1,58 @@
+"""The executor of a hospital: it imports MedX once and answers the node's messages, one after the other."""
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medx.output import say
+from medx.site.flower import POLL, Work
+from medx.site.hospital import Site
+
+log = logging.getLogger(__name__)
+
+
+class _Stop(BaseException):
+    """The process is asked to end."""
+
+
+def execute(kit: Path, node: str | None = None) -> None:
+    """Answer messages until the process is asked to end; ``node`` is the node's address, None on this machine.
+
+    Raises MedxError where the kit cannot be used.
+    """
+    site = Site(kit)
+    secret = (kit / "exec.secret").read_bytes()
+    work = Work(node or f"127.0.0.1:{site.config.node_port}", secret)
+    site.audit.write("started", hospital=site.config.name)
+    say(f"hospital {site.config.name}: waiting for studies of {site.consortium.address}")
+    try:
+        with _ended_by_signals():
+            while True:
+                if (token := work.next()) is None:
+                    time.sleep(POLL)
+                    continue
+                try:
+                    work.do(token, site.answer)
+                except Exception:
+                    log.exception("an answer did not reach the node")
+    except (_Stop, KeyboardInterrupt):
+        pass
+    finally:
+        work.close()
+        site.close()
+        site.audit.write("stopped", hospital=site.config.name)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise _Stop
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
