@@ -30,6 +30,7 @@ from medx.schema import ConfigError
 CODE = source_digest(__file__, *(str(part.__file__) for part in (layers, objectives, warping)))
 NUM_PROBES = 16
 
+COLUMNS = 1024
 WHITENING_FLOOR = 1e-3  # of the largest eigenvalue, added to all before their root is taken
 
 # Long enough for a head to rank phantoms well, short enough that it does not memorise them.
@@ -106,7 +107,8 @@ def principal_components(rows: torch.Tensor, num_components: int, whitening_expo
     are centred in place. Of a component the entry that is largest in size is positive. Scales are
     ``(eigenvalue + floor) ** -whitening_exponent``.
     """
-    centre = rows.mean(0, dtype=torch.float64)
+    # A mean in another precision makes a copy of all that it is of: here of some columns at a time.
+    centre = torch.cat([part.mean(0, dtype=torch.float64) for part in rows.split(COLUMNS, 1)])
     rows -= centre.float()
     count, size = rows.shape
     wide = size > count
