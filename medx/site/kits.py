@@ -53,7 +53,7 @@ from medx.site.consortium import (
 from medx.site.site_config import FILE as SITE
 from medx.site.site_config import SiteConfig
 
-COORDINATOR, KITS, NODES, FLOWER = "coordinator", "kits", "nodes", "flwr"
+COORDINATOR, KITS, NODES, FLOWER, DECLARED = "coordinator", "kits", "nodes", "flwr", "declarations"
 SUMS, ENROLMENT, POLICY = "SHA256SUMS", "enrolment.json", "policy.yaml"
 FIRST_NODE_PORT = 9094
 HOSPITAL_FILES = {
@@ -102,7 +102,7 @@ def init(plan: Plan, folder: Path) -> Consortium:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder} is in use; accepted: a new or an empty folder")
     coordinator = folder / COORDINATOR
-    for made in (coordinator, coordinator / NODES, coordinator / FLOWER, folder / KITS):
+    for made in (coordinator, coordinator / NODES, coordinator / FLOWER, coordinator / DECLARED, folder / KITS):
         made.mkdir(mode=0o700, parents=True)
     key = write_identity(coordinator, COORDINATOR)
     consortium = Consortium(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from medx.output import say
 from medx.schema import ConfigError
-from medx.site.certificates import AUTHORITY, NODE_KEY, SECRET, SERVER, SERVER_KEY
+from medx.site.certificates import AUTHORITY, NODE_KEY, SECRET, SERVER, SERVER_KEY, warnings_of
 from medx.site.consortium import Consortium
 from medx.site.executor import execute
 from medx.site.flower import QUIET
@@ -48,6 +48,8 @@ def start_coordinator(folder: Path, listen: str = "0.0.0.0") -> None:
     folder = folder.absolute()
     consortium = Consortium.load(folder)
     write_flower_config(folder, consortium)
+    for warning in warnings_of(folder):
+        say(f"!! {warning}")
     environment = environment_of(folder)
     with _ended():
         link = subprocess.Popen(superlink_command(folder, consortium, listen), env=environment)
@@ -133,6 +135,8 @@ def start_site(kit: Path, only: str | None = None, node: str | None = None) -> N
         execute(kit, node)
         return
     command = supernode_command(kit, SiteConfig.load(kit), Consortium.load(kit))
+    for warning in warnings_of(kit):
+        say(f"!! {warning}")
     if only == "node":
         os.execvpe(command[0], command, {**os.environ, **QUIET})
     with _kept_up(command):

@@ -18,10 +18,10 @@ from medx.schema import ConfigError
 from medx.site.conduct import run_folder
 from medx.site.consortium import Consortium
 from medx.site.declaring import read_declarations
+from medx.site.kits import DECLARED
 from medx.site.processes import LINK, environment_of, flower
 from medx.site.study import Study, make_study, read_study
 
-DECLARATIONS = "declarations"
 APP = """\
 [build-system]
 requires = ["hatchling"]
@@ -55,7 +55,7 @@ def new_study(
     """The study that these overrides describe for the hospitals, all of the consortium where None; raises MedxError."""
     consortium = Consortium.load(folder)
     names = list(hospitals or (member.name for member in consortium.hospitals))
-    found = read_declarations(folder / DECLARATIONS, consortium, names)
+    found = read_declarations(folder / DECLARED, consortium, names)
     own = ("federation.num_clients", "runtime", "tracking", "resume", "partition")
     for part in overrides:
         if part.lstrip("+~").split("=")[0] in own:

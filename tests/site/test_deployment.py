@@ -1,24 +1,31 @@
 """The same study on real processes: SuperLink, three SuperNodes with TLS and node keys, and the executors."""
 
+import contextlib
+import http.client
 import json
 import multiprocessing
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import date
 from pathlib import Path
 
 import pytest
 import torch
 
 from medx.model.storage import read_tensors
+from medx.site import certificates
 from medx.site.consortium import Consortium
 from medx.site.executor import execute
-from medx.site.processes import HERE, is_open, supernode_command
+from medx.site.processes import HERE, environment_of, is_open, supernode_command
 from medx.site.site_config import SiteConfig
-from medx.site.submitting import submit
+from medx.site.submitting import app_of, submit
 from tests.site.consortium_example import (
     LOCAL,
     NAMES,
@@ -126,3 +133,128 @@ def test_a_study_on_real_nodes_is_the_simulation_to_the_bit(
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert result.privacy.epsilon == expected.privacy.epsilon
     assert [each["receipt"]["hospital"] for each in json.loads((folder / "receipts.json").read_text())] == list(NAMES)
+
+
+def node_of(example: Example, name: str, folder: Path, **files: Path) -> list[str]:
+    """The command of a node with a copy of a hospital's kit in which some files are others, on a port of its own."""
+    kit = folder / name
+    shutil.copytree(example.kit(name), kit)
+    for file, path in files.items():
+        shutil.copy(path, kit / file.replace("_", "."))
+    site = SiteConfig.load(kit).model_copy(update={"node_port": free_port()})
+    return [*supernode_command(kit, site, Consortium.load(kit)), "--max-retries", "2"]
+
+
+def test_who_is_not_of_the_consortium_does_not_get_in(running: Example, tmp_path: Path) -> None:
+    """Each by a real node: a key that nobody registered, another's certificates, no TLS, and a key that is in use."""
+    stranger = make_example(tmp_path / "stranger", running.consortium.port)
+    plain = node_of(running, "north", tmp_path / "c")
+    at = plain.index("--root-certificates")
+    commands = {
+        "unregistered key": (
+            node_of(running, "north", tmp_path / "a", node_key=stranger.kit("north") / "node.key"),
+            "Failed to activate SuperNode",
+        ),
+        "another authority": (
+            node_of(running, "north", tmp_path / "b", ca_crt=stranger.kit("north") / "ca.crt"),
+            "CERTIFICATE_VERIFY_FAILED",
+        ),
+        "no TLS": ([*plain[:at], *plain[at + 2 :], "--insecure"], "Insecure connection is enabled"),
+        "a key that is in use": (node_of(running, "north", tmp_path / "d"), "Failed to activate SuperNode"),
+    }
+    with ExitStack() as stack:
+        started = {
+            name: stack.enter_context(process(command, tmp_path / f"{name}.log"))
+            for name, (command, _) in commands.items()
+        }
+        for name, each in started.items():
+            assert each.wait(PATIENCE) != 0, name
+    for name, (_, why) in commands.items():
+        said = (tmp_path / f"{name}.log").read_text()
+        assert why in said, name
+        assert "SuperNode ID" not in said, name
+
+
+def test_from_outside_nothing_but_the_nodes_api_is_reached(running: Example) -> None:
+    """The open edition's Control API knows no accounts: an address that is not the operator's gets 403."""
+    control, node = "/v1/control/list-runs", "/v1/fleet/pull-messages"
+    outside, inside = "127.0.0.2", HERE
+    assert status_of(running, outside, control) == 403
+    assert status_of(running, outside, "/v1/runtime/acquire-task") == 403
+    assert status_of(running, outside, "/docs", "GET") == 403
+    assert status_of(running, outside, node + "/../../control/list-runs") in (403, 404)
+    assert status_of(running, inside, control) not in (403, 404)
+    assert status_of(running, outside, "/health", "GET") == 200
+    assert status_of(running, outside, node) not in (200, 403, 404), "it takes a node's signature"
+
+
+def status_of(example: Example, source: str, path: str, method: str = "POST") -> int:
+    context = ssl.create_default_context(cafile=str(example.coordinator / certificates.AUTHORITY))
+    port = example.consortium.port
+    connection = http.client.HTTPSConnection(HERE, port, timeout=10, context=context, source_address=(source, 0))
+    connection.putrequest(method, path, skip_accept_encoding=True)
+    connection.putheader("Content-Length", "0")
+    connection.putheader("Content-Type", "application/x-protobuf")
+    connection.endheaders()
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def test_an_expired_certificate_is_refused_and_warned_of(running: Example, tmp_path: Path) -> None:
+    made = tmp_path / "ended"
+    made.mkdir()
+    certificates.make_authority(made, "lungs", date(2030, 1, 1))
+    certificates.make_server(made, HERE, date.today())  # it ended when this day began
+    assert "ended" in certificates.warnings_of(made)[0]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made / certificates.SERVER, made / certificates.SERVER_KEY)
+    with socket.create_server((HERE, 0)) as listening:
+        port = listening.getsockname()[1]
+        thread = threading.Thread(target=shake_hands, args=(listening, context), daemon=True)
+        thread.start()
+        assert not is_open(made, HERE, port)
+        thread.join(10)
+
+
+def shake_hands(listening: socket.socket, context: ssl.SSLContext) -> None:
+    with contextlib.suppress(OSError):
+        accepted, _ = listening.accept()
+        with context.wrap_socket(accepted, server_side=True):
+            pass
+
+
+def test_code_in_a_bundle_that_is_named_like_the_package_is_never_run(running: Example, tmp_path: Path) -> None:
+    """Whoever submits past ``medx submit`` sends a package ``medx`` along: hospitals answer by the installed one."""
+    study = study_of(running, *SECURE, "federation.num_rounds=1")
+    approve(running, study)
+    bundle, trace = tmp_path / "bundle", tmp_path / "trace"
+    (bundle / "medx" / "site").mkdir(parents=True)
+    answers = tmp_path / "answers.json"
+    app = app_of(signed(running, study)).replace("medx.site.server_app", "own")
+    (bundle / "pyproject.toml").write_text(f"{app}answers = {json.dumps(str(answers))}\n")
+    planted = f"import pathlib\npathlib.Path({str(trace)!r}).touch()\n"
+    for place in ("medx/__init__.py", "medx/site/__init__.py", "medx/site/hospital.py"):
+        (bundle / place).write_text(planted)
+    (bundle / "own.py").write_text(SERVER)
+    command = [str(Path(sys.executable).parent / "flwr"), "run", str(bundle), "medx", "--stream"]
+    environment = environment_of(running.coordinator)
+    subprocess.run(command, env=environment, check=False, timeout=120, stdout=subprocess.DEVNULL)
+    assert sorted(json.loads(answers.read_text())) == [0, 1, 2], "the installed app has answered"
+    assert not trace.exists()
+
+
+SERVER = """
+import json
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    config = ConfigRecord({"challenge": bytes(32), "charged": [0, 0, 0]})
+    messages = [Message(RecordDict({"config": config}), node, "query") for node in grid.get_node_ids()]
+    replies = list(grid.send_and_receive(messages, timeout=60))
+    with open(context.run_config["answers"], "w") as file:
+        json.dump([reply.content["client"]["client"] for reply in replies if reply.has_content()], file)
+"""
