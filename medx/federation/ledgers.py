@@ -22,9 +22,10 @@ def ledger_path(job: Job, client: int) -> Path:
 def records_of(job: Job, prepared: Prepared, clients: Iterable[int]) -> RecordSet | None:
     """The training records of these clients, for a ledger that runs share; None where the ledger is the run's own.
 
-    There nothing can be added up, and a folder of results is no place for what recognises an image.
+    There, or where a run counts for all records, nothing need be told apart, and a folder of results is no place for
+    what recognises an image.
     """
-    if job.plan.ledger is None:
+    if job.plan.ledger is None or job.touches_all:
         return None
     rows = np.concatenate([prepared.parts[client] for client in clients])
     return record_set(prepared.splits.train.images[rows.astype(np.int64)], job.plan.ledger)
@@ -62,7 +63,25 @@ def open_ledger(job: Job, prepared: Prepared, client: int) -> PrivacyLedger:
     ledger = PrivacyLedger(ledger_path(job, client), create=client not in job.charged)
     if client in job.charged:
         check_entries(ledger, job.run_id, job.charged[client])
+    if job.touches_all:
+        _refuse_other_units(job, ledger)
     return _reserved(job, ledger, event, job.plan.reserved_events(plan), records_of(job, prepared, [client]))
+
+
+def _refuse_other_units(job: Job, ledger: PrivacyLedger) -> None:
+    """Epsilon of one unit does not add up with that of another: a ledger in which it counts for all has one unit."""
+    assert job.plan.unit is not None
+    units = set()
+    for path in ledger.path.parent.glob("*.sqlite"):
+        with closing(PrivacyLedger(path, create=False)) as each:
+            units |= {entry.unit for entry in each.entries() if entry.event[1]}
+    others = units - {job.plan.unit.name}
+    if others:
+        ledger.close()
+        raise LedgerError(
+            f"ledger {ledger.path} has runs whose unit is the {min(others)}; accepted: that unit, or a new ledger for "
+            "images that none of them has touched"
+        )
 
 
 def server_ledger(job: Job) -> PrivacyLedger:

@@ -108,7 +108,8 @@ class Job:
 
     ``layout`` is that of the model that is trained. ``run_id`` is the id in the run's folder. ``charged`` are, of a run
     that is gone on with, the clients that had reserved it, each with the fewest releases that its ledger must show.
-    ``sums`` is None where updates go in the clear; see ``sums.with_sums``.
+    ``sums`` is None where updates go in the clear; see ``sums.with_sums``. ``touches_all``: it counts for every record
+    of the ledger, whichever it reads, as at a hospital whose images a study reads at a size that it chooses itself.
     """
 
     setup: Setup
@@ -120,6 +121,7 @@ class Job:
     resumed: bool
     sums: SumPlan | None = None
     charged: Mapping[int, int] = field(default_factory=dict)
+    touches_all: bool = False
 
     @property
     def sends_momentum(self) -> bool:

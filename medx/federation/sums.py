@@ -68,7 +68,7 @@ def _check_sums(job: Job) -> None:
     """Refuse what a sum cannot give: comparing updates, another server step, fewer than three parties."""
     setup = job.setup
     least = setup.aggregation.survivors_for(setup.num_clients)
-    if least > setup.num_clients >= 3:
+    if least > setup.num_clients and not (setup.aggregation.secure and setup.num_clients < 3):
         raise ConfigError(
             f"aggregation.minimum_survivors={least}: accepted are at most the {setup.num_clients} of "
             "federation.num_clients"

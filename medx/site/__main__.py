@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -143,6 +144,7 @@ def _declare(options: argparse.Namespace) -> int:
     from medx.site.site_config import SiteConfig
 
     site, consortium = SiteConfig.load(options.kit), Consortium.load(options.kit)
+    os.environ["MEDX_CACHE"] = str(site.cache)
     found = described(site.name, own_dataset(site, size=options.size).load())
     path = options.kit / f"{site.name}.json"
     write_text(path, sign_declaration(found, consortium, read_identity(options.kit / "identity.pem")))

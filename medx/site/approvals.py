@@ -103,19 +103,26 @@ class Approvals:
 
 
 def admit(policy: Policy, approvals: Approvals, asked: Asked) -> None:
-    """Return where the study keeps every rule and is approved; raises PolicyError else.
+    """Return where the study keeps every rule and is approved; raises PolicyError else."""
+    check(policy, asked)
+    check_approved(policy, approvals, asked.study)
+
+
+def check_approved(policy: Policy, approvals: Approvals, study: str) -> None:
+    """Return where the study of this digest is approved, or listed; raises PolicyError else.
 
     A study that a person refused is not admitted where it is listed either.
     """
-    check(policy, asked)
-    known = approvals.known(asked.study)
-    if known.state == "approved" or (known.state == "pending" and policy.approval == "listed"):
+    known = approvals.known(study)
+    listed = policy.approval == "listed" and study in policy.studies
+    if known.state == "approved" or (known.state == "pending" and listed):
         return
-    way = f"approve it with medx site approve KIT {asked.study}"
+    way = f"approve it with medx site approve KIT {study}"
     if known.state == "pending":
         raise PolicyError(f"policy: approval: pending: {way}", ("approval",))
-    note = f" ({plain_text(known.note)})" if known.note else ""
-    raise PolicyError(f"policy: approval: refused by this hospital{note}; accepted: {way}", ("approval",))
+    raise PolicyError(
+        f"policy: approval: refused by this hospital; accepted: {way}", ("approval",)
+    )  # its note stays here
 
 
 def _user() -> str:

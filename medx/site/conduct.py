@@ -1,5 +1,6 @@
 """A study from its first message to its result, in the coordinator's folder: what the ServerApp does."""
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,9 @@ from medx.screen import Screen
 from medx.site.consortium import Consortium, checked, read_yaml
 from medx.site.coordinator import Receipt, SiteServer
 from medx.site.flower import Patient
-from medx.site.study import Place, Study, configured, job_of, read_study
+from medx.site.study import Place, Study, check_fits, configured, job_of, read_study
 
+log = logging.getLogger(__name__)
 FILE = "coordinator.yaml"
 RUNS = "runs"
 
@@ -89,6 +91,7 @@ def conduct(folder: Path, text: str, grid: Grid) -> ExperimentResult:
     """
     consortium, config = Consortium.load(folder), CoordinatorConfig.load(folder)
     study = read_study(text, consortium.coordinator)
+    check_fits(study, consortium)
     place = run_folder(folder, study)
     place.mkdir(parents=True, exist_ok=True)
     try:
@@ -116,7 +119,7 @@ def _held(study: Study, consortium: Consortium, config: CoordinatorConfig, place
             observer.on_round(record)
 
     server = SiteServer(job, study, consortium, on_round, prepared, patience=config.patience)
-    patient = Patient(grid, timeout=config.timeout, patience=config.patience)
+    patient = Patient(grid, timeout=config.timeout, patience=config.patience, genuine=server.genuine)
     try:
         outcome = follow(server, reached, lambda serve: serve(patient))
         result = _concluded(held, side, server, outcome)
@@ -185,7 +188,11 @@ def _concluded(held: Conduct, side: Place, server: SiteServer, outcome: Outcome)
     files.write_json(held.folder / "receipts.json", [_signed(receipt) for receipt in receipts.values()])
     files.write_json(held.folder / "reports.json", {study.hospitals[client].name: r for client, r in reports.items()})
     steps = server.asked_for(state.steps) if job.plan.private else state.steps
-    steps = steps | {client: receipt.steps for client, receipt in receipts.items() if job.plan.private}
+    for client, receipt in receipts.items():
+        least = state.charged.get(client, 0)  # what it has answered for
+        if job.plan.private and receipt.steps < least:
+            log.warning("the receipt of %s shows %d steps of %d", receipt.hospital, receipt.steps, least)
+        steps = steps | {client: max(receipt.steps, least)} if job.plan.private else steps
     privacy = privacy_result(job.plan, steps, study.synthetic, aggregation_result(job))
     module = build_module(job.setup, study.spec)
     module.load_state_dict(module.state_dict() | state.average.tensors())

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import secrets
 import time
@@ -23,12 +24,13 @@ from medx.federation.server import Server
 from medx.federation.setup import Job
 from medx.output import say
 from medx.results import RoundRecord
+from medx.site.answering import CHALLENGE, SIGNED, signed_part
 from medx.site.consortium import Consortium, canonical, is_signed
 from medx.site.flower import Patient
-from medx.site.hospital import CHALLENGE
 from medx.site.study import Study
 
 log = logging.getLogger(__name__)
+LONGEST = 100_000  # characters of a receipt or report
 AGAIN = 2.0  # seconds until nodes that were silent, or not there, are asked once more
 
 
@@ -118,13 +120,28 @@ class SiteServer(Server):
         member = self.consortium.hospitals[self.consortium.number(self.study.hospitals[client].name)]
         return bytes.fromhex(str(member.identity))
 
+    def genuine(self, answer: Message) -> bool:
+        """Whether a known node's answer bears its hospital's signature; an error, or a node unknown yet needs none."""
+        node = answer.metadata.src_node_id
+        client = next((client for client, known in self.nodes.items() if known == node), None)
+        if client is None or not answer.has_content():
+            return True
+        record = answer.content.get(SIGNED)
+        signature = record.get("signature") if isinstance(record, ConfigRecord) else None
+        said = signed_part(self.study.digest, node, answer.metadata.reply_to_message_id, answer.content)
+        if isinstance(signature, bytes) and verified(self._identity(client), said, signature):
+            return True
+        log.warning("an answer of node %s was dropped: it is not signed by %s", node, self.study.hospitals[client].name)
+        return False
+
     def receipts(self) -> dict[int, "Receipt"]:
         """What each hospital signs that it has spent; a hospital that gives none is told in the log."""
         found: dict[int, Receipt] = {}
 
         def read(client: int, content: RecordDict) -> None:
             record = config_of(content, "receipt")
-            found[client] = read_receipt(record, self.study, client, self._identity(client).hex())
+            most = self.job.plan.reserved_events(self.job.plan.clients[client]) if self.job.plan.private else 0
+            found[client] = read_receipt(record, self.study, client, self._identity(client).hex(), most)
 
         for failure in self._ask_all("query.receipt", RecordDict(), read):
             log.warning("no receipt: %s", failure)
@@ -159,13 +176,13 @@ class Receipt:
     said: dict[str, Any] = field(repr=False)
 
 
-def read_receipt(record: ConfigRecord, study: Study, client: int, identity: str) -> Receipt:
-    """The receipt in a hospital's reply; raises ReplyError unless it is signed by it and of this study."""
+def read_receipt(record: ConfigRecord, study: Study, client: int, identity: str, most: int) -> Receipt:
+    """The receipt in a hospital's reply; raises ReplyError unless it is signed by it, of this study, and possible."""
     try:
-        said = json.loads(str(record.get("receipt")))
+        said = json.loads(str(record.get("receipt"))[:LONGEST])
         signature = str(record.get("signature"))
         receipt = Receipt(str(said["hospital"]), said["steps"], said["epsilon"], signature, said)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ReplyError(f"hospital {client}: no receipt") from None
     name = study.hospitals[client].name
     if not is_signed(identity, canonical("receipt", said), signature):
@@ -173,7 +190,7 @@ def read_receipt(record: ConfigRecord, study: Study, client: int, identity: str)
     epsilon = receipt.epsilon
     if (receipt.hospital, said.get("study")) != (name, study.digest) or type(receipt.steps) is not int:
         raise ReplyError(f"hospital {name}: a receipt of another study or hospital")
-    if receipt.steps < 0 or not (epsilon is None or (isinstance(epsilon, float | int) and epsilon >= 0)):
+    if not 0 <= receipt.steps <= most or not (epsilon is None or (type(epsilon) is float and 0 <= epsilon < math.inf)):
         raise ReplyError(f"hospital {name}: a receipt of {receipt.steps} steps and epsilon {epsilon}")
     return receipt
 
@@ -181,10 +198,10 @@ def read_receipt(record: ConfigRecord, study: Study, client: int, identity: str)
 def read_report(record: ConfigRecord) -> dict[str, Any]:
     """Metrics and counts of a hospital's own images; raises ReplyError for anything else than numbers by name."""
     try:
-        said = json.loads(str(record.get("report")))
+        said = json.loads(str(record.get("report"))[:LONGEST])
         metrics, counts = said["metrics"], said["counts"]
         numbers = [*metrics.values(), *counts.values()]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ReplyError("no report") from None
     if not all(value is None or type(value) in (int, float) for value in numbers) or len(numbers) > 1000:
         raise ReplyError("a report of something else than numbers")

@@ -46,12 +46,12 @@ class Described(BaseModel):
 
 
 def own_dataset(site: SiteConfig, study: Study | None = None, size: int | None = None) -> Dataset:
-    """The hospital's data set, at the study's size and with its classes where the hospital leaves them open."""
+    """The hospital's data set, at the study's size. Classes are its own: another order would deal its split anew."""
     known = option("dataset", site.dataset_option)
     config = known | site.dataset_values
     wanted: dict[str, Any] = {"size": size}
     if study is not None:
-        wanted = {"size": study.image_size, "phantoms": study.phantoms, "classes": list(study.class_names)}
+        wanted = {"size": study.image_size, "phantoms": study.phantoms}
     for key, value in wanted.items():
         if key in known and value is not None and (key == "size" or site.dataset_values.get(key) is None):
             config[key] = value

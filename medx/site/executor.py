@@ -1,14 +1,15 @@
 """The executor of a hospital: it imports MedX once and answers the node's messages, one after the other."""
 
 import logging
+import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from medx.output import say
-from medx.site.flower import POLL, Work
+from medx.site.answering import Answers
+from medx.site.flower import Rest, Work
 from medx.site.hospital import Site
 
 log = logging.getLogger(__name__)
@@ -24,18 +25,22 @@ def execute(kit: Path, node: str | None = None) -> None:
     Raises MedxError where the kit cannot be used.
     """
     site = Site(kit)
+    answers = Answers(site)
+    os.environ["MEDX_CACHE"] = str(site.config.cache)  # of decoded images too
     secret = (kit / "exec.secret").read_bytes()
     work = Work(node or f"127.0.0.1:{site.config.node_port}", secret)
+    rest = Rest()
     site.audit.write("started", hospital=site.config.name)
     say(f"hospital {site.config.name}: waiting for studies of {site.consortium.address}")
     try:
         with _ended_by_signals():
             while True:
                 if (token := work.next()) is None:
-                    time.sleep(POLL)
+                    rest.take()
                     continue
+                rest.found()
                 try:
-                    work.do(token, site.answer)
+                    work.do(token, answers.answer)
                 except Exception:
                     log.exception("an answer did not reach the node")
     except (_Stop, KeyboardInterrupt):

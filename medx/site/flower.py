@@ -19,13 +19,36 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid
 
 POLL = 0.1  # seconds between two looks for messages
+IDLE_POLL = 1.0  # the same where none has come for a while, as every look costs all sides a request
+IDLE_AFTER = 20.0  # seconds
 SOON = 0.02  # seconds between the first two looks for a part of one
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_INTERNAL_GRPC_CONTROL_API": "0",  # ports of their own, without the door
+    "FLWR_INTERNAL_GRPC_FLEET_API": "0",
+}
 ASKS_FOR_WORDS = ("train", "train.sum", "train.masked")  # messages by which a hospital may spend its budget
+NO_MESSAGE = 3  # seconds that Flower's node sleeps where there was none
 OUTSIDE = ("/v1/fleet/", "/health")  # what others than the operator may ask for
 COMPLETED = "completed"
 FAILED = "failed"
 App = Callable[[Message, Context], Message]
+
+
+class Rest:
+    """The rest between two looks for messages: short while there are some, longer after none has come for a while."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def found(self) -> None:
+        """A message was there."""
+        self._last = time.monotonic()
+
+    def take(self) -> None:
+        """Rest."""
+        time.sleep(POLL if time.monotonic() - self._last < IDLE_AFTER else IDLE_POLL)
 
 
 class Work:
@@ -95,14 +118,17 @@ class Patient(Grid):
     """A grid that waits for nodes which restart, looks for answers often, and lets messages end with their time.
 
     ``timeout`` bounds an exchange in seconds, ``patience`` the wait for nodes before it. ``asked`` counts by node the
-    messages by which a hospital may have spent budget.
+    messages by which a hospital may have spent budget. An answer that is not ``genuine`` is as none.
     """
 
-    def __init__(self, grid: Grid, *, timeout: float, patience: float) -> None:
+    def __init__(
+        self, grid: Grid, *, timeout: float, patience: float, genuine: Callable[[Message], bool] = lambda answer: True
+    ) -> None:
         look_again_soon()
         self._grid = grid
         self._timeout = timeout
         self._patience = patience
+        self._genuine = genuine
         self.asked: Counter[int] = Counter()
 
     def set_run(self, run: Any) -> None:
@@ -145,7 +171,7 @@ class Patient(Grid):
         while waiting and time.monotonic() < deadline:
             answers = list(self.pull_messages(waiting))
             waiting -= {answer.metadata.reply_to_message_id for answer in answers}
-            yield from answers
+            yield from (answer for answer in answers if self._genuine(answer))
             if not answers:
                 time.sleep(POLL)
 
@@ -209,8 +235,14 @@ def supernode(arguments: list[str]) -> None:
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     look_again_soon()
-    quick = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, POLL)))
-    start_client_internal.time = quick  # type: ignore[assignment]
+    rest = Rest()
+
+    def sleep(seconds: float) -> None:
+        if seconds < NO_MESSAGE:  # it waits for an answer, so a message has come
+            rest.found()
+        rest.take()
+
+    start_client_internal.time = SimpleNamespace(sleep=sleep)  # type: ignore[assignment]
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()
 

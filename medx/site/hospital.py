@@ -1,50 +1,43 @@
-"""One hospital of a consortium: it admits a study by its own policy, proves who it is, and answers for its own data."""
+"""One hospital of a consortium: which studies it takes part in, by its own policy and with its own data and ledger."""
 
 import json
-import logging
+import os
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from medx import files
 from medx.aggregation.roster import read_identity
-from medx.aggregation.wire import ProtocolError, Reason
-from medx.federation.flower import PayloadError, from_record
-from medx.federation.hospital import SERVER, Hospitals, config_of
+from medx.federation.hospital import Hospitals
 from medx.federation.hospital_app import client_app
-from medx.federation.ledgers import check_entries, finish_ledgers, keeps_ledger, recorded_steps
+from medx.federation.ledgers import finish_ledgers, keeps_ledger
 from medx.federation.prepared import prepare_own
-from medx.federation.replies import AbstainedError, Code, error_of
-from medx.federation.server import round_metrics
 from medx.federation.setup import Job
 from medx.measurement import check_model
 from medx.privacy.accounting import epsilon_spent
-from medx.privacy.spending import client_epsilon
-from medx.schema import ConfigError, MedxError, one_line
-from medx.site.approvals import Approvals, admit
+from medx.schema import ConfigError, LedgerError
+from medx.site.approvals import Approvals, admit, check_approved
 from medx.site.audit import AuditLog
-from medx.site.consortium import Consortium, canonical
+from medx.site.consortium import Consortium
 from medx.site.declaring import check_declared, own_dataset
-from medx.site.policy import Asked, Policy, PolicyError, as_table
+from medx.site.policy import Asked, Policy, PolicyError, as_table, is_digest
 from medx.site.site_config import SiteConfig
-from medx.site.study import Place, Study, StudyError, check_fits, job_of, read_study
+from medx.site.study import Place, Study, check_fits, job_of, read_study
 
-log = logging.getLogger(__name__)
 KEPT = 2  # studies whose data stay in memory
-CHALLENGE = 32  # bytes
-# What is said of them is about the study or the message, and may be told to the coordinator.
-TOLD = [kind.__name__ for kind in (StudyError, PolicyError, ProtocolError, AbstainedError)]
+WAITING = 100  # studies that are kept for a person to look at
 
 
 @dataclass(frozen=True)
 class Admitted:
-    """A study that this hospital takes part in, under its number there."""
+    """A study that this hospital takes part in, under its number there, and what it asks."""
 
     study: Study
+    asked: Asked
     job: Job
     hospitals: Hospitals
     client: int
@@ -77,38 +70,46 @@ class Site:
         study.number(self.config.name)
         return study
 
+    def policy(self) -> Policy:
+        """The policy as it is now; raises PolicyError."""
+        return Policy.load(self.kit / "policy.yaml")
+
     def job(self, study: Study, budget: float | None) -> Job:
-        """The plan as this hospital works it out; its ledger stands under ``budget``. No data are read."""
+        """The plan as this hospital works it out; its ledger stands under ``budget``. No image is read."""
         client = study.number(self.config.name)
-        folder = self.config.state / study.digest
         place = Place(
-            device=self.config.device, cache=self.config.cache, folder=folder, ledger=self.config.ledger, budget=budget
+            device=self.config.device,
+            cache=self.config.cache,
+            folder=self.config.state / study.digest,
+            ledger=self.config.ledger,
+            budget=budget,
         )
-        dataset = own_dataset(self.config, study)
         identity = (client, self.identity.private_bytes_raw())
-        job = job_of(study, self.consortium, place, dataset=dataset, identity=identity)
-        if self._marker(study).exists():  # so that a ledger or a journal that was lost meanwhile is missed
+        job = job_of(study, self.consortium, place, dataset=own_dataset(self.config, study), identity=identity)
+        if self.marker(study).exists():  # so that a ledger or a journal that was lost meanwhile is missed
             return replace(job, resumed=True, charged={client: 0})
         return job
 
     def asked(self, study: Study, job: Job) -> Asked:
         """What the policy looks at."""
-        plan, client = job.plan, study.number(self.config.name)
-        own = plan.clients[client]
+        plan, own = job.plan, job.plan.clients[study.number(self.config.name)]
         history = plan.history(own, plan.reserved_events(own))
-        known = plan.private and plan.event_of(own) is not None and plan.delta is not None
-        aggregation = job.setup.aggregation
+        members = [self.consortium.hospitals[self.consortium.number(each.name)] for each in study.hospitals]
+        aggregation, shared = job.setup.aggregation, plan.shared_noise
         return Asked(
             study=study.digest,
             title=study.title,
             datasets=study.dataset,
             mechanism=plan.mechanism.name,
-            epsilon=epsilon_spent(history, plan.delta).value if known and plan.delta else None,
+            epsilon=epsilon_spent(history, plan.delta).value if history and plan.delta else None,
             delta=plan.delta,
             unit=plan.unit.name if plan.unit is not None else None,
             noise_source=plan.noise_source,
             secure=aggregation.secure,
             num_hospitals=len(study.hospitals),
+            peers=tuple(str(member.identity) for member in members if member.name != self.config.name),
+            # Noise that is the hospital's own stands against all others together.
+            assumed_colluders=len(members) - 1 if shared is None else shared.assumed_colluders,
             minimum_survivors=aggregation.survivors_for(len(study.hospitals)),
             num_rounds=job.setup.federation.num_rounds,
             max_abstentions=plan.max_abstentions,
@@ -119,17 +120,78 @@ class Site:
         )
 
     def look(self, text: object) -> str:
-        """What the policy says of a study, as a page of text; raises MedxError where it is none for this hospital."""
+        """What a study is and what the policy says of it, as a page; raises MedxError where it is none for here."""
         study, policy = self.read(text), self.policy()
-        return as_table(policy, self.asked(study, self.job(study, None)))
+        table = as_table(policy, self.asked(study, self.job(study, None)))
+        lines = [
+            f"hospitals   {', '.join(each.name for each in study.hospitals)}",
+            f"images      {study.image_size} pixels",
+        ]
+        for each in study.hospitals:
+            member = self.consortium.hospitals[self.consortium.number(each.name)]
+            lines.append(f"  {each.name}: {each.num_records} images, identity {str(member.identity)[:32]}")
+        return "\n".join(lines) + "\n" + table
+
+    def admit(self, text: object) -> Admitted:
+        """Take part in a study: by policy, in every message anew, and only then is an image read. Raises MedxError.
+
+        Nothing is worked out for a study that nobody here has approved: what it would do is told to who looks at it.
+        """
+        study, policy = self.read(text), self.policy()
+        known = self._admitted.get(study.digest)
+        if known is not None:
+            admit(policy, self.approvals, known.asked)
+            return known
+        self.keep(study, str(text))
+        check_approved(policy, self.approvals, study.digest)
+        asked = self.asked(study, self.job(study, None))
+        admit(policy, self.approvals, asked)
+        admitted = self._ready(study, asked, self.job(study, policy.total_epsilon))
+        self.audit.write("admitted", study=study.digest, title=study.title, epsilon=asked.epsilon, delta=asked.delta)
+        self._admitted[study.digest] = admitted
+        while len(self._admitted) > KEPT:
+            self._admitted.popitem(last=False)[1].hospitals.close()
+        return admitted
+
+    def _ready(self, study: Study, asked: Asked, job: Job) -> Admitted:
+        """The study with the hospital's data in memory, if they are what it declared and the model may be trained."""
+        if job.plan.private and not keeps_ledger(job):
+            raise PolicyError(
+                "policy: mechanisms: the server would keep the ledger, accepted: aggregation=secure", ("mechanisms",)
+            )
+        if job.plan.private and self._spent_before() and not list(self.config.ledger.glob("*.sqlite")):
+            raise LedgerError(f"{self.config.ledger}: no ledger, and studies had begun by {self.config.state}")
+        client = study.number(self.config.name)
+        prepared = prepare_own(job.setup, client)
+        check_declared(study, client, prepared.splits)
+        check_model(job, prepared)
+        hospitals = Hospitals(job, prepared)
+        return Admitted(study, asked, job, hospitals, client, client_app(hospitals, client))
+
+    def _spent_before(self) -> bool:
+        markers = [path for path in self.config.state.glob("*.json") if is_digest(path.stem)]
+        return any(json.loads(path.read_text()).get("content") for path in markers)
+
+    def forget(self, study: Study) -> None:
+        """Let go of a study; its next message begins with what is on disk."""
+        if (known := self._admitted.pop(study.digest, None)) is not None:
+            known.hospitals.close()
+
+    def keep(self, study: Study, text: str) -> None:
+        """Keep a study's text for a person to look at; no more than so many wait."""
+        folder = self.config.approvals
+        path = folder / f"{study.digest}.study"
+        if not path.exists() and len(list(folder.glob("*.study"))) < WAITING:
+            files.make_folder(folder)
+            files.write_text(path, text)
+            self.approvals.ask(study.digest, study.title)
 
     def find(self, named: str) -> tuple[str, str]:
         """Digest and signed text of a study, by its file, its digest or the beginning of that; raises ConfigError."""
         if (path := Path(named)).is_file():
             text = path.read_text()
             study = self.read(text)
-            files.make_folder(self.config.approvals)
-            files.write_text(self.config.approvals / f"{study.digest}.study", text)
+            self.keep(study, text)
             return study.digest, text
         found = sorted(self.config.approvals.glob("*.study"))
         fits = [path for path in found if named and path.stem.startswith(named)]
@@ -141,133 +203,23 @@ class Site:
     def end(self, text: str) -> None:
         """Give back what an abandoned study has reserved in the ledger and not begun; raises MedxError."""
         study = self.read(text)
-        finish_ledgers(self.job(study, None))
+        finish_ledgers_of(self.job(study, None), study.number(self.config.name))
         self.audit.write("closed", study=study.digest)
 
-    def policy(self) -> Policy:
-        """The policy as it is now; raises PolicyError."""
-        return Policy.load(self.kit / "policy.yaml")
+    def marker(self, study: Study, what: str = "") -> Path:
+        """A file that is there once a study has begun here, or has come to ``what``."""
+        return self.config.state / f"{study.digest}{'.' * bool(what)}{what}.json"
 
-    def admit(self, text: object) -> Admitted:
-        """Take part in a study, once for all its messages: by policy first, and only then is an image read.
-
-        Raises MedxError; every admission and refusal is in the audit log before it is told.
-        """
-        study = self.read(text)
-        if study.digest in self._admitted:
-            return self._admitted[study.digest]
+    def mark(self, study: Study, what: str = "", content: Any = None) -> None:
+        """Put that file there."""
+        files.make_folder(self.config.state)
+        path = self.marker(study, what)
+        files.write_json(path, {"study": study.digest, "title": study.title, "content": content})
+        handle = os.open(path, os.O_RDONLY)
         try:
-            policy = self.policy()
-            asked = self.asked(study, self.job(study, None))
-            self.approvals.ask(study.digest, as_table(policy, asked))
-            files.write_text(self.config.approvals / f"{study.digest}.study", str(text))
-            admit(policy, self.approvals, asked)
-            admitted = self._ready(study, self.job(study, policy.total_epsilon))
-        except MedxError as error:
-            self.audit.write("refused", study=study.digest, title=study.title, why=one_line(error))
-            raise
-        self.audit.write("admitted", study=study.digest, title=study.title, epsilon=asked.epsilon, delta=asked.delta)
-        self._admitted[study.digest] = admitted
-        while len(self._admitted) > KEPT:
-            self._admitted.popitem(last=False)[1].hospitals.close()
-        return admitted
-
-    def _ready(self, study: Study, job: Job) -> Admitted:
-        """The study with the hospital's data in memory, if they are what it declared and the model may be trained."""
-        client = study.number(self.config.name)
-        prepared = prepare_own(job.setup, client)
-        check_declared(study, client, prepared.splits)
-        check_model(job, prepared)
-        hospitals = Hospitals(job, prepared)
-        return Admitted(study, job, hospitals, client, client_app(hospitals, client))
-
-    def answer(self, message: Message, context: Context) -> Message:
-        """The answer to a message of any kind: an error of a bounded, discreet text where it cannot be given."""
-        try:
-            return self._answer(message, context)
-        except MedxError as error:
-            log.warning("%s", error)
-            return _relayed(Message(error_of(error, Code.REFUSED), reply_to=message))
-        except Exception as error:
-            log.exception("a message was not answered")
-            return Message(Error(Code.FAILED, type(error).__name__), reply_to=message)
-
-    def _answer(self, message: Message, context: Context) -> Message:
-        admitted = self.admit(context.run_config.get("study"))
-        kind = message.metadata.message_type
-        if kind == "query":
-            return self._identify(admitted, message, context)
-        if kind == "query.receipt":
-            return self._receipt(admitted, message)
-        if kind == "evaluate":
-            return self._report(admitted, message)
-        return _relayed(admitted.app(message, context))
-
-    def _identify(self, admitted: Admitted, message: Message, context: Context) -> Message:
-        """Reserve the budget, and sign who this node is, over the server's fresh challenge."""
-        config, study = config_of(message.content), admitted.study
-        challenge, charged = config.get("challenge"), config.get("charged")
-        if not isinstance(challenge, bytes) or len(challenge) != CHALLENGE:
-            raise ProtocolError(Reason.MALFORMED, SERVER, f"no challenge of {CHALLENGE} bytes")
-        if not isinstance(charged, list) or len(charged) != len(study.hospitals):
-            raise ProtocolError(Reason.MALFORMED, SERVER, "not one count of releases a hospital")
-        reply = _relayed(admitted.app(message, context))
-        if reply.has_error():
-            return reply
-        if not self._marker(study).exists():
-            files.make_folder(self.config.state)
-            files.write_json(self._marker(study), {"study": study.digest, "title": study.title})
-            self.audit.write("reserved", study=study.digest)
-        self._check_ledger(admitted, charged[admitted.client])
-        begun = self._begun(admitted)
-        said = canonical("node", [study.digest, challenge.hex(), context.node_id, admitted.client, begun])
-        proof = ConfigRecord({"signature": self.identity.sign(said), "begun": begun})
-        reply.content["proof"] = proof
-        return reply
-
-    def _check_ledger(self, admitted: Admitted, charged: object) -> None:
-        """Refuse to go on where the ledger shows less than this hospital has answered for."""
-        ledger = admitted.hospitals.ledgers().get(admitted.client)
-        if ledger is not None and type(charged) is int:
-            check_entries(ledger, admitted.job.run_id, charged)
-
-    def _begun(self, admitted: Admitted) -> int:
-        if not keeps_ledger(admitted.job):
-            return 0
-        return recorded_steps(admitted.job, {}, admitted.hospitals.ledgers())[admitted.client]
-
-    def _receipt(self, admitted: Admitted, message: Message) -> Message:
-        """End the run here: what was reserved and not begun is given back, and what was begun is signed."""
-        job, client = admitted.job, admitted.client
-        for ledger in admitted.hospitals.ledgers().values():
-            ledger.finish(job.run_id)
-        steps = self._begun(admitted)
-        known = job.plan.private and job.plan.event_of(job.plan.clients[client]) is not None
-        epsilon = client_epsilon(job.plan, job.plan.clients[client], steps) if known else None
-        receipt = {"study": admitted.study.digest, "hospital": self.config.name, "steps": steps, "epsilon": epsilon}
-        text = json.dumps(receipt, sort_keys=True)
-        signature = self.identity.sign(canonical("receipt", receipt)).hex()
-        self.audit.write("receipt", **receipt)
-        content = RecordDict({"receipt": ConfigRecord({"receipt": text, "signature": signature})})
-        return Message(content, reply_to=message)
-
-    def _report(self, admitted: Admitted, message: Message) -> Message:
-        """The model's metrics on the hospital's own validation and test images, where the hospital reports them."""
-        if self.config.report == "none":
-            raise PolicyError("report: none: this hospital returns nothing of its own images", ("report",))
-        prepared, job = admitted.hospitals.prepared, admitted.job
-        try:
-            state = from_record(message.content.get("arrays"), job.layout, momentum=False)
-        except PayloadError as error:
-            raise ProtocolError(Reason.MODEL, SERVER, str(error)) from None
-        metrics = round_metrics(admitted.hospitals.module(), state.parameter_tensors(), prepared, job.setup.device)
-        counts = {name: len(prepared.labels[name]) for name in ("validation", "test")}
-        self.audit.write("reported", study=admitted.study.digest, counts=counts)
-        text = json.dumps({"metrics": metrics, "counts": counts}, sort_keys=True)
-        return Message(RecordDict({"report": ConfigRecord({"report": text})}), reply_to=message)
-
-    def _marker(self, study: Study) -> Path:
-        return self.config.state / f"{study.digest}.json"
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def close(self) -> None:
         """Close ledgers and journals."""
@@ -276,10 +228,7 @@ class Site:
         self._admitted.clear()
 
 
-def _relayed(reply: Message) -> Message:
-    """The reply; of an error only its kind where its text could tell of the hospital's files, budget or data."""
-    if reply.has_error():
-        kind, _, _ = str(reply.error.reason).partition(":")
-        if kind not in TOLD:
-            reply.error = Error(reply.error.code, kind)
-    return reply
+def finish_ledgers_of(job: Job, client: int) -> None:
+    """Finish the run in this hospital's ledger alone."""
+    plan = replace(job.plan, clients=(job.plan.clients[client],))
+    finish_ledgers(replace(job, plan=plan))

@@ -55,7 +55,8 @@ class Asked:
     """What a study asks of this hospital, as the hospital itself works it out.
 
     ``study`` is its digest, ``epsilon`` that of the unit here over the whole run with every reserved step (None: no
-    guarantee), ``num_records`` the hospital's own training records, ``coordinator`` a public key as 64 hex digits.
+    guarantee), ``num_records`` the hospital's own training records, ``coordinator`` a public key as 64 hex digits, as
+    are the ``peers``, the other hospitals.
     """
 
     study: str
@@ -68,6 +69,8 @@ class Asked:
     noise_source: str
     secure: bool
     num_hospitals: int
+    peers: tuple[str, ...]
+    assumed_colluders: int
     minimum_survivors: int
     num_rounds: int
     max_abstentions: int | None
@@ -103,6 +106,8 @@ class Policy(BaseModel):
     noise_sources: Annotated[tuple[Source, ...], Listed] = ("system",)
     secure_aggregation: bool = True
     trusted_server: Hex | None = None
+    peers: Annotated[tuple[Hex, ...], Field(strict=False)] | None = None
+    assumed_colluders: Annotated[int, Field(ge=0)] = 0
     minimum_hospitals: Annotated[int, Field(ge=1)]
     minimum_survivors: Annotated[int, Field(ge=1)]
     minimum_records: Annotated[int, Field(ge=1)]
@@ -211,6 +216,10 @@ def _rules(policy: Policy, asked: Asked) -> list[_Rule]:
             policy.trusted_server or "nobody",
             "single updates would go to",
         ),
+        _peers(policy, asked),
+        _at_least(
+            "assumed_colluders", asked.assumed_colluders, policy.assumed_colluders, free=asked.secure is not True
+        ),
         _at_least("minimum_hospitals", asked.num_hospitals, policy.minimum_hospitals),
         _at_least("minimum_survivors", asked.minimum_survivors, policy.minimum_survivors),
         _at_least("minimum_records", asked.num_records, policy.minimum_records, "this hospital has"),
@@ -235,8 +244,16 @@ def _at_most(name: str, value: Any, most: float, kind: type, *, free: bool = Fal
     return _Rule(name, bool(holds), absent if value is None else shown(value), f"at most {shown(most)}")
 
 
-def _at_least(name: str, value: Any, least: int, lead: str = "the study asks for") -> _Rule:
-    holds = _is_number(value, Integral) and value >= least
+def _peers(policy: Policy, asked: Asked) -> _Rule:
+    """The other hospitals, which could all be the coordinator's own: known ones where the policy lists them."""
+    peers = asked.peers if isinstance(asked.peers, tuple) else ("",)
+    known = all(is_digest(peer) and (policy.peers is None or peer in policy.peers) for peer in peers)
+    allowed = "any" if policy.peers is None else f"{len(policy.peers)} known identities"
+    return _Rule("peers", known, f"{len(peers)} others", allowed)
+
+
+def _at_least(name: str, value: Any, least: int, lead: str = "the study asks for", *, free: bool = False) -> _Rule:
+    holds = free or (_is_number(value, Integral) and value >= least)
     return _Rule(name, bool(holds), shown(value), f"at least {least}", lead)
 
 

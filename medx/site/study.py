@@ -4,6 +4,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -32,6 +33,7 @@ GROUPS: tuple[Group, ...] = ("model", "trainer", "privacy", "federation", "aggre
 OWN = ("ledger", "budget", "roster")  # of these groups' keys, what each side decides for itself
 PATHS = ("weights",)  # and what would name a file of the hospital's machine
 Hex = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+ClassName = Annotated[str, Field(max_length=200)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 
 
@@ -69,12 +71,12 @@ class Study(BaseModel):
     hospitals: Annotated[tuple[Declaration, ...], Field(min_length=1, max_length=1 << 16)]
     dataset: Annotated[str, Field(max_length=40)]
     task: Task
-    class_names: Annotated[tuple[str, ...], Field(min_length=2, max_length=200)]
+    class_names: Annotated[tuple[ClassName, ...], Field(min_length=2, max_length=200)]
     num_channels: Annotated[int, Field(ge=1, le=4)]
     image_size: Annotated[int, Field(ge=4, le=1024)]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    phantoms: str | None
+    phantoms: Literal["chest", "fundus"] | None
     synthetic: bool
     seed: Annotated[int, Field(ge=0)]
     draw_key: Hex
@@ -181,9 +183,9 @@ def check_fits(study: Study, consortium: Consortium) -> None:
             f"study {study.digest[:16]}: version: made with MedX {study.version}; accepted: {medx.__version__}, which "
             "is installed here"
         )
-    unknown = {each.name for each in study.hospitals} - {member.name for member in consortium.hospitals}
+    unknown = {each.name for each in study.hospitals} - {each.name for each in consortium.hospitals if each.identity}
     if unknown:
-        raise StudyError(f"study {study.digest[:16]}: hospital {min(unknown)} is not of consortium {consortium.name}")
+        raise StudyError(f"study {study.digest[:16]}: hospital {min(unknown)} is not enrolled in {consortium.name}")
 
 
 def make_study(
@@ -296,12 +298,12 @@ def job_of(
     features = setup.model.features(study.spec)
     setup.trainer.check(len(study.class_names), images=features is None, several=study.task == "multilabel")
     setup.aggregation.check_strategy(str(study.config["federation"]["option"]))
-    job = make_job(setup, study.declared, study.run, place.folder, reached)
+    job = replace(make_job(setup, study.declared, study.run, place.folder, reached), touches_all=True)
 
     def enrol(parameters: Parameters) -> tuple[Roster, dict[int, bytes]]:
         assert isinstance(setup.aggregation, SecureAggregation)
         members = [consortium.hospitals[consortium.number(each.name)] for each in study.hospitals]
-        keys = [bytes.fromhex(member.identity) for member in members if member.identity]
+        keys = [bytes.fromhex(str(member.identity)) for member in members]  # all have one: see check_fits
         named = parameters.model_copy(update={"run_id": study.run})  # the same identities sign in many runs
         summed = setup.aggregation
         roster = make_roster(named, keys, summed.threshold, summed.minimum_survivors, "separate")

@@ -22,6 +22,7 @@ from medx.federation.setup import draw_key
 from medx.results import ExperimentResult
 from medx.runtime.in_process import InProcessGrid, Turns
 from medx.site import kits
+from medx.site.answering import Answers
 from medx.site.consortium import Consortium, Plan
 from medx.site.declaring import described, own_dataset
 from medx.site.hospital import Site
@@ -141,13 +142,13 @@ class Wire(InProcessGrid):
     """A network of hospitals in this process, each with its own kit; a study's text goes with every message."""
 
     def __init__(self, sites: dict[int, Site], text: str, turns: Turns) -> None:
-        self.sites = sites
+        self.answers = {number: Answers(site) for number, site in sites.items()}
         super().__init__(self.deliver, len(sites), turns)  # type: ignore[arg-type]
         for context in self._contexts.values():
             context.run_config = {"study": text}
 
     def deliver(self, message: Message, context: Context) -> Message:
-        return self.sites[context.node_id - 2].answer(message, context)
+        return self.answers[context.node_id - 2].answer(message, context)
 
     def forget(self, number: int) -> None:
         """What a node loses that restarts."""

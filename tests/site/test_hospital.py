@@ -1,6 +1,7 @@
 """A study with hospitals apart is the simulation's to the bit, and who lies or asks too much is refused by name."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from medx.model.storage import read_tensors
 from medx.privacy.accounting import epsilon_spent
 from medx.privacy.ledger import PrivacyLedger
 from medx.schema import LedgerError
+from medx.site.answering import Answers
 from medx.site.audit import entries, verify
 from medx.site.conduct import conduct
 from medx.site.consortium import canonical
@@ -97,6 +99,10 @@ def test_the_model_is_the_simulations_and_each_hospital_signs_what_it_spent(
 
 def ask(site: Site, text: str, kind: str = "query", node: int = 2, **config: Any) -> Message:
     """The hospital's answer to one message."""
+    return ask_of(Answers(site), text, kind, node, **config)
+
+
+def ask_of(answers: Answers, text: str, kind: str = "query", node: int = 2, **config: Any) -> Message:
     content = RecordDict({"config": ConfigRecord({"challenge": bytes(32), "charged": [0, 0, 0], **config})})
     context = Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={"study": text})
     from medx.federation.flower import become_a_server, name_message
@@ -104,7 +110,7 @@ def ask(site: Site, text: str, kind: str = "query", node: int = 2, **config: Any
     become_a_server()
     message = Message(content, node, kind)
     name_message(message, "1")
-    return site.answer(message, context)
+    return answers.answer(message, context)
 
 
 def changed(study: Study, **changes: Any) -> Study:
@@ -135,8 +141,10 @@ ASKS_TOO_MUCH: dict[str, tuple[Callable[[Study], Study], str]] = {
 
 @pytest.mark.parametrize("name", ASKS_TOO_MUCH)
 def test_a_study_that_the_policy_does_not_allow_is_refused_by_name_and_nothing_is_spent(
-    example: Example, name: str
+    example: Example, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    read: list[object] = []
+    monkeypatch.setattr("medx.site.hospital.prepare_own", lambda *given: read.append(given))
     change, rule = ASKS_TOO_MUCH[name]
     study = study_of(example, *(CLEAR if name == "in the clear" else SECURE))
     asked = change(study)
@@ -149,9 +157,10 @@ def test_a_study_that_the_policy_does_not_allow_is_refused_by_name_and_nothing_i
     assert reply.error.code == Code.REFUSED
     assert rule in str(reply.error.reason)
     assert not (example.kit("north") / "ledger").exists()
-    assert not (example.kit("north") / "cache").exists(), "no image was read"
-    if rule not in ("version", "another list of hospitals"):  # those are no studies of this consortium
-        assert [entry.event for entry in entries(site.config.audit)] == ["refused"]
+    assert not read, "no image was read"
+    (entry,) = entries(site.config.audit)
+    assert entry.event == "refused"
+    assert rule in str(entry.details["why"])
 
 
 def test_only_the_coordinators_signature_makes_a_study(example: Example, tmp_path: Path) -> None:
@@ -185,13 +194,13 @@ def test_a_study_holds_no_path_and_no_class(example: Example) -> None:
             with_config(study, group, **values)
 
 
-def test_a_node_is_a_hospital_by_its_signature_alone(example: Example) -> None:
+def test_a_node_is_a_hospital_by_its_signature_alone(example: Example, caplog: pytest.LogCaptureFixture) -> None:
     """A stolen node key, or a partition id that lies, is worth nothing without the identity."""
     study = study_of(example, *SECURE)
     text = signed(example, study)
     approve(example, study)
     with wired(example, text) as grid:
-        honest = grid.sites[0].answer
+        honest = grid.answers[0].answer
 
         def claims_to_be_another(message: Message, context: Context) -> Message:
             reply = honest(message, context)
@@ -199,11 +208,128 @@ def test_a_node_is_a_hospital_by_its_signature_alone(example: Example) -> None:
                 reply.content["client"] = ConfigRecord({"client": 1})
             return reply
 
-        grid.sites[0].answer = claims_to_be_another  # type: ignore[method-assign]
+        grid.answers[0].answer = claims_to_be_another  # type: ignore[method-assign]
+        grid.answers[1].answer = lambda message, context: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+        assert conduct_quickly(example, text, grid).status == "aborted"
+    assert "no signature of hospital south" in caplog.text
+
+
+def test_a_node_that_others_took_over_answers_for_nobody(example: Example, caplog: pytest.LogCaptureFixture) -> None:
+    """Once the hospital has proved itself, whoever has its node's key alone sends what is dropped."""
+    trusting(example)
+    study = study_of(example, *LOCAL, "federation.min_clients=2")
+    text = signed(example, study)
+    approve(example, study)
+    with wired(example, text) as grid:
+        honest = grid.answers[0].answer
+
+        def tampers(message: Message, context: Context) -> Message:
+            reply = honest(message, context)
+            if message.metadata.message_type == "train":
+                (vector,) = (array for name, array in reply.content["arrays"].items() if "momentum" not in name)  # type: ignore[union-attr]
+                vector.data = vector.data[:-1] + bytes([vector.data[-1] ^ 1])
+            return reply
+
+        grid.answers[0].answer = tampers  # type: ignore[method-assign]
         result = conduct_quickly(example, text, grid)
-    assert result.status == "aborted"
-    assert "only 2 of 3 hospitals" in str(result.error)
-    assert "signature" in str(result.error)
+    assert "it is not signed by north" in caplog.text
+    assert {record.clients for record in result.rounds} == {2}
+    assert result.privacy.clients[0].steps == ROUNDS * 2, "what was asked of it is counted by its ledger"
+
+
+def test_a_budget_holds_whatever_size_a_study_reads_images_at(example: Example) -> None:
+    for name in NAMES:
+        example.set_policy(name, total_epsilon=6.0)
+    site = Site(example.kit("north"))
+    reserved = []
+    for size in (28, 27, 29):
+        study = changed(study_of(example, *SECURE, "privacy.epsilon=5"), image_size=size)
+        approve(example, study)
+        reply = ask(site, signed(example, study))
+        reserved.append(reply.error.code if reply.has_error() else "reserved")
+    assert reserved == ["reserved", Code.LEDGER, Code.LEDGER]
+    assert [entry.event for entry in entries(site.config.audit)] == [
+        "admitted",
+        "reserved",
+        *["admitted", "refused"] * 2,
+    ]
+
+
+def test_a_study_whose_ledger_the_server_would_keep_is_refused(example: Example) -> None:
+    for name in NAMES:
+        policy = {"mechanisms": ["central_dp"], "units": ["client"], "max_delta": 0.9, "max_epsilon": 1000}
+        server = example.consortium.coordinator
+        example.set_policy(name, **policy, total_epsilon=1000, secure_aggregation=False, trusted_server=server)
+    study = study_of(example, "privacy=central_dp", "aggregation=plain", "privacy.epsilon=100", "privacy.delta=0.1")
+    approve(example, study)
+    reply = ask(Site(example.kit("north")), signed(example, study))
+    assert "the server would keep the ledger" in str(reply.error.reason)
+
+
+def test_a_hospital_reports_once_and_only_when_the_study_has_ended_there(example: Example) -> None:
+    """Asked as often as anybody likes, rounded or not, metrics of chosen models tell of images one by one."""
+    study = study_of(example, *SECURE)
+    text = signed(example, study)
+    approve(example, study)
+    site = Site(example.kit("north"))
+    assert "after its receipt" in str(ask(site, text, "evaluate").error.reason)
+    ask(site, text)
+    ask(site, text, "query.receipt")
+    assert "ProtocolError" in str(ask(site, text, "evaluate").error.reason), "this message has no model"
+    site.mark(study, "reported")
+    assert "once a study" in str(ask(Site(example.kit("north")), text, "evaluate").error.reason)
+
+
+def test_a_hospital_counts_its_abstentions_itself(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tells the server something of the data that epsilon does not cover, and the server need not stop asking."""
+    from medx.federation.replies import AbstainedError, error_of
+
+    trusting(example)
+    study = study_of(example, *LOCAL, "privacy.max_abstentions=1")
+    text = signed(example, study)
+    approve(example, study)
+    replies = []
+    for _ in range(2):  # an executor that restarts has not forgotten
+        site = Site(example.kit("north"))
+        answers = Answers(site)
+        admitted = site.admit(text)
+
+        def abstains(message: Message, context: Context) -> Message:
+            return Message(error_of(AbstainedError("not finite"), Code.ABSTAINED), reply_to=message)
+
+        object.__setattr__(admitted, "app", abstains)
+        replies += [ask_of(answers, text, "train") for _ in range(2)]
+    assert [reply.error.code for reply in replies] == [Code.ABSTAINED, Code.ABSTAINED, Code.REFUSED, Code.REFUSED]
+    assert "maximum_abstentions" in str(replies[-1].error.reason)
+
+
+def test_a_refusal_reaches_a_study_that_is_under_way_and_tells_nothing_of_the_house(example: Example) -> None:
+    study = study_of(example, *SECURE)
+    text = signed(example, study)
+    approve(example, study)
+    answers = Answers(Site(example.kit("north")))
+    assert ask_of(answers, text).has_content()
+    answers.site.approvals.decide(study.digest, False, "the Smith family objected")
+    reason = str(ask_of(answers, text).error.reason)
+    assert "approval" in reason
+    assert "Smith" not in reason
+    approve(example, study, "north")
+    assert ask_of(answers, text).has_content()
+    (example.kit("north") / "policy.yaml").write_text("total_epsilon: -7\n")
+    assert ask_of(answers, text).error.reason == "PolicyError"
+
+
+def test_nothing_is_worked_out_for_a_study_that_nobody_has_approved(
+    example: Example, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(example.kit("north"))
+    worked: list[object] = []
+    monkeypatch.setattr(site, "job", lambda *given: worked.append(given))
+    study = study_of(example, *SECURE)
+    for number in range(130):
+        ask(site, signed(example, changed(study, nonce=f"{number:064x}")))
+    assert not worked
+    assert len(list(site.config.approvals.glob("*.study"))) == 100, "and what it keeps of them is bounded"
 
 
 def test_an_answer_to_another_challenge_or_of_another_node_proves_nothing(example: Example) -> None:
@@ -211,17 +337,17 @@ def test_an_answer_to_another_challenge_or_of_another_node_proves_nothing(exampl
     text = signed(example, study)
     approve(example, study)
     with wired(example, text) as grid:
-        honest = grid.sites[0].answer
+        honest = grid.answers[0].answer
 
         def replays(message: Message, context: Context) -> Message:
             if message.metadata.message_type == "query":
                 message.content["config"] = ConfigRecord({"challenge": bytes(32), "charged": [0, 0, 0]})
             return honest(message, context)
 
-        grid.sites[0].answer = replays  # type: ignore[method-assign]
+        grid.answers[0].answer = replays  # type: ignore[method-assign]
         assert conduct_quickly(example, text, grid).status == "aborted"
     with wired(example, text) as grid:
-        honest = grid.sites[0].answer
+        honest = grid.answers[0].answer
 
         def of_another_node(message: Message, context: Context) -> Message:
             context.node_id += 100
@@ -230,7 +356,7 @@ def test_an_answer_to_another_challenge_or_of_another_node_proves_nothing(exampl
             finally:
                 context.node_id -= 100
 
-        grid.sites[0].answer = of_another_node  # type: ignore[method-assign]
+        grid.answers[0].answer = of_another_node  # type: ignore[method-assign]
         assert conduct_quickly(example, text, grid).status == "aborted"
 
 
@@ -323,7 +449,7 @@ def test_a_receipt_of_another_signer_or_study_is_not_taken(example: Example) -> 
         signature = signer.sign(canonical("receipt", said)).hex()
         return ConfigRecord({"receipt": json.dumps(said), "signature": signature})
 
-    assert read_receipt(record(said), study, 0, public).steps == 3
+    assert read_receipt(record(said), study, 0, public, 5).steps == 3
     _, others = simulated_roster_of(3)
     for wrong in (
         record(said, others[0]),
@@ -331,12 +457,16 @@ def test_a_receipt_of_another_signer_or_study_is_not_taken(example: Example) -> 
         record(said | {"hospital": "south"}),
         record(said | {"steps": -1}),
         record(said | {"steps": True}),
+        record(said | {"steps": 6}),
+        record(said | {"steps": 10**30}),
         record(said | {"epsilon": "0"}),
+        record(said | {"epsilon": math.inf}),
+        ConfigRecord({"receipt": "[" * 100_000, "signature": ""}),
         ConfigRecord({"receipt": "{}", "signature": ""}),
         ConfigRecord({}),
     ):
         with pytest.raises(ReplyError):
-            read_receipt(wrong, study, 0, public)
+            read_receipt(wrong, study, 0, public, 5)
 
 
 def simulated_roster_of(count: int) -> Any:

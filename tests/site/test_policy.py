@@ -28,6 +28,8 @@ def asked(**changes) -> Asked:
         "noise_source": "system",
         "secure": True,
         "num_hospitals": 3,
+        "peers": (OTHER, SERVER),
+        "assumed_colluders": 0,
         "minimum_survivors": 3,
         "num_rounds": 1000,
         "max_abstentions": 10,
@@ -90,6 +92,8 @@ RULES = [
     ("secure_aggregation", {"trusted_server": SERVER}, {}, {"secure": False}),
     ("trusted_server", OPEN, {"secure": False}, {"secure": False, "coordinator": OTHER}),
     ("trusted_server", OPEN | {"trusted_server": None}, {"coordinator": OTHER}, {"secure": False}),
+    ("peers", {"peers": [OTHER, SERVER]}, {}, {"peers": (OTHER, STUDY)}),
+    ("assumed_colluders", {"assumed_colluders": 1}, {"assumed_colluders": 1}, {}),
     ("minimum_hospitals", {}, {}, {"num_hospitals": 2}),
     ("minimum_survivors", {}, {"minimum_survivors": np.int64(3)}, {"minimum_survivors": 2}),
     ("minimum_records", {}, {}, {"num_records": 99}),
@@ -138,7 +142,7 @@ def test_odd_values_are_refused_never_compared(name, open_to_all):
     rules = policy(**(OPEN | names | {"mechanisms": ["none", "local_dp", "distributed_dp"]} if open_to_all else {}))
     text = name in ("title", "coordinator")  # the first is no rule's, the second only where updates are single
     base = {"secure": False} if name == "coordinator" and open_to_all else {}
-    at_least = name in ("num_hospitals", "minimum_survivors", "num_records")
+    at_least = name in ("num_hospitals", "assumed_colluders", "minimum_survivors", "num_records")
     for value in (*ODD, None, "", object()):
         enough = at_least and isinstance(value, int) and value == 10**400
         yes = name == "secure" and value is True
@@ -237,7 +241,7 @@ def test_a_study_waits_for_a_person_whose_last_word_counts(tmp_path: Path):
     with pytest.raises(PolicyError, match="pending"):
         admit(policy(), approvals, asked(study=OTHER))
     approvals.decide(STUDY, False, "withdrawn")
-    with pytest.raises(PolicyError, match=r"refused by this hospital \(withdrawn\)") as error:
+    with pytest.raises(PolicyError, match="refused by this hospital; accepted") as error:
         admit(policy(), approvals, asked())
     one_line(error)
     (entry,) = approvals.listed()

@@ -1,0 +1,207 @@
+"""How a hospital answers: it proves who it is, signs what it says, gives receipts, and refuses in few words."""
+
+import hashlib
+import json
+import logging
+import math
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+
+from medx.aggregation.wire import ProtocolError, Reason
+from medx.federation.flower import PayloadError, from_record
+from medx.federation.hospital import SERVER, config_of
+from medx.federation.ledgers import check_entries, keeps_ledger, recorded_steps
+from medx.federation.replies import AbstainedError, Code, error_of
+from medx.federation.server import round_metrics
+from medx.privacy.spending import client_epsilon
+from medx.schema import LedgerError, MedxError, one_line
+from medx.site.consortium import canonical
+from medx.site.hospital import Admitted, Site
+from medx.site.policy import PolicyError
+from medx.site.study import StudyError, read_study
+
+log = logging.getLogger(__name__)
+CHALLENGE = 32  # bytes
+SIGNED = "signed"
+# What is said of them is about the study or the message, and may be told to the coordinator.
+TOLD = [kind.__name__ for kind in (StudyError, PolicyError, ProtocolError, AbstainedError)]
+SHOWN = 300  # characters of a refusal in the audit log
+NOTED = 1000  # refusals of one kind that are told apart
+FEWEST = 20  # images of a split of which metrics are told
+DIGITS = 3  # of a metric that is told
+
+
+class Answers:
+    """A hospital's answers to all messages of its node."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self._noted: set[str] = set()
+
+    def answer(self, message: Message, context: Context) -> Message:
+        """The answer to a message of any kind: an error of a bounded, discreet text where it cannot be given."""
+        try:
+            reply = self._answer(message, context)
+            if reply.has_content():
+                return self._signed(reply, message, context)
+            self._note(context, str(reply.error.reason))
+            return _relayed(reply)
+        except MedxError as error:
+            log.warning("%s", error)
+            self._note(context, f"{type(error).__name__}: {one_line(error)}")
+            secret = isinstance(error, PolicyError) and error.rules == ("policy",)  # it tells of the hospital's file
+            told = Error(Code.REFUSED, "PolicyError") if secret else error_of(error, Code.REFUSED)
+            return _relayed(Message(told, reply_to=message))
+        except Exception as error:
+            log.exception("a message was not answered")
+            self._note(context, type(error).__name__)
+            return Message(Error(Code.FAILED, type(error).__name__), reply_to=message)
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        admitted = self.site.admit(context.run_config.get("study"))
+        kind = message.metadata.message_type
+        if kind == "query":
+            return self._identify(admitted, message, context)
+        if kind == "query.receipt":
+            return self._receipt(admitted, message)
+        if kind == "evaluate":
+            return self._report(admitted, message)
+        return self._counted(admitted, message, context)
+
+    def _note(self, context: Context, why: str) -> None:
+        """Put a refusal into the audit log, once where it is the same; of texts that nobody signed only that."""
+        try:
+            study = read_study(context.run_config.get("study"), self.site.consortium.coordinator).digest
+        except StudyError:
+            study, why = "", "StudyError: no study of the coordinator"
+        key = f"{study} {why[:SHOWN]}"
+        if key not in self._noted:
+            if len(self._noted) >= NOTED:
+                self._noted.clear()
+            self._noted.add(key)
+            self.site.audit.write("refused", study=study, why=why[:SHOWN], node=context.node_id)
+
+    def _signed(self, reply: Message, message: Message, context: Context) -> Message:
+        """The reply under the hospital's signature: whoever has the node's key alone answers for nobody."""
+        study = read_study(context.run_config.get("study"), self.site.consortium.coordinator)
+        said = signed_part(study.digest, context.node_id, message.metadata.message_id, reply.content)
+        reply.content[SIGNED] = ConfigRecord({"signature": self.site.identity.sign(said)})
+        return reply
+
+    def _identify(self, admitted: Admitted, message: Message, context: Context) -> Message:
+        """Reserve the budget, and sign who this node is, over the server's fresh challenge."""
+        config, study, site = config_of(message.content), admitted.study, self.site
+        challenge, charged = config.get("challenge"), config.get("charged")
+        if not isinstance(challenge, bytes) or len(challenge) != CHALLENGE:
+            raise ProtocolError(Reason.MALFORMED, SERVER, f"no challenge of {CHALLENGE} bytes")
+        if not isinstance(charged, list) or len(charged) != len(study.hospitals):
+            raise ProtocolError(Reason.MALFORMED, SERVER, "not one count of releases a hospital")
+        reply = admitted.app(message, context)
+        if reply.has_error():
+            return reply
+        if not site.marker(study).exists():
+            site.audit.write("reserved", study=study.digest)
+            site.mark(study, content=admitted.job.plan.private)
+        self._check_ledger(admitted, charged[admitted.client])
+        begun = self._begun(admitted)
+        said = canonical("node", [study.digest, challenge.hex(), context.node_id, admitted.client, begun])
+        reply.content["proof"] = ConfigRecord({"signature": site.identity.sign(said), "begun": begun})
+        return reply
+
+    def _check_ledger(self, admitted: Admitted, charged: object) -> None:
+        """Refuse to go on where the ledger shows less than this hospital has answered for."""
+        ledger = admitted.hospitals.ledgers().get(admitted.client)
+        if ledger is not None and type(charged) is int:
+            try:
+                check_entries(ledger, admitted.job.run_id, charged)
+            except LedgerError:
+                self.site.forget(admitted.study)  # its ledger is closed
+                raise
+
+    def _begun(self, admitted: Admitted) -> int:
+        if not keeps_ledger(admitted.job):
+            return 0
+        return recorded_steps(admitted.job, {}, admitted.hospitals.ledgers())[admitted.client]
+
+    def _counted(self, admitted: Admitted, message: Message, context: Context) -> Message:
+        """An answer in a round; abstentions, each of which tells something of the data, end at the study's limit."""
+        site, study, limit = self.site, admitted.study, admitted.job.plan.max_abstentions
+        before = (
+            int(json.loads(path.read_text())["content"]) if (path := site.marker(study, "abstained")).exists() else 0
+        )
+        if limit is not None and before > limit:
+            raise PolicyError(
+                f"policy: maximum_abstentions: {before} here, accepted: {limit}", ("maximum_abstentions",)
+            )
+        reply = admitted.app(message, context)
+        if _abstains(reply):
+            site.mark(study, "abstained", before + 1)
+        return reply
+
+    def _receipt(self, admitted: Admitted, message: Message) -> Message:
+        """End the run here: what was reserved and not begun is given back, and what was begun is signed."""
+        job, client, site = admitted.job, admitted.client, self.site
+        for ledger in admitted.hospitals.ledgers().values():
+            ledger.finish(job.run_id)
+        steps = self._begun(admitted)
+        known = job.plan.private and job.plan.event_of(job.plan.clients[client]) is not None
+        epsilon = client_epsilon(job.plan, job.plan.clients[client], steps) if known else None
+        receipt = {"study": admitted.study.digest, "hospital": site.config.name, "steps": steps, "epsilon": epsilon}
+        signature = site.identity.sign(canonical("receipt", receipt)).hex()
+        site.audit.write("receipt", **receipt)
+        if site.marker(admitted.study).exists():
+            site.mark(admitted.study, "receipt")
+        text = json.dumps(receipt, sort_keys=True)
+        content = RecordDict({"receipt": ConfigRecord({"receipt": text, "signature": signature})})
+        return Message(content, reply_to=message)
+
+    def _report(self, admitted: Admitted, message: Message) -> Message:
+        """The model's metrics on the hospital's own validation and test images, where the hospital reports them.
+
+        Once a study, when it has ended here, rounded, and of no few images: else they are asked for images one by one.
+        """
+        site, study, job = self.site, admitted.study, admitted.job
+        if site.config.report == "none":
+            raise PolicyError("report: none: this hospital returns nothing of its own images", ("report",))
+        if not site.marker(study, "receipt").exists() or site.marker(study, "reported").exists():
+            raise PolicyError("report: accepted: once a study, after its receipt", ("report",))
+        try:
+            state = from_record(message.content.get("arrays"), job.layout, momentum=False)
+        except PayloadError as error:
+            raise ProtocolError(Reason.MODEL, SERVER, str(error)) from None
+        prepared = admitted.hospitals.prepared
+        counts = {name: len(prepared.labels[name]) for name in ("validation", "test")}
+        site.audit.write("reported", study=study.digest, counts=counts)
+        site.mark(study, "reported")
+        metrics = round_metrics(admitted.hospitals.module(), state.parameter_tensors(), prepared, job.setup.device)
+        told = {
+            name: None if value is None or not math.isfinite(value) else round(value, DIGITS)
+            for name, value in metrics.items()
+            if counts[name.partition("/")[0]] >= FEWEST
+        }
+        text = json.dumps({"metrics": told, "counts": counts}, sort_keys=True)
+        return Message(RecordDict({"report": ConfigRecord({"report": text})}), reply_to=message)
+
+
+def signed_part(study: str, node: int, message: str, content: RecordDict) -> bytes:
+    """What a hospital signs of an answer: to which message of which study, at which node, and all that it holds."""
+    held = {name: record.object_id for name, record in content.items() if name != SIGNED}
+    digest = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+    return canonical("answer", [study, node, message, digest])
+
+
+def _abstains(reply: Message) -> bool:
+    if reply.has_error():
+        return bool(reply.error.code == Code.ABSTAINED)
+    metrics: Any = reply.content.get("metrics")
+    return isinstance(metrics, MetricRecord) and metrics.get("finite") == 0
+
+
+def _relayed(reply: Message) -> Message:
+    """The reply; of an error only its kind where its text could tell of the hospital's files, budget or data."""
+    if reply.has_error():
+        kind, _, _ = str(reply.error.reason).partition(":")
+        if kind not in TOLD:
+            reply.error = Error(reply.error.code, kind)
+    return reply
