@@ -9,7 +9,7 @@ SEEDS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check ui golden bench report docs lock clean
+.PHONY: help setup demo run test check ui golden bench soak report docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ ui: $(READY) ## the MLflow UI, on this machine only (PORT=5001)
 
 golden: $(READY) ## prove that this tree gives the bits of another revision (BASE=main)
 	$(BIN)/python -m tests.same_bits $(or $(BASE),main) $(ARGS)
+
+soak: $(READY) ## a study on real nodes through random faults, and whether anything was lost
+	$(BIN)/python -m tests.site.soak $(ARGS)
 
 bench: $(READY) ## the speed ratios behind docs/benchmarks.md (DEVICE=cuda on a GPU)
 	$(BIN)/python -m benchmarks $(if $(DEVICE),--device $(DEVICE)) $(ARGS)

@@ -109,7 +109,7 @@ def test_secure_updates_follow_the_strategy(tmp_path, federation):
 
 
 def test_a_noised_step_goes_through_the_strategy(tmp_path, monkeypatch):
-    def noise(job, prepared, who, position, *added_to):
+    def noise(job, who, position, *added_to):
         return NoiseStream(derive_key(0, who, *position))  # whatever the model, whose last bits differ here
 
     monkeypatch.setattr(hospital_sums, "noise_stream", noise)
@@ -366,6 +366,10 @@ def test_a_client_that_is_not_finite_abstains_and_too_many_stop_the_run(tmp_path
         ({"secure": False, "mechanism": {"trusted_aggregator": False}}, "privacy.trusted_aggregator=true"),
         ({"secure": False, "aggregation": {"minimum_survivors": 6}}, "aggregation.minimum_survivors=6: accepted are"),
         ({"aggregation": {"minimum_survivors": 6}}, "minimum_survivors=6: accepted are at most the 5"),
+        (  # each would have added its share of a noise that nobody completes
+            {"secure": False, "clients": 2, "aggregation": {"minimum_survivors": 3}},
+            "minimum_survivors=3: accepted are at most the 2",
+        ),
         ({"aggregation": {"threshold": 5, "minimum_survivors": 4}}, "minimum_survivors = 4; accepted: 5 to 5"),
         ({"mechanism": {"assumed_colluders": 4}}, "privacy.assumed_colluders=4: accepted are 0 to 3"),
         ({"aggregation": {"scale": 1e9}}, r"aggregation.scale = 1e\+09: .* below 2\^31"),

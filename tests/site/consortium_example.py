@@ -1,10 +1,12 @@
 """A consortium of three hospitals, each with images of its own, and the same study as a simulation has it."""
 
 import csv
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,20 @@ from PIL import Image
 
 import medx
 from medx.api import composed
-from medx.configuration import typed
+from medx.configuration import build, typed
 from medx.dataset.phantom import Phantom
 from medx.experiment import make_setup
 from medx.federation.prepared import prepare
 from medx.federation.setup import draw_key
+from medx.hints import option
 from medx.results import ExperimentResult
 from medx.runtime.in_process import InProcessGrid, Turns
 from medx.site import kits
 from medx.site.answering import Answers
 from medx.site.consortium import Consortium, Plan
-from medx.site.declaring import described, own_dataset
+from medx.site.declaring import described
 from medx.site.hospital import Site
 from medx.site.policy import TEMPLATE
-from medx.site.site_config import SiteConfig
 from medx.site.study import Study, make_study
 from medx.site.submitting import signing_key
 
@@ -46,6 +48,7 @@ class Example:
 
     folder: Path
     images: Path
+    names: tuple[str, ...] = NAMES
 
     @property
     def coordinator(self) -> Path:
@@ -64,13 +67,13 @@ class Example:
         path.chmod(0o600)
 
 
-def make_example(folder: Path, port: int = 8000, **policy: Any) -> Example:
-    """Kits and images of three hospitals below a folder; every policy admits seeded noise, for drawn images."""
+def make_example(folder: Path, port: int = 8000, *, names: tuple[str, ...] = NAMES, **policy: Any) -> Example:
+    """Kits and images of these hospitals below a folder; every policy admits seeded noise, for drawn images."""
     folder.mkdir(parents=True, exist_ok=True)
-    images = draw(folder / "images")
-    kits.init(Plan(name="lungs", host="127.0.0.1", port=port, hospitals=NAMES), folder / "lungs")
-    example = Example(folder / "lungs", images)
-    for number, name in enumerate(NAMES):
+    images = draw(folder / "images", names)
+    kits.init(Plan(name="lungs", host="127.0.0.1", port=port, hospitals=names), folder / "lungs")
+    example = Example(folder / "lungs", images, names)
+    for number, name in enumerate(names):
         path = example.kit(name) / "site.yaml"
         site = yaml.safe_load(path.read_text())
         site["dataset"] = {"option": "folder", "path": str(images / name)}
@@ -80,15 +83,15 @@ def make_example(folder: Path, port: int = 8000, **policy: Any) -> Example:
     return example
 
 
-def draw(folder: Path) -> Path:
-    """Drawn radiographs in four folders: each hospital's, and ``all``; labels, hospitals and splits in a CSV."""
+def draw(folder: Path, names: tuple[str, ...]) -> Path:
+    """Drawn radiographs in a folder for each hospital, and ``all``; labels, hospitals and splits in a CSV."""
     splits = Phantom(kind="chest", size=28, num_train=RECORDS, num_validation=60, num_test=60, seed=0).load()
-    rows: dict[str, list[list[str]]] = {where: [] for where in ("all", *NAMES)}
+    rows: dict[str, list[list[str]]] = {where: [] for where in ("all", *names)}
     number = 0
     for split in ("train", "validation", "test"):
         part = getattr(splits, split)
         for image, label in zip(part.images, part.labels, strict=True):
-            name, file = NAMES[number % 3], f"{number:05d}.png"
+            name, file = names[number % len(names)], f"{number:05d}.png"
             number += 1
             for where in ("all", name):
                 (folder / where).mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,7 @@ def overrides_of(example: Example, *own: str) -> list[str]:
     """What simulation and study are made of."""
     data = ("dataset=folder", f"dataset.path={example.images / 'all'}", "dataset.size=28", "partition=site")
     given = (*data, *MODEL, f"federation.num_rounds={ROUNDS}", "noise=seed", "device=cpu", "tracking=none")
-    return [*given, f"cache={example.folder / 'cache'}", *own]
+    return [*given, f"cache={example.images.parent / 'cache'}", *own]
 
 
 def simulated(example: Example, folder: Path, *own: str) -> ExperimentResult:
@@ -113,15 +116,24 @@ def simulated(example: Example, folder: Path, *own: str) -> ExperimentResult:
 
 
 def study_of(example: Example, *own: str, rehearsal: bool = True) -> Study:
-    """The same as a study; in a rehearsal its seeded draws are the simulation's."""
-    config, _ = composed(overrides_of(example, *own), None, Path("."))
+    """The same as a study, a new one each time; in a rehearsal its seeded draws are the simulation's."""
+    study = _worked_out(example.images, example.consortium, tuple(overrides_of(example, *own)), rehearsal)
+    return Study.model_validate(study.model_dump(mode="json") | {"nonce": secrets.token_hex(32)})
+
+
+@cache
+def _worked_out(images: Path, consortium: Consortium, overrides: tuple[str, ...], rehearsal: bool) -> Study:
+    names = [member.name for member in consortium.hospitals]
+    config, _ = composed(overrides, None, Path("."))
     config.pop("resume")
     held = typed(config)
     setup = make_setup(held.experiment, held.config, draw_key(held.what))
-    found = [described(name, own_dataset(SiteConfig.load(example.kit(name)), size=28).load()) for name in NAMES]
+    form = option("dataset", "folder") | {"size": 28}
+    own = [build({"dataset": form | {"path": str(images / name)}}, "dataset") for name in names]
+    found = [described(name, dataset.load()) for name, dataset in zip(names, own, strict=True)]
     declared = prepare(setup).declared
     return make_study(
-        *(held, example.consortium, [each.declaration for each in found], found[0].spec, found[0].class_names),
+        *(held, consortium, [each.declaration for each in found], found[0].spec, found[0].class_names),
         mean=found[0].mean,
         std=found[0].std,
         records=declared.records if rehearsal else None,
@@ -134,7 +146,7 @@ def signed(example: Example, study: Study) -> str:
 
 def approve(example: Example, study: Study, *names: str) -> None:
     """Approve the study at these hospitals, at all of them where none is named."""
-    for name in names or NAMES:
+    for name in names or example.names:
         Site(example.kit(name)).approvals.decide(study.digest, True, "")
 
 
