@@ -31,7 +31,8 @@ from medx.screen import Screen
 from medx.site.consortium import Consortium, checked, read_yaml
 from medx.site.coordinator import Receipt, SiteServer
 from medx.site.flower import Patient
-from medx.site.study import Place, Study, check_fits, configured, job_of, read_study
+from medx.site.planning import Place, configured, job_of
+from medx.site.study import Study, check_fits, read_study
 
 log = logging.getLogger(__name__)
 FILE = "coordinator.yaml"

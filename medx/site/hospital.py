@@ -24,9 +24,10 @@ from medx.site.approvals import Approvals, admit, check_approved
 from medx.site.audit import AuditLog
 from medx.site.consortium import Consortium
 from medx.site.declaring import check_declared, own_dataset
+from medx.site.planning import Place, job_of
 from medx.site.policy import Asked, Policy, PolicyError, as_table, is_digest
 from medx.site.site_config import SiteConfig
-from medx.site.study import Place, Study, check_fits, job_of, read_study
+from medx.site.study import Study, check_fits, read_study
 
 KEPT = 2  # studies whose data stay in memory
 WAITING = 100  # studies that are kept for a person to look at
