@@ -30,7 +30,7 @@ run: $(READY) ## the main job on PneumoniaMNIST; more overrides in ARGS="..."
 	$(BIN)/python -m medx.run privacy.epsilon=1,5,10 $(ARGS) -m
 
 test: $(READY) ## the test suite (real data where MEDX_DATA points at it)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests $(ARGS)
 
 check: $(READY) ## ruff, mypy, import-linter
 	$(BIN)/ruff check medx hydra_plugins tests benchmarks docs setup.py

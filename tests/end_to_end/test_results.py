@@ -50,7 +50,7 @@ def test_an_empty_cache_and_a_filled_one_give_the_same_bits(tmp_path: Path, monk
     monkeypatch.setenv("MEDX_CACHE", str(tmp_path / "cache"))
     results = []
     for number in range(2):
-        monkeypatch.setattr("medx.federation.setup._PREPARED", OrderedDict())
+        monkeypatch.setattr("medx.federation.prepared._PREPARED", OrderedDict())
         results.append(
             call(tmp_path / str(number), "privacy=none", *SCATTERNET, base=(*DATA, *WORK, "tracking=none")).result
         )
