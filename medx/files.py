@@ -32,9 +32,9 @@ def created(path: Path, *, private: bool = False) -> Iterator[Path]:
     try:
         aside.touch(mode=0o600 if private else 0o666, exist_ok=False)
         yield aside
-        _sync(aside)
+        sync(aside)
         os.link(aside, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -70,7 +70,8 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when a file's content, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

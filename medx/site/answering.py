@@ -17,7 +17,7 @@ from medx.federation.server import round_metrics
 from medx.privacy.spending import client_epsilon
 from medx.schema import LedgerError, MedxError, one_line
 from medx.site.consortium import canonical
-from medx.site.hospital import Admitted, Site
+from medx.site.hospital import Admitted, Site, finish_ledgers_of
 from medx.site.policy import PolicyError
 from medx.site.study import StudyError, read_study
 
@@ -26,6 +26,7 @@ CHALLENGE = 32  # bytes
 SIGNED = "signed"
 # What is said of them is about the study or the message, and may be told to the coordinator.
 TOLD = [kind.__name__ for kind in (StudyError, PolicyError, ProtocolError, AbstainedError)]
+SPENT = "LedgerError: a hospital's ledger does not allow this study"
 SHOWN = 300  # characters of a refusal in the audit log
 NOTED = 1000  # refusals of one kind that are told apart
 FEWEST = 20  # images of a split of which metrics are told
@@ -127,6 +128,8 @@ class Answers:
     def _counted(self, admitted: Admitted, message: Message, context: Context) -> Message:
         """An answer in a round; abstentions, each of which tells something of the data, end at the study's limit."""
         site, study, limit = self.site, admitted.study, admitted.job.plan.max_abstentions
+        if not site.marker(study).exists():  # by which a lost ledger would be missed
+            raise ProtocolError(Reason.STAGE, SERVER, "a round before the hospital was asked who it is")
         before = (
             int(json.loads(path.read_text())["content"]) if (path := site.marker(study, "abstained")).exists() else 0
         )
@@ -142,8 +145,7 @@ class Answers:
     def _receipt(self, admitted: Admitted, message: Message) -> Message:
         """End the run here: what was reserved and not begun is given back, and what was begun is signed."""
         job, client, site = admitted.job, admitted.client, self.site
-        for ledger in admitted.hospitals.ledgers().values():
-            ledger.finish(job.run_id)
+        finish_ledgers_of(job, client)  # on disk: an executor that was started again has none open
         steps = self._begun(admitted)
         known = job.plan.private and job.plan.event_of(job.plan.clients[client]) is not None
         epsilon = client_epsilon(job.plan, job.plan.clients[client], steps) if known else None
@@ -202,6 +204,8 @@ def _relayed(reply: Message) -> Message:
     """The reply; of an error only its kind where its text could tell of the hospital's files, budget or data."""
     if reply.has_error():
         kind, _, _ = str(reply.error.reason).partition(":")
-        if kind not in TOLD:
+        if reply.error.code == Code.LEDGER:
+            reply.error = Error(Code.LEDGER, SPENT)
+        elif kind not in TOLD:
             reply.error = Error(reply.error.code, kind)
     return reply

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 
 from medx import files
 from medx.output import plain_text
-from medx.site.audit import sync_folder
 from medx.site.policy import Asked, Policy, PolicyError, check, is_digest, shown
 
 State = Literal["approved", "refused", "pending"]
@@ -61,7 +60,7 @@ class Approvals:
                 handle.write(decision.model_dump_json(indent=1))
                 handle.flush()
                 os.fsync(handle.fileno())
-        sync_folder(self.folder)
+        files.sync(self.folder)
 
     def ask(self, digest: str, summary: str) -> None:
         """Note that the study waits for a decision; the first summary stays. Raises PolicyError or OSError."""

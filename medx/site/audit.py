@@ -75,19 +75,10 @@ class AuditLog:
             entry = _written(handle, last, event, details)
             os.fsync(handle)
             if before is None:
-                sync_folder(self.path.parent)
+                files.sync(self.path.parent)
             return entry
         finally:
             os.close(handle)
-
-
-def sync_folder(folder: Path) -> None:
-    """Return when the names in the folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def entries(path: Path) -> Iterator[Entry]:

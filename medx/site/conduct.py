@@ -129,10 +129,10 @@ def _held(study: Study, consortium: Consortium, config: CoordinatorConfig, place
             observer.on_error(error)
         raise
     result.timing = {"total": time.perf_counter() - began}
-    for observer in observers:
-        write_down(result, place)
-        observer.on_end(result)
     write_down(result, place)
+    for observer in observers:
+        observer.on_end(result)
+    write_down(result, place)  # again: now it says where it is tracked
     return result
 
 

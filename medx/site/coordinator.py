@@ -87,7 +87,7 @@ class SiteServer(Server):
             time.sleep(AGAIN)
         for failure in told:
             log.warning("a node is not taken: %s", failure)
-        refuse_exhausted(expected, told, expected if not self.nodes else 0)
+        refuse_exhausted(expected, told, 0)
         needed = min(expected, max(self.job.setup.federation.min_clients, self.engine.least))
         if len(self.nodes) < needed:
             raise RoundAborted(f"only {len(self.nodes)} of {expected} hospitals are there{first_of(told)}")

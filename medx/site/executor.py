@@ -15,10 +15,6 @@ from medx.site.hospital import Site
 log = logging.getLogger(__name__)
 
 
-class _Stop(BaseException):
-    """The process is asked to end."""
-
-
 def execute(kit: Path, node: str | None = None) -> None:
     """Answer messages until the process is asked to end; ``node`` is the node's address, None on this machine.
 
@@ -33,7 +29,7 @@ def execute(kit: Path, node: str | None = None) -> None:
     site.audit.write("started", hospital=site.config.name)
     say(f"hospital {site.config.name}: waiting for studies of {site.consortium.address}")
     try:
-        with _ended_by_signals():
+        with sigterm_as_interrupt():
             while True:
                 if (token := work.next()) is None:
                     rest.take()
@@ -43,7 +39,7 @@ def execute(kit: Path, node: str | None = None) -> None:
                     work.do(token, answers.answer)
                 except Exception:
                     log.exception("an answer did not reach the node")
-    except (_Stop, KeyboardInterrupt):
+    except KeyboardInterrupt:
         pass
     finally:
         work.close()
@@ -52,9 +48,11 @@ def execute(kit: Path, node: str | None = None) -> None:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Within the block SIGTERM raises what Ctrl-C does."""
+
     def stop(number: int, frame: object) -> None:
-        raise _Stop
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -1,7 +1,6 @@
 """One hospital of a consortium: which studies it takes part in, by its own policy and with its own data and ledger."""
 
 import json
-import os
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -216,11 +215,8 @@ class Site:
         files.make_folder(self.config.state)
         path = self.marker(study, what)
         files.write_json(path, {"study": study.digest, "title": study.title, "content": content})
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        files.sync(path)
+        files.sync(path.parent)
 
     def close(self) -> None:
         """Close ledgers and journals."""

@@ -1,7 +1,6 @@
 """The processes of a coordinator and of a hospital: which there are, how they start, and that they end together."""
 
 import os
-import signal
 import ssl
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from medx.output import say
 from medx.schema import ConfigError
 from medx.site.certificates import AUTHORITY, NODE_KEY, SECRET, SERVER, SERVER_KEY, warnings_of
 from medx.site.consortium import Consortium
-from medx.site.executor import execute
+from medx.site.executor import execute, sigterm_as_interrupt
 from medx.site.flower import QUIET
 from medx.site.kits import write_flower_config
 from medx.site.site_config import SiteConfig
@@ -196,18 +195,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _ended() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, and with it this process, with code 0."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+    """Ctrl-C and SIGTERM end the block, and with it this process, with code 0."""
     try:
-        yield
+        with sigterm_as_interrupt():
+            yield
     except KeyboardInterrupt:
         sys.exit(0)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _named(consortium: Consortium) -> str:

@@ -16,7 +16,7 @@ from medx.model.storage import read_tensors
 from medx.privacy.accounting import epsilon_spent
 from medx.privacy.ledger import PrivacyLedger
 from medx.schema import LedgerError
-from medx.site.answering import Answers
+from medx.site.answering import SPENT, Answers
 from medx.site.audit import entries, verify
 from medx.site.conduct import conduct
 from medx.site.consortium import canonical
@@ -293,6 +293,8 @@ def test_a_hospital_counts_its_abstentions_itself(example: Example, monkeypatch:
         site = Site(example.kit("north"))
         answers = Answers(site)
         admitted = site.admit(text)
+        assert "before the hospital was asked" in str(ask_of(answers, text, "train").error.reason) or replies
+        assert ask_of(answers, text).has_content()
 
         def abstains(message: Message, context: Context) -> Message:
             return Message(error_of(AbstainedError("not finite"), Code.ABSTAINED), reply_to=message)
@@ -381,11 +383,29 @@ def test_a_ledger_that_was_lost_or_set_back_is_missed(example: Example) -> None:
     site.close()
     late = ask(Site(example.kit("north")), text, charged=[2, 0, 0])
     assert late.error.code == Code.LEDGER
-    assert late.error.reason == "LedgerError", "neither its path nor what is spent goes out"
+    assert late.error.reason == SPENT, "neither its path nor what is spent goes out"
     for path in (example.kit("north") / "ledger").iterdir():
         path.unlink()
     again = ask(Site(example.kit("north")), text)
     assert again.error.code == Code.LEDGER
+
+
+def test_a_receipt_and_an_abandoned_study_give_back_what_was_not_begun(example: Example) -> None:
+    for finish in ("receipt", "close"):
+        study = study_of(example, *SECURE)
+        text = signed(example, study)
+        approve(example, study)
+        first = Site(example.kit("north"))
+        assert ask(first, text).has_content()
+        first.close()
+        again = Site(example.kit("north"))  # whose executor has no ledger open
+        if finish == "receipt":
+            assert ask(again, text, "query.receipt").has_content()
+        else:
+            again.end(text)
+        ledger = PrivacyLedger(example.kit("north") / "ledger" / "client_0000.sqlite", create=False)
+        assert [entry.event[1] for entry in ledger.entries() if entry.run_id == study.run] == [0], finish
+        ledger.close()
 
 
 def test_all_studies_of_a_hospital_share_its_budget(example: Example) -> None:
