@@ -147,6 +147,12 @@ class Journal:
             if self._last(party) == Entry(*position, stage, None):
                 self._write(party, Entry(*position, Stage.ENDED, None))
 
+    def reached(self, party: Party) -> tuple[int, int]:
+        """The last round and attempt that were begun; the round is -1 before the first."""
+        with self._lock, self._errors():
+            last = self._last(party)
+        return last.round, last.attempt
+
     def close(self) -> None:
         """Close the file; what is recorded stays."""
         with self._lock:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -22,6 +22,7 @@ from medx.federation.sums import CLIP, WEIGHT, Position, attempts_of, sum_plan
 from medx.trainer.state import ModelState, Tensors
 
 log = logging.getLogger(__name__)
+TRIES = 3  # attempts at a round in one go: what fails so often waits for a person
 
 
 class SumRounds:
@@ -34,6 +35,7 @@ class SumRounds:
         self.strategy = job.setup.federation.strategy()
         self.clipped = ClippedUpdates(job, prepared) if self.plan.kind == "clipped_update" else None
         self.out: dict[int, str] = {}  # who is asked no more, and why
+        self.reached: dict[int, Position] = {}  # the last attempt that clients began before this run was gone on with
         shared = job.plan.shared_noise
         self.least = shared.minimum_survivors if shared else 1
         if self.plan.roster is not None:
@@ -55,10 +57,10 @@ class SumRounds:
         state = server.state if self.job.sends_momentum else server.state.without_momentum()
         settings = {CLIP: self.clipped.clip_norm} if self.clipped else {}  # what the server may choose beside the model
         show(self.strategy, number, server.state)
-        summed = Summed()
-        for attempt in range(attempts_of(self.job)):
+        summed, first = Summed(), self.first_attempt(number, nodes)
+        for attempt in range(first, min(first + TRIES, attempts_of(self.job))):
             asked = {client: node for client, node in nodes.items() if client not in self.out}
-            if attempt and len(asked) < self.least:
+            if attempt > first and len(asked) < self.least:
                 break  # another attempt would cost the others budget for nothing
             try:
                 position = Position(number, attempt)
@@ -83,6 +85,18 @@ class SumRounds:
             seconds={"train": collected - started, "aggregate": time.perf_counter() - collected},
         )
         return self.clipped.published(outcome) if self.clipped else outcome
+
+    def first_attempt(self, number: int, clients: Iterable[int]) -> int:
+        """The first attempt at a round that as many clients as a sum takes can still answer: none is answered twice.
+
+        Raises RoundAborted where all were made. One client that says it is further than it is keeps nobody else back.
+        """
+        known = [self.reached.get(client, Position(0, 0)) for client in clients]
+        begun = sorted(position.attempt + 1 if position.round == number else 0 for position in known)
+        first = begun[min(self.least, len(begun)) - 1] if begun else 0
+        if first >= attempts_of(self.job):
+            raise RoundAborted(f"round {number}: all aggregation.max_attempts={first} were made; accepted: a new study")
+        return first
 
     def leave_out(self, error: ProtocolError, failures: list[Failure], asked: int) -> None:
         """Ask those no more that an attempt cannot end well with: so others do not pay for a second one like it.

@@ -8,6 +8,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
+from medx.aggregation.journal import Party
 from medx.aggregation.wire import ProtocolError, Reason
 from medx.federation.flower import PayloadError, from_record
 from medx.federation.hospital import SERVER, config_of
@@ -16,6 +17,7 @@ from medx.federation.replies import AbstainedError, Code, error_of
 from medx.federation.server import round_metrics
 from medx.privacy.spending import client_epsilon
 from medx.schema import LedgerError, MedxError, one_line
+from medx.site.audit import AuditError
 from medx.site.consortium import canonical
 from medx.site.hospital import Admitted, Site, finish_ledgers_of
 from medx.site.policy import PolicyError
@@ -71,17 +73,25 @@ class Answers:
         return self._counted(admitted, message, context)
 
     def _note(self, context: Context, why: str) -> None:
-        """Put a refusal into the audit log, once where it is the same; of texts that nobody signed only that."""
+        """Put a refusal into the audit log, once where it is the same; of texts that nobody signed only that.
+
+        Where the log cannot be written it is a refusal all the same: an answer that never came would be waited for.
+        """
         try:
             study = read_study(context.run_config.get("study"), self.site.consortium.coordinator).digest
         except StudyError:
             study, why = "", "StudyError: no study of the coordinator"
         key = f"{study} {why[:SHOWN]}"
-        if key not in self._noted:
-            if len(self._noted) >= NOTED:
-                self._noted.clear()
-            self._noted.add(key)
+        if key in self._noted:
+            return
+        try:
             self.site.audit.write("refused", study=study, why=why[:SHOWN], node=context.node_id)
+        except AuditError as error:
+            log.error("%s", error)
+            return
+        if len(self._noted) >= NOTED:
+            self._noted.clear()
+        self._noted.add(key)
 
     def _signed(self, reply: Message, message: Message, context: Context) -> Message:
         """The reply under the hospital's signature: whoever has the node's key alone answers for nobody."""
@@ -105,9 +115,11 @@ class Answers:
             site.audit.write("reserved", study=study.digest)
             site.mark(study, content=admitted.job.plan.private)
         self._check_ledger(admitted, charged[admitted.client])
-        begun = self._begun(admitted)
-        said = canonical("node", [study.digest, challenge.hex(), context.node_id, admitted.client, begun])
-        reply.content["proof"] = ConfigRecord({"signature": site.identity.sign(said), "begun": begun})
+        begun, reached = self._begun(admitted), _reached(admitted)
+        said = canonical("node", [study.digest, challenge.hex(), context.node_id, admitted.client, begun, reached])
+        reply.content["proof"] = ConfigRecord(
+            {"signature": site.identity.sign(said), "begun": begun, "reached": reached}
+        )
         return reply
 
     def _check_ledger(self, admitted: Admitted, charged: object) -> None:
@@ -184,6 +196,15 @@ class Answers:
         }
         text = json.dumps({"metrics": told, "counts": counts}, sort_keys=True)
         return Message(RecordDict({"report": ConfigRecord({"report": text})}), reply_to=message)
+
+
+def _reached(admitted: Admitted) -> list[int]:
+    """The last round, from 1, and attempt that the hospital has begun in secure sums; 0, 0 before the first."""
+    sums = admitted.job.sums
+    if sums is None or sums.roster is None:
+        return [0, 0]
+    number, attempt = admitted.hospitals.journal().reached(Party(sums.roster.digest, admitted.client))
+    return [number + 1, attempt]
 
 
 def signed_part(study: str, node: int, message: str, content: RecordDict) -> bytes:

@@ -22,6 +22,8 @@ from medx.federation.prepared import Prepared
 from medx.federation.replies import Code, Failure, ReplyError, ask, config_of, first_of, integer_of, refuse_exhausted
 from medx.federation.server import Server
 from medx.federation.setup import Job
+from medx.federation.summed_rounds import SumRounds
+from medx.federation.sums import Position
 from medx.output import say
 from medx.results import RoundRecord
 from medx.site.answering import CHALLENGE, SIGNED, signed_part
@@ -31,6 +33,7 @@ from medx.site.study import Study
 
 log = logging.getLogger(__name__)
 LONGEST = 100_000  # characters of a receipt or report
+RECEIPT_TRIES = 3
 AGAIN = 2.0  # seconds until nodes that were silent, or not there, are asked once more
 
 
@@ -57,12 +60,19 @@ class SiteServer(Server):
         self._charged: Mapping[int, int] = {}
 
     def asked_for(self, answered: dict[int, int]) -> dict[int, int]:
-        """Releases by hospital, at the most: those it came with, and as many as it was asked for since."""
+        """Releases by hospital, at the most: those it came with, and as many as it was asked for since.
+
+        A hospital that is away when a study is gone on with may have been asked just before the server was stopped:
+        all that it has reserved is counted for it.
+        """
         assert self.grid is not None
         counts = {}
         for plan in self.job.plan.clients:
             asked = self.grid.asked.get(self.nodes.get(plan.client, 0), 0) * self.job.plan.events_per_round(plan)
-            counts[plan.client] = max(self.begun.get(plan.client, 0) + asked, answered.get(plan.client, 0))
+            known = self.begun.get(plan.client, 0) + asked
+            if plan.client not in self.nodes and self.job.resumed:
+                known = self.job.plan.reserved_events(plan)
+            counts[plan.client] = max(known, answered.get(plan.client, 0))
         return counts
 
     def rounds(self, grid: Grid, server: ServerState) -> Any:
@@ -101,13 +111,17 @@ class SiteServer(Server):
         def read(node: int, content: RecordDict) -> None:
             client = integer_of(config_of(content, "client"), "client")
             proof = config_of(content, "proof")
-            begun, signature = integer_of(proof, "begun"), proof.get("signature")
+            begun, signature, reached = integer_of(proof, "begun"), proof.get("signature"), proof.get("reached")
             if not 0 <= client < len(self.study.hospitals) or client in self.nodes or begun < 0:
                 raise ReplyError(f"node {node} claims to be hospital {client}, which is none or is there already")
-            said = canonical("node", [self.study.digest, challenges[node].hex(), node, client, begun])
+            if not isinstance(reached, list) or [type(each) for each in reached] != [int, int]:
+                raise ReplyError(f"node {node} does not say which round and attempt it has reached")
+            said = canonical("node", [self.study.digest, challenges[node].hex(), node, client, begun, reached])
             if not isinstance(signature, bytes) or not verified(self._identity(client), said, signature):
                 raise ReplyError(f"node {node} has no signature of hospital {self.study.hospitals[client].name}")
             self.nodes[client], self.begun[client] = node, begun
+            if isinstance(self.engine, SumRounds):
+                self.engine.reached[client] = Position(*reached)
 
         messages = [
             Message(RecordDict({"config": ConfigRecord({"challenge": challenge, "charged": charged})}), node, "query")
@@ -135,7 +149,10 @@ class SiteServer(Server):
         return False
 
     def receipts(self) -> dict[int, "Receipt"]:
-        """What each hospital signs that it has spent; a hospital that gives none is told in the log."""
+        """What each hospital signs that it has spent; a hospital that gives none is told in the log.
+
+        Who does not answer is asked again: its executor or node may be on its way back.
+        """
         found: dict[int, Receipt] = {}
 
         def read(client: int, content: RecordDict) -> None:
@@ -143,8 +160,14 @@ class SiteServer(Server):
             most = self.job.plan.reserved_events(self.job.plan.clients[client]) if self.job.plan.private else 0
             found[client] = read_receipt(record, self.study, client, self._identity(client).hex(), most)
 
-        for failure in self._ask_all("query.receipt", RecordDict(), read):
-            log.warning("no receipt: %s", failure)
+        for tries in range(RECEIPT_TRIES):
+            missing = {client: node for client, node in self.nodes.items() if client not in found}
+            failed = self._ask(missing, "query.receipt", RecordDict(), read)
+            for failure in failed:
+                log.warning("no receipt: %s", failure)
+            if tries == RECEIPT_TRIES - 1 or not {each.code for each in failed} & {Code.SILENT, Code.FAILED}:
+                break
+            time.sleep(AGAIN)
         return dict(sorted(found.items()))
 
     def reports(self, state: ServerState) -> dict[int, dict[str, Any]]:
@@ -154,14 +177,17 @@ class SiteServer(Server):
         def read(client: int, content: RecordDict) -> None:
             found[client] = read_report(config_of(content, "report"))
 
-        for failure in self._ask_all(MessageType.EVALUATE, RecordDict({"arrays": to_record(state.average)}), read):
+        content = RecordDict({"arrays": to_record(state.average)})
+        for failure in self._ask(self.nodes, MessageType.EVALUATE, content, read):
             log.info("no report: %s", failure)
         return dict(sorted(found.items()))
 
-    def _ask_all(self, kind: str, content: RecordDict, read: Callable[[int, RecordDict], None]) -> list[Failure]:
+    def _ask(
+        self, nodes: Mapping[int, int], kind: str, content: RecordDict, read: Callable[[int, RecordDict], None]
+    ) -> list[Failure]:
         assert self.grid is not None
-        messages = [Message(content, node, kind) for node in self.nodes.values()]
-        _, failed = ask(self.grid, messages, {node: client for client, node in self.nodes.items()}, None, read)
+        messages = [Message(content, node, kind) for node in nodes.values()]
+        _, failed = ask(self.grid, messages, {node: client for client, node in nodes.items()}, None, read)
         return failed
 
 

@@ -22,6 +22,7 @@ from medx.site.kits import DECLARED
 from medx.site.processes import LINK, environment_of, flower
 from medx.site.study import Study, make_study, read_study
 
+ATTEMPTS = 30  # at a round: hospitals answer each once, and a study that was stopped or cut off goes on at the next
 APP = """\
 [build-system]
 requires = ["hatchling"]
@@ -63,6 +64,8 @@ def new_study(
     given = [*overrides, f"federation.num_clients={len(names)}", "runtime=in_process", "tracking=none"]
     config, _ = composed(given, None, Path("."))
     config.pop("resume")
+    if not any(part.lstrip("+~").split("=")[0] == "aggregation.max_attempts" for part in overrides):
+        config["aggregation"] |= {key: ATTEMPTS for key in ("max_attempts",) if key in config["aggregation"]}
     first = found[0]
     return make_study(
         *(typed(config), consortium, [each.declaration for each in found], first.spec, first.class_names),

@@ -12,7 +12,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from medx.aggregation.integer_noise import NoiseStream
-from medx.aggregation.journal import ParticipantState
+from medx.aggregation.journal import ParticipantState, Party
 from medx.aggregation.messages import Context, Inbox, Stage, Survivors
 from medx.experiment import run_rounds
 from medx.federation import hospital_sums
@@ -239,6 +239,31 @@ def test_a_resumed_run_repeats_its_noise_or_pays_again(tmp_path, source):
             with pytest.raises(LedgerError, match="4 of the 4 reserved are spent"):
                 next(rounds)
     assert sum(steps for _, steps, _ in ledger_rows(resumed, 0)) == 4
+
+
+def test_a_round_that_failed_goes_on_at_the_first_attempt_that_enough_can_answer(tmp_path):
+    """Three are made in one go; a client that says it is at the last one keeps the others back from none."""
+    job = make(tmp_path, rounds=2, aggregation=MAJORITY | {"max_attempts": 6})
+    with grid_of(job, mute=lambda stage, client, _: stage == "keys" and client > 1) as grid:
+        engine = server_of(job)
+        with pytest.raises(RoundAborted, match="round 1: "):
+            next(engine.rounds(grid, engine.initial_state()))
+        assert [stage for stage, _, _ in grid.seen] == ["query"] * 5 + ["keys"] * 15
+        grid.mute = lambda *_: False
+        forgetful = server_of(job)
+        with pytest.raises(RoundAborted, match="replay"):
+            next(forgetful.rounds(grid, forgetful.initial_state()))
+        informed = server_of(job)
+        reached = [Position(*site_of(job).journal().reached(Party(job.sums.roster.digest, n))) for n in range(5)]
+        assert reached == [(0, 2)] * 5, "as the journal counts rounds"
+        informed.engine.reached = dict.fromkeys(range(4), Position(1, 2)) | {4: Position(1, 5)}
+        states = list(informed.rounds(grid, informed.initial_state()))
+        assert len(states) == 2
+        assert [number for number, *_ in ledger_rows(job, 0)] == [3, 6], "attempt 3 of round 1, attempt 0 of round 2"
+        spent = server_of(job)
+        spent.engine.reached = dict.fromkeys(range(5), Position(1, 5))
+        with pytest.raises(RoundAborted, match=r"round 1: all aggregation\.max_attempts=6 were made"):
+            next(spent.rounds(grid, spent.initial_state()))
 
 
 def test_a_trusted_sum_of_too_few_shares_is_not_used(tmp_path):

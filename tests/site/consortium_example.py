@@ -67,11 +67,13 @@ class Example:
         path.chmod(0o600)
 
 
-def make_example(folder: Path, port: int = 8000, *, names: tuple[str, ...] = NAMES, **policy: Any) -> Example:
+def make_example(
+    folder: Path, port: int = 8000, *, names: tuple[str, ...] = NAMES, host: str = "127.0.0.1", **policy: Any
+) -> Example:
     """Kits and images of these hospitals below a folder; every policy admits seeded noise, for drawn images."""
     folder.mkdir(parents=True, exist_ok=True)
     images = draw(folder / "images", names)
-    kits.init(Plan(name="lungs", host="127.0.0.1", port=port, hospitals=names), folder / "lungs")
+    kits.init(Plan(name="lungs", host=host, port=port, hospitals=names), folder / "lungs")
     example = Example(folder / "lungs", images, names)
     for number, name in enumerate(names):
         path = example.kit(name) / "site.yaml"

@@ -29,23 +29,11 @@ from tests.site.consortium_example import (
     SECURE,
     Example,
     approve,
-    fresh,
-    make_example,
     signed,
     simulated,
     study_of,
     wired,
 )
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Example:
-    return make_example(tmp_path_factory.mktemp("consortium"))
-
-
-@pytest.fixture
-def example(pristine: Example, tmp_path: Path) -> Example:
-    return fresh(pristine, tmp_path / "lungs")
 
 
 def trusting(example: Example) -> None:
