@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from medx.output import say
@@ -26,6 +27,7 @@ HERE = "127.0.0.1"
 OPERATORS = f"{HERE},::1"  # addresses from which studies can be submitted
 START = 60.0  # seconds that a SuperLink may take to answer
 REST = 5.0  # seconds before a node that has ended is started again
+CLOCK = 5.0  # seconds: Flower refuses a node that is 5 ahead, and the date that HTTP tells is up to 1 old
 GRACE = 10.0  # seconds that a process gets to end
 
 
@@ -98,13 +100,35 @@ def wait_for_link(folder: Path, consortium: Consortium, link: subprocess.Popen[b
 
 def is_open(folder: Path, host: str, port: int) -> bool:
     """Whether a SuperLink answers there with a certificate of this folder's authority."""
+    return _health(folder, host, port) is not None
+
+
+def clock_warning(folder: Path, host: str, port: int) -> str | None:
+    """A line where this machine's clock and the SuperLink's are apart: it refuses a node for that by a bare 401.
+
+    None where they agree, or where nobody answers.
+    """
+    told = (_health(folder, host, port) or {}).get("date")
+    if told is None:
+        return None
+    ahead = time.time() - parsedate_to_datetime(told).timestamp()
+    if abs(ahead) < CLOCK:
+        return None
+    return (
+        f"this machine's clock is {abs(ahead):.0f} seconds {'ahead of' if ahead > 0 else 'behind'} the coordinator's; "
+        "accepted: 4 seconds at most, else its node is refused with 401"
+    )
+
+
+def _health(folder: Path, host: str, port: int) -> Mapping[str, str] | None:
+    """What the SuperLink says before anybody has proved anything: its headers; None where there is none."""
     context = ssl.create_default_context(cafile=str(folder / AUTHORITY))
     address = f"[{host}]" if ":" in host else host
     try:
         with urllib.request.urlopen(f"https://{address}:{port}/health", timeout=5, context=context) as answer:
-            return bool(answer.status == 200)
+            return answer.headers if answer.status == 200 else None
     except OSError:  # URLError is one
-        return False
+        return None
 
 
 def register(folder: Path, consortium: Consortium) -> None:
@@ -133,12 +157,18 @@ def start_site(kit: Path, only: str | None = None, node: str | None = None) -> N
     if only == "executor":
         execute(kit, node)
         return
-    command = supernode_command(kit, SiteConfig.load(kit), Consortium.load(kit))
-    for warning in warnings_of(kit):
-        say(f"!! {warning}")
+    consortium = Consortium.load(kit)
+    command = supernode_command(kit, SiteConfig.load(kit), consortium)
+
+    def warn() -> None:
+        late = clock_warning(kit, consortium.host, consortium.port)
+        for warning in [*warnings_of(kit), *([late] if late else [])]:
+            say(f"!! {warning}")
+
+    warn()
     if only == "node":
         os.execvpe(command[0], command, {**os.environ, **QUIET})
-    with _kept_up(command):
+    with _kept_up(command, warn):
         execute(kit, node)
 
 
@@ -152,8 +182,8 @@ def supernode_command(kit: Path, site: SiteConfig, consortium: Consortium) -> li
 
 
 @contextmanager
-def _kept_up(command: Sequence[str]) -> Iterator[None]:
-    """A process that is started again wherever it ends, as long as the block lasts."""
+def _kept_up(command: Sequence[str], ended: Callable[[], None]) -> Iterator[None]:
+    """A process that is started again wherever it ends, as long as the block lasts; ``ended`` hears of each end."""
     over = threading.Event()
 
     def keep() -> None:
@@ -165,6 +195,7 @@ def _kept_up(command: Sequence[str]) -> Iterator[None]:
                 _stop(process)
                 return
             say(f"the node has ended with code {process.returncode} and is started again")
+            ended()
             over.wait(REST)
 
     thread = threading.Thread(target=keep)
