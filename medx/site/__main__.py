@@ -158,7 +158,7 @@ def _declare(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from medx.site.certificates import warnings_of
     from medx.site.hospital import Site
-    from medx.site.processes import is_open
+    from medx.site.processes import clock_warning, is_open
 
     site = Site(options.kit)
     if options.study is not None:
@@ -170,6 +170,8 @@ def _check(options: argparse.Namespace) -> int:
         problems.append(
             f"{site.consortium.address}: no answer; the coordinator is not started, or a firewall is between"
         )
+    elif late := clock_warning(options.kit, site.consortium.host, site.consortium.port):
+        problems.append(late)
     print("\n".join(problems) or f"{site.config.name}: keys, certificates, policy and the coordinator: all in order")
     return 1 if problems else 0
 

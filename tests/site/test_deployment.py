@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import multiprocessing
+import re
 import shutil
 import socket
 import ssl
@@ -23,7 +24,7 @@ from medx.model.storage import read_tensors
 from medx.site import certificates
 from medx.site.consortium import Consortium
 from medx.site.executor import execute
-from medx.site.processes import HERE, environment_of, is_open, supernode_command
+from medx.site.processes import HERE, clock_warning, environment_of, is_open, supernode_command
 from medx.site.site_config import SiteConfig
 from medx.site.submitting import app_of, submit
 from tests.site.consortium_example import (
@@ -173,6 +174,41 @@ def test_who_is_not_of_the_consortium_does_not_get_in(running: Example, tmp_path
         said = (tmp_path / f"{name}.log").read_text()
         assert why in said, name
         assert "SuperNode ID" not in said, name
+
+
+AN_HOUR = """
+import sys
+from datetime import timedelta
+from flwr.supernode import node_auth_http_interceptor as signing
+from medx.site.flower import main
+
+now, ahead = signing.now, timedelta(hours=int(sys.argv.pop(1)))
+signing.now = lambda: now() + ahead
+main()
+"""
+
+
+@pytest.mark.parametrize(("hours", "said"), [(1, "ahead of"), (-1, "behind")])
+def test_a_node_whose_clock_is_off_by_an_hour_does_not_get_in_and_is_told_why(
+    running: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int, said: str
+) -> None:
+    """Flower answers a bare 401; the hospital's command compares clocks. Nothing is charged."""
+    _, module, name, *arguments = node_of(running, "north", tmp_path)[1:]
+    assert (module, name) == ("medx.site.flower", "supernode")
+    command = [sys.executable, "-c", AN_HOUR, str(hours), name, *arguments]
+    kit, port = tmp_path / "north", running.consortium.port
+    with process(command, tmp_path / "node.log") as node:
+        assert node.wait(PATIENCE) != 0
+    assert "401" in (tmp_path / "node.log").read_text()
+    assert "SuperNode ID" not in (tmp_path / "node.log").read_text()
+    assert clock_warning(kit, HERE, port) is None, "this machine's own clock is right"
+    true = time.time
+    monkeypatch.setattr("medx.site.processes.time.time", lambda: true() + 3600 * hours)
+    warning = str(clock_warning(kit, HERE, port))
+    assert re.search(
+        rf"clock is (3599|360[0-5]) seconds {said} the coordinator's; accepted: 4 seconds at most", warning
+    )
+    assert clock_warning(kit, HERE, free_port()) is None, "nobody answers there"
 
 
 def test_from_outside_nothing_but_the_nodes_api_is_reached(running: Example) -> None:

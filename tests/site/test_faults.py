@@ -20,16 +20,21 @@ from torch import nn
 
 import medx.model.cnn
 import medx.model.storage
+from medx.aggregation.roster import read_identity
 from medx.federation.checkpoint import checkpoints, load_checkpoint
 from medx.federation.replies import Code
+from medx.federation.summed_rounds import TRIES
 from medx.privacy.ledger import PrivacyLedger
 from medx.results import ExperimentResult
 from medx.schema import ConfigError
 from medx.site.answering import SPENT, Answers
-from medx.site.audit import AuditLog, entries
+from medx.site.audit import AuditError, AuditLog, entries
 from medx.site.conduct import conduct, run_folder
+from medx.site.declaring import described, own_dataset, sign_declaration
 from medx.site.hospital import Site
+from medx.site.site_config import SiteConfig
 from medx.site.study import Study
+from medx.site.submitting import new_study
 from tests.site.consortium_example import (
     LOCAL,
     NAMES,
@@ -39,6 +44,7 @@ from tests.site.consortium_example import (
     Wire,
     approve,
     fresh,
+    overrides_of,
     signed,
     study_of,
     wired,
@@ -243,6 +249,29 @@ def test_a_log_that_cannot_be_written_lets_nothing_happen_and_is_an_answer(
     assert ask(site, "no study").has_error()
     assert [entry.event for entry in entries(site.config.audit)] == ["refused"], "noted once there is space"
     assert ask(site, text).has_content()
+
+
+def test_what_is_lost_is_found(example: Example, calm: Any) -> None:
+    """The judgement of every trial here, and of ``tests.site.soak``, rejects what is not right."""
+    undisturbed = calm(SECURE)
+    study, text = undisturbed.study, prepared(example, undisturbed.study)
+    with wired(example, text) as grid:
+        result = conduct_quickly(example, text, grid)
+    assert losses(example, study, result, ROUNDS) == []
+    assert losses(example, study, result, ROUNDS + 1) == [f"{ROUNDS} rounds of {ROUNDS + 1}"]
+    less = result.privacy.model_copy(update={"epsilon": result.privacy.epsilon * 0.999})  # type: ignore[operator]
+    assert len(losses(example, study, result.model_copy(update={"privacy": less}), ROUNDS)) == len(NAMES)
+    ledger = example.kit("north") / "ledger" / "client_0000.sqlite"
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as database:
+        database.execute("UPDATE rounds SET steps = steps - 1 WHERE round = 3")
+    fewer = ["north: its receipt has 5 steps, its ledger 4", "north: it has answered for 5 steps, its ledger has 4"]
+    assert losses(example, study, result, ROUNDS) == fewer
+    (run_folder(example.coordinator, study) / "receipts.json").write_text("[]")
+    assert "south: no receipt" in losses(example, study, result, ROUNDS)
+    log = example.kit("west") / "audit.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[1:]))
+    with pytest.raises(AuditError, match="line 1"):
+        losses(example, study, result, ROUNDS)
 
 
 Pulled = Callable[[list[Message]], Iterable[Message]]
@@ -522,3 +551,19 @@ def restarting(
         raise ConnectionError("no answer has come")
 
     return deliver
+
+
+def test_a_study_has_places_for_attempts_after_those_that_failed(example: Example) -> None:
+    """As many as a person sets, else more than are made in one go."""
+    for name in example.names:
+        site = SiteConfig.load(example.kit(name))
+        identity = read_identity(example.kit(name) / "identity.pem")
+        said = sign_declaration(described(name, own_dataset(site, size=28).load()), example.consortium, identity)
+        (example.coordinator / "declarations" / f"{name}.json").write_text(said)
+    given = [part for part in overrides_of(example, *SECURE) if part.split("=")[0] not in ("partition", "tracking")]
+    attempts = [
+        new_study(example.coordinator, [*given, *own]).config["aggregation"].get("max_attempts")
+        for own in ((), ("aggregation.max_attempts=4",))
+    ]
+    assert attempts == [30, 4]
+    assert attempts[0] > 3 * TRIES  # type: ignore[operator]

@@ -1,9 +1,21 @@
 """What is relied on of Flower's inside: where it moves, a test here says so, and not a hospital."""
 
 import inspect
+from base64 import b64encode
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from fastapi import HTTPException
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.date import now
 from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.superlink import extensions, main
+from flwr.superlink.routers.fleet.node_auth import authenticate_node
 from flwr.supernode import start_client_internal
 from flwr.supernode.runtime import run_clientapp
 
@@ -32,3 +44,25 @@ def test_a_message_is_pulled_and_its_bundle_is_unpacked_elsewhere() -> None:
     assert "install_from_fab" not in inspect.getsource(run_clientapp.pull_task_input)
     for name in ("pull_task_input", "push_message", "push_task_output"):
         assert callable(getattr(run_clientapp, name))
+
+
+@pytest.mark.parametrize(
+    ("ahead", "taken"), [(0, True), (4, True), (6, False), (3600, False), (-304, True), (-3600, False)]
+)
+def test_a_node_whose_clock_is_apart_is_refused(ahead: float, taken: bool) -> None:
+    """By its signed time, before anything else of the request is looked at: no message ever reaches it."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    public, stamp = public_key_to_bytes(key.public_key()), (now() + timedelta(seconds=ahead)).isoformat()
+    headers = {
+        FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public).decode(),
+        FLEET_HTTP_SIGNATURE_HEADER: b64encode(sign_message(key, stamp.encode())).decode(),
+        "flwr-timestamp": stamp,
+    }
+    asked = SimpleNamespace(protobuf_request=ActivateNodeRequest(public_key=public))
+    request = cast(Any, SimpleNamespace(headers=headers, state=asked))
+    if taken:
+        authenticate_node(request)
+        return
+    with pytest.raises(HTTPException) as refused:
+        authenticate_node(request)
+    assert refused.value.status_code == 401
