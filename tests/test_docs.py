@@ -43,3 +43,19 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     loaded = re.compile(r'<(?:script|img|link|iframe)\b[^>]*\b(?:src|href)="(?:https?:)?//')
     assert not [page for page in site.rglob("*.html") if loaded.search(page.read_text())]
     assert not [sheet for sheet in site.rglob("*.css") if re.search(r"url\((?:https?:)?//", sheet.read_text())]
+
+
+def test_every_test_that_is_named_in_the_table_of_faults_is_there() -> None:
+    """By its function in its file, and every one of the thirty rows names one."""
+    text = (REPOSITORY / "docs" / "faults.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
+    assert text.count(".py::") == len(named), "each in a form that this test reads"
+    missing = [
+        f"{file}::{name}"
+        for file, name in named
+        if not re.search(rf"^def {name}\(", (REPOSITORY / "tests" / file).read_text(), re.MULTILINE)
+    ]
+    assert not missing
+    rows = re.findall(r"^\| (\d+) \|.*", text, re.MULTILINE)
+    assert rows == [str(number) for number in range(1, 31)]
+    assert all(".py::" in line for line in text.splitlines() if re.match(r"\| \d+ \|", line))

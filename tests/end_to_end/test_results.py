@@ -234,6 +234,13 @@ def test_a_client_without_records_adds_noise_only(tmp_path: Path, monkeypatch: p
     assert ran.result.rounds[0].clients == 3
 
 
+def test_a_batch_of_more_than_a_hospital_has_takes_all_of_it_and_is_accounted_so(tmp_path: Path) -> None:
+    ran = call(tmp_path, "trainer.expected_batch_size=51")  # 50 at each
+    assert ran.code == 0, ran.err
+    assert {client.sampling_probability for client in ran.result.privacy.clients} == {1.0}
+    assert "trainer.expected_batch_size=51: 3 hospitals have fewer records (50 at least) and take all" in ran.err
+
+
 def test_empty_poisson_batches_are_noise_only_steps_and_accounted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

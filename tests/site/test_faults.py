@@ -35,6 +35,7 @@ from medx.site.hospital import Site
 from medx.site.site_config import SiteConfig
 from medx.site.study import Study
 from medx.site.submitting import new_study
+from medx.tracking import tracker
 from tests.site.consortium_example import (
     LOCAL,
     NAMES,
@@ -50,6 +51,7 @@ from tests.site.consortium_example import (
     wired,
 )
 from tests.site.soak import losses
+from tests.site.test_deployment import free_port
 from tests.site.test_hospital import ask, changed, conduct_quickly, same_model, trusting, with_config
 
 # What was begun once is begun again as a release of its own, with other noise.
@@ -430,6 +432,24 @@ def test_a_coordinator_whose_disk_is_full_or_whose_checkpoint_is_damaged_goes_on
     with wired(example, text) as grid:
         ended_as(example, undisturbed, conduct_quickly(example, text, grid))
     assert "falling back to the one before" in caplog.text
+
+
+def test_a_tracking_server_that_is_down_stops_no_study(
+    example: Example, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(example.folder)
+    study = study_of(example, *LOCAL)
+    text = prepared(example, study)
+    store = {"option": "mlflow", "uri": f"http://127.0.0.1:{free_port()}", "request_timeout": 1, "final_wait": 1}
+    (example.coordinator / "coordinator.yaml").write_text(yaml.safe_dump({"patience": 0, "tracking": store}))
+    with wired(example, text) as grid:
+        ended(example, study, conduct(example.coordinator, text, grid))
+    folder = run_folder(example.coordinator, study)
+    assert f"bring it there with: python -m medx.tracking sync {folder}" in caplog.text
+    for place, follower in tracker._FOLLOWERS.items():
+        if example.folder in place.parents:
+            follower.kill()
+            follower.wait()
 
 
 def test_a_secure_sum_is_not_made_again_from_an_older_checkpoint(
