@@ -104,9 +104,9 @@ def is_open(folder: Path, host: str, port: int) -> bool:
 
 
 def clock_warning(folder: Path, host: str, port: int) -> str | None:
-    """A line where this machine's clock and the SuperLink's are apart: it refuses a node for that by a bare 401.
+    """A line where this machine's clock and the SuperLink's are apart; None where not, or where nobody answers.
 
-    None where they agree, or where nobody answers.
+    The SuperLink refuses a node for that, by a bare 401, and the node ends without a word.
     """
     told = (_health(folder, host, port) or {}).get("date")
     if told is None:
@@ -116,7 +116,7 @@ def clock_warning(folder: Path, host: str, port: int) -> str | None:
         return None
     return (
         f"this machine's clock is {abs(ahead):.0f} seconds {'ahead of' if ahead > 0 else 'behind'} the coordinator's; "
-        "accepted: 4 seconds at most, else its node is refused with 401"
+        "accepted: 4 seconds at most, else its node is not let in"
     )
 
 
