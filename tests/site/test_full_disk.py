@@ -11,8 +11,8 @@ from flwr.app import Context, Message
 
 from medx.site.audit import verify
 from tests.site.consortium_example import NAMES, Example, Wire, approve, signed, study_of, wired
+from tests.site.disturbance import AGAIN, charged
 from tests.site.soak import losses
-from tests.site.test_faults import AGAIN, charged
 from tests.site.test_hospital import conduct_quickly
 
 MEGABYTES = 2
