@@ -2,13 +2,15 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from flwr.app import Context, Message
 
+from medx.privacy.ledger import PrivacyLedger
 from medx.site.audit import verify
 from tests.site.consortium_example import NAMES, Example, Wire, approve, signed, study_of, wired
 from tests.site.disturbance import AGAIN, charged
@@ -58,32 +60,54 @@ def fill(disk: Path) -> None:
     assert os.statvfs(disk).f_bavail == 0
 
 
-@pytest.mark.parametrize("stage", ["query", "train.keys", "train.masked", "train.confirm", "train.unmask"])
+CHARGE = "charge"  # and only then: what comes before and after, such as the journal, would refuse by itself
+
+
+@pytest.mark.parametrize("stage", [CHARGE, "query", "train.keys", "train.masked", "train.confirm", "train.unmask"])
 def test_a_full_disk_at_any_stage_refuses_and_with_room_the_study_goes_on(
-    example: Example, disk: Path, stage: str
+    example: Example, disk: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved_to(disk, example)
     study = study_of(example, *AGAIN)
     approve(example, study)
     text = signed(example, study)
     replies: list[tuple[str, Message]] = []
-    with wired(example, text) as grid:
+    with monkeypatch.context() as patch, wired(example, text) as grid:
+        if stage == CHARGE:
+            patch.setattr(PrivacyLedger, "begin_round", full_at_the_second_charge(disk))
         grid._app = full_from(grid, disk, stage, replies)  # type: ignore[assignment]
         result = conduct_quickly(example, text, grid)
     assert result.status != "finished"
-    assert disk.joinpath("filler").exists(), "it was full"
+    assert stage == CHARGE or (disk / "filler").exists(), "it was full"
     answered = [kind for kind, reply in replies if reply.has_content()]
     words = answered.count("train.masked")
     assert "/" not in " ".join(str(reply.error.reason) for _, reply in replies if reply.has_error()), "no path goes out"
     if "train.keys" in answered:
         assert charged(example, study)[0] >= words, "read while the disk is full"
-    (disk / "filler").unlink()
+    (disk / "filler").unlink(missing_ok=True)
     with wired(example, text) as grid:
         result = conduct_quickly(example, text, grid)
     assert result.status == "finished", result.error
     assert losses(example, study, result, 5) == []
     assert charged(example, study)[0] >= words + 1
     assert verify(example.kit("north") / "audit.jsonl") > 0
+
+
+def full_at_the_second_charge(disk: Path) -> Callable[..., int]:
+    """The ledger's own, with the first hospital's disk full when it is to charge its second round."""
+    begin, seen = PrivacyLedger.begin_round, list[int]()
+
+    def charge(ledger: PrivacyLedger, *given: Any, **named: Any) -> int:
+        if ledger.path.name == "client_0000.sqlite":
+            seen.append(1)
+            if len(seen) == 2:
+                fill(disk)
+        try:
+            return begin(ledger, *given, **named)
+        finally:
+            (disk / "filler").unlink(missing_ok=True)
+
+    return charge
 
 
 def full_from(grid: Wire, disk: Path, stage: str, replies: list[tuple[str, Message]]):  # type: ignore[no-untyped-def]

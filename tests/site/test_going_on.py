@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 import yaml
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Message
 
 import medx.model.cnn
 import medx.model.storage
 from medx.federation.checkpoint import checkpoints, load_checkpoint
 from medx.results import ExperimentResult
+from medx.runtime.in_process import copy_of
 from medx.schema import ConfigError
-from medx.site.answering import Answers
+from medx.site.answering import SIGNED, Answers, signed_part
 from medx.site.conduct import conduct, run_folder
 from medx.site.hospital import Site
+from medx.site.study import Study
 from medx.tracking import tracker
 from tests.site.consortium_example import (
     LOCAL,
@@ -43,7 +45,7 @@ from tests.site.test_hospital import conduct_quickly, same_model
 def test_an_answer_that_comes_twice_or_again_later_counts_once(
     example: Example, calm: Callable[[tuple[str, ...]], Calm], own: tuple[str, ...]
 ) -> None:
-    """Before each answer stands the hospital's last one as if it were to this message, and after it the same anew."""
+    """Before each answer stands the hospital's last as if it were to this message, after it another that it signs."""
     undisturbed = calm(own)
     text = prepared(example, undisturbed.study)
 
@@ -57,12 +59,25 @@ def test_an_answer_that_comes_twice_or_again_later_counts_once(
                     yield last[key]  # of the round before, to the message of then
                     yield answer_like(reply, last[key].content)  # and as if to this one
                 yield reply
-                yield answer_like(reply, reply.content)
+                yield second_thought(grid, undisturbed.study, reply)
                 last[key] = reply
 
         return change
 
     ended_as(example, undisturbed, disturbed(example, text, twice))
+
+
+def second_thought(grid: Wire, study: Study, reply: Message) -> Message:
+    """Another answer to the same message, as well signed."""
+    content, node = copy_of(reply.content), reply.metadata.src_node_id
+    content.pop(SIGNED, None)
+    if "reply" in content:
+        content["reply"]["data"] = bytes(len(content["reply"]["data"]))  # type: ignore[index, arg-type, call-overload]
+    for array in content["arrays"].values() if "arrays" in content else ():
+        array.data = array.data[:-1] + bytes([array.data[-1] ^ 1])  # type: ignore[union-attr, index, operator]
+    said = signed_part(study.digest, node, reply.metadata.reply_to_message_id, content)
+    content[SIGNED] = ConfigRecord({"signature": grid.answers[node - 2].site.identity.sign(said)})
+    return answer_like(reply, content)
 
 
 def test_a_hospital_that_freezes_is_left_out_of_its_round_and_its_late_answer_of_the_next(
