@@ -6,7 +6,7 @@ it is measured where no record is.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,6 +146,6 @@ def _chance(right: int, guessed: int, canaries: int, *, epsilon: float, delta: f
     """An upper bound for the probability of at least so many right guesses under (epsilon, delta)."""
     each = 1 / (1 + math.exp(-epsilon))
     counts = np.arange(right - 1, -1, -1)
-    masses: Sequence[float] = np.cumsum(stats.binom.pmf(counts, guessed, each))
-    worst = max((mass / (place + 1) for place, mass in enumerate(masses)), default=0.0)
+    masses = np.cumsum(stats.binom.pmf(counts, guessed, each))
+    worst = float((masses / np.arange(1, len(masses) + 1)).max(initial=0.0))
     return float(min(1.0, stats.binom.sf(right - 1, guessed, each) + worst * 2 * canaries * delta))

@@ -33,13 +33,13 @@ def test_guesses_of_one_run_have_the_ceilings_that_are_known() -> None:
             math.log(chance / (1 - chance)), abs=1e-3
         )
         assert one_run_epsilon(guesses, guesses, guesses, 1e-5) < one_run_epsilon(guesses, guesses, guesses, 0.0)
-    # By randomised response with epsilon 1 no more than 1 is found in 95 of 100 trials; here in each of the likely ones.
+    # Randomised response with epsilon 1, at the likeliest count.
     right = round(1000 / (1 + math.exp(-1)))
     assert 0.8 < one_run_epsilon(right, 1000, 1000, 0.0) < 1
 
 
 def release_of(generator: np.random.Generator, shift: float, *, sampling: float = 1.0, steps: int = 40):
-    """A release of 80 canaries by coins, 120 others and blanks, with noise of standard deviation 1, and what is known."""
+    """A release of 80 canaries by coins, 120 others and blanks under unit noise, and what is known."""
     rows = generator.standard_normal((201, DIMENSION)) + generator.standard_normal(DIMENSION)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     canaries, others, blanks = rows[:80], rows[80:200], rows[200:]
@@ -68,7 +68,8 @@ def test_a_wrong_claim_of_the_error_would_be_noticed() -> None:
     generator = np.random.default_rng(5)
     found = [weigh(*release_of(generator, 2.0), expected=1.0) for _ in range(60)]
     spread = np.std([(each.shift - 2.0) / each.error for each in found])
-    assert not 0.75 < spread * 3 / 2 < 1.3 and not 0.75 < spread * 2 / 3 < 1.3
+    assert not 0.75 < spread * 3 / 2 < 1.3
+    assert not 0.75 < spread * 2 / 3 < 1.3
 
 
 def test_coins_that_are_not_the_run_s_show_nothing() -> None:
@@ -99,12 +100,14 @@ def test_residuals_tell_noise_as_planned_from_all_other() -> None:
     assert "less noise than planned" in residuals(size=0.85).doubts[0]
     assert "does not add up" in residuals(size=1.15).doubts[0]
     (rounds,), (hospitals,) = residuals(same_rounds=0.3).doubts, residuals(same_hospitals=0.4).doubts
-    assert "of rounds is correlated" in rounds and "of hospitals is correlated" in hospitals
+    assert "of rounds is correlated" in rounds
+    assert "of hospitals is correlated" in hospitals
     assert residuals(rounds=1).rounds is None
 
 
 def test_evidence_adds_up_by_what_it_knows() -> None:
     weak, strong = Evidence(1.0, 1.0, 1.0, 10, 3, 4), Evidence(2.0, 0.1, 100.0, 10, 4, 4)
     whole = together([weak, strong])
-    assert whole.shift == pytest.approx(201 / 101) and whole.error == pytest.approx(101**-0.5)
+    assert whole.shift == pytest.approx(201 / 101)
+    assert whole.error == pytest.approx(101**-0.5)
     assert (whole.canaries, whole.right, whole.guessed) == (20, 7, 8)

@@ -1,4 +1,4 @@
-"""The test of the tests of the privacy path: faults that such code has had, each planted into it, and an audit of it."""
+"""The test of the tests of the privacy path: faults that such code has had, each planted and found by an audit."""
 
 import math
 from collections.abc import Callable
