@@ -39,8 +39,12 @@ from medx.privacy.units import CLIENT
 from medx.trainer.state import ModelState
 
 CLIP = 1e-3  # so small that every record's gradient is cut to it
+PLAIN = 100.0  # a shift beyond which noise hides nothing
 STEP = 3e-6  # noise on every weight by a step: above float32's rounding, far below the weights
-QUIET = ("tracking=none", "trainer.momentum=0", "trainer.share_momentum=false", "trainer.schedule=constant")
+QUIET = (
+    "tracking=none", "trainer.momentum=0", "trainer.share_momentum=false", "trainer.schedule=constant",
+    "trainer.augmentation=none", "trainer.augmentation_multiplicity=1",
+)  # fmt: skip
 SETTINGS: dict[str, tuple[str, ...]] = {
     "record": (
         *QUIET,
@@ -51,7 +55,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     ),
     "client": (*QUIET, "privacy.clip_norm=1e-4", "privacy.target_quantile=null", "trainer.learning_rate=0.01",
                "trainer.learning_rate_noise=null", "partition=site"),
-    "none": (*QUIET, "trainer.learning_rate=1e-3", "trainer.learning_rate_noise=null"),
+    "none": (*QUIET, "trainer.learning_rate=1e-5", "trainer.learning_rate_noise=null"),
 }  # fmt: skip
 SERVER, MODEL, MOMENTUM = "server", "whoever gets the model", "server, momentum"
 
@@ -87,6 +91,11 @@ class Finding:
     def ceiling(self) -> float:
         """What ``one_run`` would be with all guesses right."""
         return one_run_epsilon(self.evidence.guessed, self.evidence.guessed, self.evidence.canaries, self.delta)
+
+    @property
+    def everything(self) -> bool:
+        """Whether no noise is left to speak of: every record shows."""
+        return self.evidence.shift > PLAIN
 
     @property
     def refutes(self) -> bool:

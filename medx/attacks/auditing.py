@@ -1,0 +1,155 @@
+"""``python -m medx.attacks.auditing [key=value ...]``: an audit by canaries of a configuration, or of the reference grid.
+
+The configuration runs on data with canaries in them; what each observer can prove stands beside what is claimed.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import Any
+
+from medx import output
+from medx.attacks.audit import Finding, audit, settings_for
+from medx.configuration import typed
+from medx.files import write_text
+from medx.job import cache_at
+from medx.output import Parser, as_called, say
+from medx.privacy.units import CLIENT, PATIENT
+from medx.schema import ConfigError, MedxError, one_line
+from medx.tables import Table
+
+EPILOG = """\
+examples:
+  python -m medx.attacks.auditing privacy=distributed_dp privacy.epsilon=5
+  python -m medx.attacks.auditing model=cnn federation.num_rounds=20 --seeds 3
+  python -m medx.attacks.auditing --reference --json audit.json
+
+Without dataset=NAME images are drawn. A lower bound found by these attacks is
+no upper bound: others may find more.
+
+exit code: 0 where nothing speaks against a claim, 1 where something does, 2
+where this command line is wrong.
+"""
+HOSPITALS = 40  # canaries where the unit is a hospital
+ROUNDS = ("federation.num_clients=3", "federation.num_rounds=20")
+CNN = ("model=cnn", "model.widths=[8,16,16,16]", "trainer.expected_batch_size=null")
+# Audited by `make audit`: (name, overrides, canaries or None for the default, runs).
+REFERENCE: tuple[tuple[str, tuple[str, ...], int | None, int], ...] = (
+    ("scatternet, none", ("privacy=none", *ROUNDS), None, 1),
+    ("scatternet, local 1", ("privacy=local_dp", "privacy.epsilon=1", *ROUNDS), None, 10),
+    ("scatternet, local 10", ("privacy=local_dp", *ROUNDS), None, 10),
+    ("scatternet, distributed 1", ("privacy=distributed_dp", "privacy.epsilon=1", *ROUNDS), None, 10),
+    ("scatternet, distributed 10", ("privacy=distributed_dp", *ROUNDS), None, 10),
+    ("scatternet, central 10", ("privacy=central_dp", "federation.num_rounds=20"), None, 10),
+    ("cnn, none", ("privacy=none", *CNN, *ROUNDS), None, 1),
+    ("cnn, local 1", ("privacy=local_dp", "privacy.epsilon=1", *CNN, *ROUNDS), None, 10),
+    ("cnn, local 10", ("privacy=local_dp", *CNN, *ROUNDS), None, 10),
+    ("cnn, local 10, batches", ("privacy=local_dp", *CNN[:2], "trainer.expected_batch_size=64", *ROUNDS), None, 10),
+    ("cnn, distributed 1", ("privacy=distributed_dp", "privacy.epsilon=1", *CNN, *ROUNDS), None, 10),
+    ("cnn, distributed 10", ("privacy=distributed_dp", *CNN, *ROUNDS), None, 10),
+    ("cnn, central 10", ("privacy=central_dp", *CNN, "federation.num_rounds=20"), None, 10),
+)
+
+Compose = Callable[[Sequence[str]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Audited:
+    """One configuration's findings."""
+
+    name: str
+    findings: Sequence[Finding]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One for each observer."""
+        for each in self.findings:
+            doubts = each.doubts + (["the bound is above the claim"] if each.refutes else [])
+            yield {
+                "audit": self.name,
+                "observer": each.observer,
+                "claimed ε": "none" if each.claimed is None else f"{each.claimed:.2f}",
+                "found ε": "any" if each.everything else f"{each.found:.2f}",
+                "shift": "no noise" if each.everything else f"{each.evidence.shift:.3f} ± {each.evidence.error:.3f}",
+                "planned": None if each.planned is None else f"{each.planned:.3f}",
+                "guesses": f"{each.one_run:.2f} of {each.ceiling:.2f}",
+                "canaries": str(each.evidence.canaries),
+                "s": f"{each.seconds:.0f}",
+                "against the claim": "; ".join(doubts) or "nothing",
+            }
+
+
+def main() -> None:
+    """Parse, audit, tell."""
+    output.take_all()
+    parser = Parser(
+        prog="python -m medx.attacks.auditing",
+        description=__doc__,
+        epilog=as_called(EPILOG),
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a configuration, as for a run")
+    parser.add_argument("--reference", action="store_true", help="every mechanism, two models, two budgets")
+    parser.add_argument("--canaries", type=int, help="in each run (400, or 40 hospitals)")
+    parser.add_argument("--seeds", type=int, help="runs, each with coins of its own (1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to it")
+    options = parser.parse_intermixed_args()
+    output.shown_by(output.Line())
+    try:
+        audits = list(audits_of(options))
+        if options.json is not None:
+            write_text(options.json, json.dumps([row for each in audits for row in each.rows()], indent=1))
+    except (MedxError, OSError) as error:
+        if (line := one_line(error)) is None:
+            raise
+        say("")
+        print(f"medx: {' '.join(line.split())}", file=sys.stderr)
+        sys.exit(2)
+    say("")
+    rows = [row for each in audits for row in each.rows()]
+    need = ("s", "canaries", "guesses", "planned", "shift", "against the claim", "observer")
+    print("\n".join(Table.of(rows, need).plain(get_terminal_size().columns)))
+    sys.exit(1 if any(finding.raised for each in audits for finding in each.findings) else 0)
+
+
+def audits_of(options: argparse.Namespace) -> Iterator[Audited]:
+    """What the command line asks for, one after the other."""
+    given = list(options.overrides)
+    if not options.reference:
+        yield audited("this", given, options.canaries, options.seeds or 1)
+        return
+    for name, overrides, canaries, runs in REFERENCE:
+        yield audited(name, [*overrides, *given], options.canaries or canaries, options.seeds or runs)
+
+
+def audited(name: str, overrides: Sequence[str], canaries: int | None, runs: int) -> Audited:
+    """Audit one configuration; where it names no data set, images are drawn."""
+    from medx.api import composed  # Hydra, which takes a second
+
+    drawn = [] if any(part.startswith("dataset=") for part in overrides) else ["dataset=phantom"]
+    given = [*drawn, *overrides]
+    here = Path()
+    plain, _ = composed(given, None, here)
+    unit = unit_of(plain)
+    count = canaries or (HOSPITALS if unit == "client" else 400)
+    hospitals = [f"federation.num_clients={count}"] if unit == "client" else []
+    config, _ = composed([*settings_for(unit), *hospitals, *given], None, here)
+    say(f"auditing: {name}")
+    with tempfile.TemporaryDirectory() as folder, cache_at(Path(config["cache"]).expanduser()):
+        return Audited(name, audit(config, Path(folder), canaries=count, seeds=range(runs)))
+
+
+def unit_of(config: Mapping[str, Any]) -> str:
+    """What a canary is: see ``settings_for``; raises ConfigError for a patient."""
+    protected = typed(dict(config)).experiment.privacy.protected
+    if protected is PATIENT:
+        raise ConfigError("privacy.unit=patient: canaries are images; accepted: record")
+    return "none" if protected is None else "client" if protected is CLIENT else "record"
+
+
+if __name__ == "__main__":
+    main()
