@@ -37,7 +37,7 @@ from medx.partition import Partition, partition_table
 from medx.privacy.base import PrivacyMechanism
 from medx.privacy.plan_table import summarise
 from medx.privacy.statement import privacy_result, statement
-from medx.results import ExperimentResult, Observer, PrivacyResult, RoundRecord, RunContext, Status
+from medx.results import ExperimentResult, NoiseMeasured, Observer, PrivacyResult, RoundRecord, RunContext, Status
 from medx.runtime import Runtime
 from medx.schema import CheckpointError, LedgerError, Place, component, option_of
 from medx.trainer.local_training import Trainer
@@ -191,6 +191,7 @@ class Outcome:
     server: ServerState
     status: Status = "finished"
     error: str | None = None
+    noise: NoiseMeasured | None = None
 
 
 def run_rounds(
@@ -208,7 +209,7 @@ def run_rounds(
         experiment.runtime.run(client_app(hospitals), job.setup.num_clients, serve)
 
     try:
-        return follow(server, begin, run)
+        return replace(follow(server, begin, run), noise=hospitals.noise.found() or server.noise_found())
     except LedgerError:
         if not job.resumed:
             withdraw(job)
@@ -266,7 +267,9 @@ def finish(
     splits = prepared.splits
     baselines = run_baselines(planned if outcome.status == "finished" else [])  # else a resume would find them spent
     steps = executed_steps(job, outcome)
-    privacy = privacy_result(job.plan, steps, splits.synthetic, aggregation_result(job), baselines.spent)
+    privacy = privacy_result(
+        job.plan, steps, splits.synthetic, aggregation_result(job), baselines.spent, noise=outcome.noise
+    )
     about = describe_model(
         setup.model,
         splits.spec,

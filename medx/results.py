@@ -86,6 +86,22 @@ class AggregationResult(Record):
     trust_domain: Public[Literal["one", "separate"] | None] = None
 
 
+class NoiseMeasured(Record):
+    """The noise as it was added, over ``values`` numbers: ``size`` in planned ones, all else in standard deviations.
+
+    ``tail`` is how many are far out; ``coordinates``, ``rounds`` and ``hospitals`` are what those have in common (None:
+    there was nothing to compare). ``doubts`` says what chance does not explain.
+    """
+
+    values: Owner[int]
+    size: Owner[float]
+    tail: Owner[float | None]
+    coordinates: Owner[float | None]
+    rounds: Owner[float | None]
+    hospitals: Owner[float | None]
+    doubts: Owner[list[str]]
+
+
 class PrivacyResult(Record):
     """The guarantee of a run. ``epsilon`` is the maximum over clients; None means no guarantee at all.
 
@@ -112,6 +128,7 @@ class PrivacyResult(Record):
     clients: list[ClientEvents] = Field(default_factory=list)
     baselines: list[ClientEvents] = Field(default_factory=list)
     aggregation: AggregationResult | None = None
+    noise: Owner[NoiseMeasured | None] = None
     statement: Named[str]
 
 

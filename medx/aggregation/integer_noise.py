@@ -14,6 +14,7 @@ variation for each coordinate, given a uniform stream: the tail beyond twenty st
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Context, Decimal
 from functools import lru_cache
@@ -36,10 +37,19 @@ _ZEROS = memoryview(bytes(8 * CHUNK))
 
 
 class NoiseStream:
-    """Uniform words from ChaCha20 under one key of 32 bytes; never rewound, and its key is not kept."""
+    """Uniform words from ChaCha20 under one key of 32 bytes; never rewound, and its key is not kept.
 
-    def __init__(self, key: bytes) -> None:
+    ``heard`` is told of the noise that was made of them and added, with the standard deviation that it was to have.
+    """
+
+    def __init__(self, key: bytes, heard: Callable[[np.ndarray, float], None] | None = None) -> None:
         self._stream = keystream(key)
+        self._heard = heard
+
+    def tell(self, noise: np.ndarray, stddev: float) -> None:
+        """Whoever adds noise tells of it here."""
+        if self._heard is not None:
+            self._heard(noise, stddev)
 
     @classmethod
     def from_system(cls) -> "NoiseStream":
@@ -95,7 +105,10 @@ def add_discrete_gaussian(words: np.ndarray, stream: NoiseStream, stddev: int) -
     """Add discrete Gaussian noise to ``uint32 [d]`` ring words in place, modulo 2^32."""
     for start in range(0, words.size, CHUNK):
         block = words[start : start + CHUNK]
-        block += discrete_gaussian(stream, stddev, block.size).astype(np.uint32)
+        noise = discrete_gaussian(stream, stddev, block.size)
+        block += noise.astype(np.uint32)
+        if start == 0:
+            stream.tell(noise, stddev)
 
 
 def _fill(stream: NoiseStream, stddev: int, out: np.ndarray) -> None:

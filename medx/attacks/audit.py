@@ -21,7 +21,6 @@ from medx.attacks.canaries import CanaryData
 from medx.attacks.evidence import Evidence, gaussian_epsilon, one_run_epsilon, together, weigh
 from medx.attacks.knowledge import Directions, canary_data, put_in
 from medx.attacks.overheard import Overheard, contents
-from medx.attacks.residuals import DOUBTFUL, NoiseFound, Residuals
 from medx.configuration import typed
 from medx.experiment import Experiment, make_setup
 from medx.federation.flower import from_record
@@ -34,6 +33,7 @@ from medx.federation.replies import integer_of
 from medx.federation.server import Server
 from medx.federation.setup import Job, draw_key, make_job
 from medx.federation.sums import with_sums
+from medx.privacy.residuals import DOUBTFUL, NoiseFound, Residuals
 from medx.privacy.statement import privacy_result
 from medx.privacy.units import CLIENT
 from medx.trainer.state import ModelState

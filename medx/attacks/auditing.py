@@ -1,4 +1,4 @@
-"""``python -m medx.attacks.auditing [key=value ...]``: an audit by canaries of a configuration, or of the reference grid.
+"""``python -m medx.attacks.auditing [key=value ...]``: audit a configuration by canaries, or the reference grid.
 
 The configuration runs on data with canaries in them; what each observer can prove stands beside what is claimed.
 """

@@ -17,6 +17,7 @@ from medx.federation.prepared import Prepared
 from medx.federation.setup import Job, secret_key
 from medx.federation.sums import SMALL, ledger_entry, noise_stream, sum_plan
 from medx.privacy.ledger import PrivacyLedger
+from medx.privacy.noise_health import NoiseHealth
 from medx.randomness import numpy_generator
 from medx.trainer.state import Tensors
 
@@ -40,6 +41,7 @@ class ClippedUpdates:
         self.clip_norm = release.event.clip_norm
         self.expected = release.event.sampling_probability * job.setup.num_clients
         self._ledger: PrivacyLedger | None = None
+        self.noise = NoiseHealth()
         self._attempts = 0
         self._bytes_down = 0
 
@@ -73,7 +75,8 @@ class ClippedUpdates:
             entry, model = ledger_entry(self.job, position), state.hash(self.clip_norm)
             release = secret_key(self.job, "release", SERVER, entry, model, digest)
             self._ledger.begin_round(self.job.run_id, entry, 1, release=release)
-        stream = noise_stream(self.job, SERVER, position, state.hash(), digest)
+        heard = self.noise.of(position.round, 0)
+        stream = noise_stream(self.job, SERVER, position, state.hash(), digest, heard=heard)
         add_discrete_gaussian(total, stream, self.plan.server_noise_stddev)
         if server_keeps(self.job):
             assert self._ledger is not None

@@ -25,6 +25,7 @@ from medx.federation.setup import Job, build_module, secret_key
 from medx.federation.sums import Position, aggregation_result, attempts_of
 from medx.privacy.base import ClientPlan
 from medx.privacy.ledger import PrivacyLedger
+from medx.privacy.noise_health import NoiseHealth
 from medx.privacy.units import PATIENT
 from medx.randomness import keyed_generator
 from medx.schema import DataError
@@ -49,6 +50,7 @@ class Hospitals:
         self._modules: dict[int, nn.Module] = {}
         self._journal: Journal | None = None
         self._opening = threading.Lock()
+        self.noise = NoiseHealth()
 
     def __reduce__(self) -> tuple[Callable[[Job], "Hospitals"], tuple[Job]]:
         return _of_this_process, (self.job,)
@@ -154,7 +156,7 @@ class Hospital:
         if ledger is not None:
             release = secret_key(job, "release", self.client, number, model)
             ledger.begin_round(job.run_id, number, self.plan.steps_per_round, release=release)
-        sample, noise, views = generators(job, self.client, number, model)
+        sample, noise, views = generators(job, self.client, number, model, self.site.noise)
         update = job.setup.trainer.train(
             module=self.site.module(),
             objective=self.site.prepared.objective,
@@ -176,7 +178,7 @@ class Hospital:
 
 
 def generators(
-    job: Job, client: int, number: int, model: bytes
+    job: Job, client: int, number: int, model: bytes, health: NoiseHealth
 ) -> tuple[torch.Generator, NoiseStream, torch.Generator]:
     """What the client samples by, its noise, and what it draws views by in one round, at this hash of a model.
 
@@ -185,7 +187,7 @@ def generators(
     sampling, noise, views = (
         secret_key(job, purpose, client, number, model) for purpose in ("sampling", "noise", "views")
     )
-    return keyed_generator(sampling), NoiseStream(noise), keyed_generator(views)
+    return keyed_generator(sampling), NoiseStream(noise, health.of(number, client)), keyed_generator(views)
 
 
 def config_of(content: RecordDict) -> ConfigRecord:

@@ -69,7 +69,8 @@ def _gradient_words(hospital: Hospital, state: ModelState, position: Position) -
 
 def _noised(hospital: Hospital, words: np.ndarray, position: Position, model: bytes) -> np.ndarray:
     """The words with the client's share of the noise on them."""
-    stream = noise_stream(hospital.job, hospital.client, position, model)
+    heard = hospital.site.noise.of(position.round, hospital.client)
+    stream = noise_stream(hospital.job, hospital.client, position, model, heard=heard)
     add_discrete_gaussian(words, stream, sum_plan(hospital.job).noise_stddev)
     return words
 

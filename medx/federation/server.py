@@ -20,7 +20,7 @@ from medx.federation.summed_rounds import SumRounds
 from medx.metrics import evaluate
 from medx.privacy.spending import epsilon_after
 from medx.randomness import derive_seed, numpy_generator
-from medx.results import RoundRecord
+from medx.results import NoiseMeasured, RoundRecord
 from medx.trainer.state import ModelState, Tensors
 
 BATCH = 512
@@ -51,6 +51,11 @@ class Server:
         self.started = False  # true once every hospital that takes part has reserved its budget
         self.module: nn.Module = build_module(job.setup, job.declared.spec).to(job.setup.device)
         self.engine = PlainRounds(job, timeout) if job.sums is None else SumRounds(job, prepared, timeout)
+
+    def noise_found(self) -> NoiseMeasured | None:
+        """What the server's own noise was like, where it adds any."""
+        clipped = getattr(self.engine, "clipped", None)
+        return None if clipped is None else clipped.noise.found()
 
     def initial_state(self) -> ServerState:
         """Round 0: the seeded initial values of the trained parameters, momentum at zero."""

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
+
 from medx.aggregation import PlainAggregation, SecureAggregation
 from medx.aggregation.integer_noise import NoiseStream, accounting_gap, client_noise_stddev
 from medx.aggregation.ring import Layout, ScalarField, largest_scale
@@ -240,6 +242,8 @@ def ledger_entry(job: Job, position: Position) -> int:
     return (position.round - 1) * attempts + position.attempt
 
 
-def noise_stream(job: Job, who: Key, position: Position, *added_to: Key) -> NoiseStream:
+def noise_stream(
+    job: Job, who: Key, position: Position, *added_to: Key, heard: Callable[[np.ndarray, float], None] | None = None
+) -> NoiseStream:
     """The noise of one client, or of the server, for one attempt and for what it is added to: a stream used once."""
-    return NoiseStream(secret_key(job, "noise", who, *position, *added_to))
+    return NoiseStream(secret_key(job, "noise", who, *position, *added_to), heard)

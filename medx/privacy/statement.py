@@ -12,7 +12,15 @@ from medx.privacy.base import ClientPlan, ClientRelease, PrivacyPlan, SampledGau
 from medx.privacy.spending import Spending, client_epsilon
 from medx.privacy.units import PATIENT, RECORD
 from medx.released import Release, marked
-from medx.results import STUDY_ONLY, AggregationResult, ClientEvents, ExperimentResult, PrivacyResult, told_epsilon
+from medx.results import (
+    STUDY_ONLY,
+    AggregationResult,
+    ClientEvents,
+    ExperimentResult,
+    NoiseMeasured,
+    PrivacyResult,
+    told_epsilon,
+)
 
 NOISE = {
     "seed": "drawn from the run's seed: reproducible, and whoever knows the seed can subtract it; "
@@ -27,13 +35,14 @@ def statement(
     *,
     aggregation: AggregationResult | None = None,
     spent: Spending | None = None,
+    noise: NoiseMeasured | None = None,
 ) -> str:
-    """About twenty lines of text; of the plan, or where something was ``spent`` of that."""
+    """About twenty lines of text; of the plan, or where something was ``spent`` of that, with ``noise`` as added."""
     shared = plan.shared_noise
     secure = aggregation.secure if aggregation else shared is not None and not shared.trusted_aggregator
     sees = f"Who sees what: {plan.mechanism.sees[secure]}."
     lines = ["Privacy statement"]
-    lines += _guarantee(plan, spent or Spending.planned(plan), sees) if plan.private else _nothing(sees)
+    lines += _guarantee(plan, spent or Spending.planned(plan), sees, noise) if plan.private else _nothing(sees)
     if aggregation is not None and aggregation.secure:
         lines += _aggregation(aggregation, noised=plan.private)
     if synthetic:
@@ -48,10 +57,13 @@ def privacy_result(
     synthetic: bool,
     aggregation: AggregationResult | None = None,
     baselines: Mapping[int, Sequence[Event]] | None = None,
+    *,
+    noise: NoiseMeasured | None = None,
 ) -> PrivacyResult:
     """The guarantee of a run, composed over exactly the steps that its clients executed.
 
-    ``baselines`` are the events of other models that were trained on a client's records, by client.
+    ``baselines`` are the events of other models that were trained on a client's records, by client. ``noise`` is what
+    it was like as it was added, where this process has seen that.
     """
     clients = [_executed(plan, client, steps.get(client.client, 0)) for client in plan.clients]
     if not plan.private:
@@ -78,7 +90,7 @@ def privacy_result(
         epsilon_replace=spent.replaced(),
         epsilon_by_unit=spent.by_unit(),
         patient_images=most_images(plan),
-        warning=plan.warning,
+        warning=_warning(plan, noise),
         clients=clients,
         baselines=[
             _events(client, event, count, epsilon_spent([(event, count)], spent.delta).value)
@@ -86,7 +98,8 @@ def privacy_result(
             for event, count in others
         ],
         aggregation=aggregation,
-        statement=statement(plan, synthetic, aggregation=aggregation, spent=spent),
+        noise=noise,
+        statement=statement(plan, synthetic, aggregation=aggregation, spent=spent, noise=noise),
     )
 
 
@@ -108,7 +121,24 @@ def _events(client: ClientPlan, event: SampledGaussian | None, steps: int, epsil
     )
 
 
-def _guarantee(plan: PrivacyPlan, spent: Spending, sees: str) -> list[str]:
+def _warning(plan: PrivacyPlan, noise: NoiseMeasured | None) -> str | None:
+    """What a reader must know; noise that is not what it should be comes first."""
+    doubts = [f"the noise is not as planned ({'; '.join(noise.doubts)})"] if noise and noise.doubts else []
+    return "; ".join([*doubts, *([plan.warning] if plan.warning else [])]) or None
+
+
+def _added(noise: NoiseMeasured | None, executed: bool) -> list[str]:
+    """Whether the noise was as planned. Without figures: who knows the noise takes it off, and this is released."""
+    if not executed:
+        return []
+    if noise is None:
+        return ["The noise as it was added was not looked at: the hospitals were processes of their own."]
+    if noise.doubts:
+        return [f"THE NOISE AS IT WAS ADDED IS NOT AS PLANNED: {'; '.join(noise.doubts)}."]
+    return ["As it was added, its size and tail, and what coordinates, rounds and hospitals share, are as planned."]
+
+
+def _guarantee(plan: PrivacyPlan, spent: Spending, sees: str, noise: NoiseMeasured | None) -> list[str]:
     assert plan.unit is not None
     return [
         f"Unit: {plan.unit.what}; neighbouring data sets {plan.unit.adjacency}. How many records a hospital has is "
@@ -123,7 +153,7 @@ def _guarantee(plan: PrivacyPlan, spent: Spending, sees: str) -> list[str]:
         *_several(plan.unit.several, spent),
         *_by_unit(plan, spent),
         *(f"Towards {who}: epsilon {value:.3f}." for who, value in spent.by_observer().items()),
-        f"Noise: {NOISE[plan.noise_source]}.",
+        " ".join([f"Noise: {NOISE[plan.noise_source]}.", *_added(noise, spent.executed)]),
         sees,
         f"Steps: {_steps(plan, spent)}.",
         f"Public: hospitals' record counts{_counted(plan)}, the partition, this configuration, and {_who(plan)}"

@@ -108,7 +108,10 @@ class GaussianRelease(DPOptimizer):
         for start in range(0, total.size, PIECE):
             piece = np.multiply(total[start : start + PIECE], self.grid.scale, dtype=np.float64)
             np.rint(piece, out=piece)
-            piece += self._draw(piece.size)
+            noise = self._draw(piece.size)
+            piece += noise
+            if start == 0:
+                self._stream.tell(noise, self.grid.stddev)
             np.multiply(piece, unit, out=noised[start : start + PIECE], casting="same_kind")
         return noised
 

@@ -8,7 +8,7 @@ from dp_accounting import dp_event
 from dp_accounting.pld import pld_privacy_accountant
 
 from medx.attacks.evidence import Evidence, Knowledge, gaussian_epsilon, one_run_epsilon, together, weigh
-from medx.attacks.residuals import Residuals
+from medx.privacy.residuals import Residuals
 
 DIMENSION = 600
 

@@ -15,13 +15,14 @@ from medx.federation.hospital import generators
 from medx.federation.prepared import prepare
 from medx.federation.setup import Job, secret_key
 from medx.federation.sums import noise_stream
+from medx.privacy.noise_health import NoiseHealth
 from medx.trainer.state import ModelState
 from tests.federation.sum_examples import Pixels, Position, make, model_of, prepared_of, words
 
 
 def drawn(job: Job, model: bytes = b"model") -> np.ndarray:
     """The first words of a client's noise in round 1."""
-    return generators(job, 0, 1, model)[1].words(8, "<u8")
+    return generators(job, 0, 1, model, NoiseHealth())[1].words(8, "<u8")
 
 
 def test_every_draw_of_a_round_repeats_and_shares_nothing(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_every_draw_of_a_round_repeats_and_shares_nothing(tmp_path: Path) -> Non
     assert len(seen) == 12
     system = replace(job, plan=replace(job.plan, noise_source="system"))
     assert not np.any(drawn(system) == drawn(system))
-    first, second = (torch.rand(50, generator=generators(system, 0, 1, b"model")[0]) for _ in range(2))
+    first, second = (torch.rand(50, generator=generators(system, 0, 1, b"model", NoiseHealth())[0]) for _ in range(2))
     assert not torch.equal(first, second)  # who knows the sampling loses what it amplifies
 
 
