@@ -109,7 +109,7 @@ def test_secure_updates_follow_the_strategy(tmp_path, federation):
 
 
 def test_a_noised_step_goes_through_the_strategy(tmp_path, monkeypatch):
-    def noise(job, who, position, *added_to):
+    def noise(job, who, position, *added_to, heard=None):
         return NoiseStream(derive_key(0, who, *position))  # whatever the model, whose last bits differ here
 
     monkeypatch.setattr(hospital_sums, "noise_stream", noise)
