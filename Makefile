@@ -9,7 +9,7 @@ SEEDS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check ui golden bench soak report docs lock clean
+.PHONY: help setup demo run test check ui golden audit bench soak report docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ golden: $(READY) ## prove that this tree gives the bits of another revision (BAS
 
 soak: $(READY) ## a study on real nodes through random faults, and whether anything was lost
 	$(BIN)/python -m tests.site.soak $(ARGS)
+
+audit: $(READY) ## canaries against every mechanism: what can be proved beside what is claimed, half an hour
+	$(BIN)/python -m medx.attacks.auditing --reference $(ARGS)
 
 bench: $(READY) ## the speed ratios behind docs/benchmarks.md (DEVICE=cuda on a GPU)
 	$(BIN)/python -m benchmarks $(if $(DEVICE),--device $(DEVICE)) $(ARGS)

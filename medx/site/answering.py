@@ -163,7 +163,8 @@ class Answers:
         epsilon = client_epsilon(job.plan, job.plan.clients[client], steps) if known else None
         receipt = {"study": admitted.study.digest, "hospital": site.config.name, "steps": steps, "epsilon": epsilon}
         signature = site.identity.sign(canonical("receipt", receipt)).hex()
-        site.audit.write("receipt", **receipt)
+        noise = admitted.hospitals.noise.found()  # for the hospital alone: who knows the noise takes it off
+        site.audit.write("receipt", **receipt, noise=noise and (noise.doubts or "as planned"))
         if site.marker(admitted.study).exists():
             site.mark(admitted.study, "receipt")
         text = json.dumps(receipt, sort_keys=True)
