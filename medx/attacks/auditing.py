@@ -14,7 +14,7 @@ from shutil import get_terminal_size
 from typing import Any
 
 from medx import output
-from medx.attacks.audit import Finding, audit, settings_for
+from medx.attacks.audit import Finding, audit, lines, settings_for
 from medx.configuration import typed
 from medx.files import write_text
 from medx.job import cache_at
@@ -36,8 +36,8 @@ exit code: 0 where nothing speaks against a claim, 1 where something does, 2
 where this command line is wrong.
 """
 HOSPITALS = 40  # canaries where the unit is a hospital
-ROUNDS = ("federation.num_clients=3", "federation.num_rounds=20")
-CNN = ("model=cnn", "model.widths=[8,16,16,16]", "trainer.expected_batch_size=null")
+ROUNDS = ("federation.num_clients=3", "federation.num_rounds=12")
+CNN = ("model=cnn", "model.widths=[8,16,16,16]", "dataset.num_train=900", "trainer.expected_batch_size=null")
 # Audited by `make audit`: (name, overrides, canaries or None for the default, runs).
 REFERENCE: tuple[tuple[str, tuple[str, ...], int | None, int], ...] = (
     ("scatternet, none", ("privacy=none", *ROUNDS), None, 1),
@@ -45,14 +45,14 @@ REFERENCE: tuple[tuple[str, tuple[str, ...], int | None, int], ...] = (
     ("scatternet, local 10", ("privacy=local_dp", *ROUNDS), None, 10),
     ("scatternet, distributed 1", ("privacy=distributed_dp", "privacy.epsilon=1", *ROUNDS), None, 10),
     ("scatternet, distributed 10", ("privacy=distributed_dp", *ROUNDS), None, 10),
-    ("scatternet, central 10", ("privacy=central_dp", "federation.num_rounds=20"), None, 10),
+    ("scatternet, central 10", ("privacy=central_dp", "federation.num_rounds=12"), None, 10),
     ("cnn, none", ("privacy=none", *CNN, *ROUNDS), None, 1),
     ("cnn, local 1", ("privacy=local_dp", "privacy.epsilon=1", *CNN, *ROUNDS), None, 10),
     ("cnn, local 10", ("privacy=local_dp", *CNN, *ROUNDS), None, 10),
-    ("cnn, local 10, batches", ("privacy=local_dp", *CNN[:2], "trainer.expected_batch_size=64", *ROUNDS), None, 10),
+    ("cnn, local 10, batches", ("privacy=local_dp", *CNN[:3], "trainer.expected_batch_size=64", *ROUNDS), None, 10),
     ("cnn, distributed 1", ("privacy=distributed_dp", "privacy.epsilon=1", *CNN, *ROUNDS), None, 10),
     ("cnn, distributed 10", ("privacy=distributed_dp", *CNN, *ROUNDS), None, 10),
-    ("cnn, central 10", ("privacy=central_dp", *CNN, "federation.num_rounds=20"), None, 10),
+    ("cnn, central 10", ("privacy=central_dp", *CNN, "federation.num_rounds=12"), None, 10),
 )
 
 Compose = Callable[[Sequence[str]], dict[str, Any]]
@@ -100,7 +100,12 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     output.shown_by(output.Line())
     try:
-        audits = list(audits_of(options))
+        audits = []
+        for each in audits_of(options):
+            audits.append(each)
+            if options.reference:  # it takes long, so each is told when it ends
+                say("")
+                print("\n".join(f"{each.name}: {line}" for line in lines(each.findings)), flush=True)
         if options.json is not None:
             write_text(options.json, json.dumps([row for each in audits for row in each.rows()], indent=1))
     except (MedxError, OSError) as error:
