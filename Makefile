@@ -48,7 +48,7 @@ soak: $(READY) ## a study on real nodes through random faults, and whether anyth
 	$(BIN)/python -m tests.site.soak $(ARGS)
 
 audit: $(READY) ## canaries against every mechanism: what can be proved beside what is claimed, half an hour
-	$(BIN)/python -m medx.attacks.auditing --reference $(ARGS)
+	$(BIN)/python -m medx.audit --reference $(ARGS)
 
 bench: $(READY) ## the speed ratios behind docs/benchmarks.md (DEVICE=cuda on a GPU)
 	$(BIN)/python -m benchmarks $(if $(DEVICE),--device $(DEVICE)) $(ARGS)

@@ -24,7 +24,7 @@ VERBS: dict[str, tuple[str, list[str], str]] = {
     "status": ("medx.site", ["status"], "runs of a coordinator"),
     "logs": ("medx.site", ["logs"], "what a coordinator's run says"),
     "stop": ("medx.site", ["stop"], "end a coordinator's run"),
-    "audit": ("medx.attacks.auditing", [], "what canaries prove against a configuration's claim"),
+    "audit": ("medx.audit", [], "what canaries prove against a configuration's claim"),
     "identity": ("medx.aggregation", ["identity"], "make a hospital's identity for secure sums"),
     "roster": ("medx.aggregation", ["roster"], "pin who takes part in secure sums, and how"),
     "show": ("medx.aggregation", ["show"], "check a roster and print its hash"),

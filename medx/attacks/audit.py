@@ -35,28 +35,33 @@ from medx.federation.setup import Job, draw_key, make_job
 from medx.federation.sums import with_sums
 from medx.privacy.residuals import DOUBTFUL, NoiseFound, Residuals
 from medx.privacy.statement import privacy_result
-from medx.privacy.units import CLIENT
+from medx.privacy.units import CLIENT, PATIENT
+from medx.schema import ConfigError
 from medx.trainer.state import ModelState
 
 CLIP = 1e-3  # so small that every record's gradient is cut to it
 PLAIN = 100.0  # a shift beyond which noise hides nothing
 STEP = 3e-6  # noise on every weight by a step: above float32's rounding, far below the weights
-QUIET = (
-    "tracking=none", "trainer.momentum=0", "trainer.share_momentum=false", "trainer.schedule=constant",
-    "trainer.augmentation=none", "trainer.augmentation_multiplicity=1",
-)  # fmt: skip
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "record": (
-        *QUIET,
-        f"privacy.clip_norm={CLIP}",
-        "trainer.learning_rate=null",
-        f"trainer.learning_rate_noise={STEP / CLIP}",
-        "trainer.max_learning_rate=1e6",
-    ),
-    "client": (*QUIET, "privacy.clip_norm=1e-4", "privacy.target_quantile=null", "trainer.learning_rate=0.01",
-               "trainer.learning_rate_noise=null", "partition=site"),
-    "none": (*QUIET, "trainer.learning_rate=1e-5", "trainer.learning_rate_noise=null"),
+Settings = Mapping[str, Mapping[str, Any]]  # by group
+STILL: dict[str, Any] = {
+    "momentum": 0.0, "share_momentum": False, "weight_decay": 0.0, "optimizer": "sgd",
+    "schedule": "constant", "warmup_steps": 0, "augmentation": "none", "augmentation_multiplicity": 1,
+    "learning_rate_noise": None,
 }  # fmt: skip
+# What makes a run one that is audited, where a canary is a record, a client, or nothing is protected.
+SETTINGS: dict[str, Settings] = {
+    "record": {
+        "privacy": {"clip_norm": CLIP},
+        "trainer": STILL | {"learning_rate": None, "learning_rate_noise": STEP / CLIP, "max_learning_rate": 1e6},
+    },
+    "client": {
+        "privacy": {"clip_norm": 1e-4, "target_quantile": None},
+        "trainer": STILL | {"learning_rate": 0.01},
+        "partition": {"_target_": "medx.partition.Site", "shared_patients": "refuse"},
+    },
+    "none": {"trainer": STILL | {"learning_rate": 1e-5}},
+}
+NO_CHANGES: Settings = {}
 SERVER, MODEL, MOMENTUM = "server", "whoever gets the model", "server, momentum"
 
 
@@ -116,21 +121,46 @@ class Finding:
         return self.refutes or bool(self.doubts)
 
 
-def settings_for(unit: str) -> tuple[str, ...]:
-    """Overrides that make a run one that is audited: of a record, a client, or where nothing is claimed ``none``."""
-    return SETTINGS[unit]
+def unit_of(config: Mapping[str, Any]) -> str:
+    """What a canary is, a key of ``SETTINGS``; raises ConfigError where canaries cannot be that."""
+    experiment = typed({"resume": None} | dict(config)).experiment
+    protected = experiment.privacy.protected
+    if protected is PATIENT:
+        raise ConfigError("privacy.unit=patient: canaries are images; accepted: record")
+    return "none" if protected is None else "client" if protected is CLIENT else "record"
+
+
+def settled(config: Mapping[str, Any], canaries: int, changes: Settings) -> dict[str, Any]:
+    """The configuration as it is audited, on ledgers of its own; ``changes`` are to what ``SETTINGS`` says."""
+    unit = unit_of(config)
+    whole = dict(config) | {"resume": None, "baseline": [], "select": None}
+    more: Settings = {"federation": {"num_clients": canaries}} if unit == "client" else {}
+    own: Settings = {} if unit == "none" else {"privacy": {"ledger": None, "budget": None, "num_runs": 1}}
+    for settings in (SETTINGS[unit], more, own, changes):
+        for group, values in settings.items():
+            replaced = "_target_" in values
+            whole[group] = dict(values) if replaced else whole[group] | dict(values)
+    return whole
 
 
 def audit(
-    config: Mapping[str, Any], folder: Path, *, canaries: int, seeds: Sequence[int], delta: float = 1e-5
+    config: Mapping[str, Any],
+    folder: Path,
+    *,
+    canaries: int,
+    seeds: Sequence[int],
+    delta: float = 1e-5,
+    changes: Settings = NO_CHANGES,
 ) -> list[Finding]:
     """Run the composed ``config`` once for each seed, with so many canaries, and weigh what every observer has.
 
-    ``delta`` is for the bounds where the run has none of its own.
+    Where the unit is a client there are as many clients as canaries. ``delta`` is for the bounds where the run has none
+    of its own; ``changes`` go over the settings of an audit.
     """
     found: dict[str, list[Seen]] = defaultdict(list)
+    whole = settled(config, canaries, changes)
     for seed in seeds:
-        for each in audited(dict(config), folder / f"seed_{seed}", canaries, seed=seed, delta=delta):
+        for each in audited(whole | {"seed": seed}, folder / f"seed_{seed}", canaries, delta=delta):
             found[each.observer].append(each)
     return [
         Finding(
@@ -159,10 +189,10 @@ class Seen:
     seconds: float
 
 
-def audited(config: dict[str, Any], folder: Path, canaries: int, *, seed: int, delta: float) -> Iterator[Seen]:
+def audited(config: dict[str, Any], folder: Path, canaries: int, *, delta: float) -> Iterator[Seen]:
     """One run, and what each observer has of it."""
     began = time.perf_counter()
-    experiment, named = with_canaries(config, canaries, seed)
+    experiment, named = with_canaries(config, canaries)
     job, prepared = planned(experiment, named, folder)
     directions = Directions.of(job, prepared)
     ears = Ears(job, directions)
@@ -180,12 +210,11 @@ def audited(config: dict[str, Any], folder: Path, canaries: int, *, seed: int, d
         yield Seen(observer, claimed, job.plan.delta or delta, shift, evidence, noise, seconds)
 
 
-def with_canaries(config: dict[str, Any], canaries: int, seed: int) -> tuple[Experiment, dict[str, Any]]:
+def with_canaries(config: dict[str, Any], canaries: int) -> tuple[Experiment, dict[str, Any]]:
     """The experiment on its data set with canaries, and the configuration that names it."""
-    config = {"resume": None} | config | {"seed": seed}
     experiment = typed(config).experiment
     by_hospital = experiment.privacy.protected is CLIENT
-    data = CanaryData(experiment.dataset, canaries, seed, hospitals=by_hospital)
+    data = CanaryData(experiment.dataset, canaries, experiment.seed, hospitals=by_hospital)
     named = config | {"dataset": config["dataset"] | dict(data.described)}
     return replace(experiment, dataset=data), named
 

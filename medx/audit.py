@@ -1,4 +1,4 @@
-"""``python -m medx.attacks.auditing [key=value ...]``: audit a configuration by canaries, or the reference grid.
+"""``python -m medx.audit [key=value ...]``: audit a configuration by canaries, or the reference grid.
 
 The configuration runs on data with canaries in them; what each observer can prove stands beside what is claimed.
 """
@@ -7,27 +7,26 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
 
 from medx import output
-from medx.attacks.audit import Finding, audit, lines, settings_for
-from medx.configuration import typed
+from medx.api import composed
+from medx.attacks.audit import Finding, audit, lines, unit_of
 from medx.files import write_text
 from medx.job import cache_at
 from medx.output import Parser, as_called, say
-from medx.privacy.units import CLIENT, PATIENT
-from medx.schema import ConfigError, MedxError, one_line
+from medx.schema import MedxError, one_line
 from medx.tables import Table
 
 EPILOG = """\
 examples:
-  python -m medx.attacks.auditing privacy=distributed_dp privacy.epsilon=5
-  python -m medx.attacks.auditing model=cnn federation.num_rounds=20 --seeds 3
-  python -m medx.attacks.auditing --reference --json audit.json
+  python -m medx.audit privacy=distributed_dp privacy.epsilon=5
+  python -m medx.audit model=cnn federation.num_rounds=20 --seeds 3
+  python -m medx.audit --reference --json audit.json
 
 Without dataset=NAME images are drawn. A lower bound found by these attacks is
 no upper bound: others may find more.
@@ -35,7 +34,7 @@ no upper bound: others may find more.
 exit code: 0 where nothing speaks against a claim, 1 where something does, 2
 where this command line is wrong.
 """
-HOSPITALS = 40  # canaries where the unit is a hospital
+CANARIES, HOSPITALS = 400, 40  # where the unit is an image, and where it is a hospital
 ROUNDS = ("federation.num_clients=3", "federation.num_rounds=12")
 CNN = ("model=cnn", "model.widths=[8,16,16,16]", "dataset.num_train=900", "trainer.expected_batch_size=null")
 # Audited by `make audit`: (name, overrides, canaries or None for the default, runs).
@@ -54,8 +53,6 @@ REFERENCE: tuple[tuple[str, tuple[str, ...], int | None, int], ...] = (
     ("cnn, distributed 10", ("privacy=distributed_dp", *CNN, *ROUNDS), None, 10),
     ("cnn, central 10", ("privacy=central_dp", *CNN, "federation.num_rounds=12"), None, 10),
 )
-
-Compose = Callable[[Sequence[str]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def main() -> None:
     """Parse, audit, tell."""
     output.take_all()
     parser = Parser(
-        prog="python -m medx.attacks.auditing",
+        prog="python -m medx.audit",
         description=__doc__,
         epilog=as_called(EPILOG),
         formatter_class=argparse.RawTextHelpFormatter,
@@ -133,27 +130,13 @@ def audits_of(options: argparse.Namespace) -> Iterator[Audited]:
 
 def audited(name: str, overrides: Sequence[str], canaries: int | None, runs: int) -> Audited:
     """Audit one configuration; where it names no data set, images are drawn."""
-    from medx.api import composed  # Hydra, which takes a second
-
     drawn = [] if any(part.startswith("dataset=") for part in overrides) else ["dataset=phantom"]
     given = [*drawn, *overrides]
-    here = Path()
-    plain, _ = composed(given, None, here)
-    unit = unit_of(plain)
-    count = canaries or (HOSPITALS if unit == "client" else 400)
-    hospitals = [f"federation.num_clients={count}"] if unit == "client" else []
-    config, _ = composed([*settings_for(unit), *hospitals, *given], None, here)
+    plain, _ = composed(given, None, Path())
+    count = canaries or (HOSPITALS if unit_of(plain) == "client" else CANARIES)
     say(f"auditing: {name}")
-    with tempfile.TemporaryDirectory() as folder, cache_at(Path(config["cache"]).expanduser()):
-        return Audited(name, audit(config, Path(folder), canaries=count, seeds=range(runs)))
-
-
-def unit_of(config: Mapping[str, Any]) -> str:
-    """What a canary is: see ``settings_for``; raises ConfigError for a patient."""
-    protected = typed(dict(config)).experiment.privacy.protected
-    if protected is PATIENT:
-        raise ConfigError("privacy.unit=patient: canaries are images; accepted: record")
-    return "none" if protected is None else "client" if protected is CLIENT else "record"
+    with tempfile.TemporaryDirectory() as folder, cache_at(Path(plain["cache"]).expanduser()):
+        return Audited(name, audit(plain, Path(folder), canaries=count, seeds=range(runs)))
 
 
 if __name__ == "__main__":
