@@ -15,10 +15,10 @@ from typing import Any
 
 from medx import output
 from medx.api import composed
-from medx.attacks.audit import Finding, audit, lines, unit_of
+from medx.attacks.audit import Finding, audit, unit_of
 from medx.files import write_text
 from medx.job import cache_at
-from medx.output import Parser, as_called, say
+from medx.output import Parser, as_called, plain_text, say
 from medx.schema import MedxError, one_line
 from medx.tables import Table
 
@@ -64,19 +64,19 @@ class Audited:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One for each observer."""
-        for each in self.findings:
-            doubts = each.doubts + (["the bound is above the claim"] if each.refutes else [])
+        for each in (finding.result() for finding in self.findings):
+            bound = None if each.found is None else f"{each.found:.2f}"
             yield {
                 "audit": self.name,
                 "observer": each.observer,
                 "claimed ε": "none" if each.claimed is None else f"{each.claimed:.2f}",
-                "found ε": "any" if each.everything else f"{each.found:.2f}",
-                "shift": "no noise" if each.everything else f"{each.evidence.shift:.3f} ± {each.evidence.error:.3f}",
+                "found ε": bound or "any",
+                "shift": f"{each.shift:.3f} ± {each.error:.3f}" if bound else "no noise",
                 "planned": None if each.planned is None else f"{each.planned:.3f}",
                 "guesses": f"{each.one_run:.2f} of {each.ceiling:.2f}",
-                "canaries": str(each.evidence.canaries),
+                "canaries": str(each.trials),
                 "s": f"{each.seconds:.0f}",
-                "against the claim": "; ".join(doubts) or "nothing",
+                "against the claim": "; ".join(each.against) or "nothing",
             }
 
 
@@ -102,7 +102,8 @@ def main() -> None:
             audits.append(each)
             if options.reference:  # it takes long, so each is told when it ends
                 say("")
-                print("\n".join(f"{each.name}: {line}" for line in lines(each.findings)), flush=True)
+                for finding in each.findings:
+                    print(plain_text(f"{each.name}: {finding.result().line()}"), flush=True)
         if options.json is not None:
             write_text(options.json, json.dumps([row for each in audits for row in each.rows()], indent=1))
     except (MedxError, OSError) as error:

@@ -30,7 +30,7 @@ PLACES = (
     ("privacy", "ledger"),
     ("aggregation", "roster"),
 )
-NOT_HASHED = ("seed", "resume", "study", "select", "device", *WHERE)
+NOT_HASHED = ("seed", "resume", "study", "select", "attack", "device", *WHERE)
 # Nor how a step is computed, within rounding. (Secret draws do depend on it: see draw_key.)
 HOW = (("trainer", "gradient_mode"), ("trainer", "micro_batch_size"))
 

@@ -37,12 +37,22 @@ from medx.partition import Partition, partition_table
 from medx.privacy.base import PrivacyMechanism
 from medx.privacy.plan_table import summarise
 from medx.privacy.statement import privacy_result, statement
-from medx.results import ExperimentResult, NoiseMeasured, Observer, PrivacyResult, RoundRecord, RunContext, Status
+from medx.results import (
+    AttackResult,
+    ExperimentResult,
+    NoiseMeasured,
+    Observer,
+    PrivacyResult,
+    RoundRecord,
+    RunContext,
+    Status,
+)
 from medx.runtime import Runtime
 from medx.schema import CheckpointError, LedgerError, Place, component, option_of
 from medx.trainer.local_training import Trainer
 
 Baseline = Literal["local_only", "centralized"]
+Attacks = Callable[[dict[str, Any], Prepared, Path], list[AttackResult]]
 
 
 def _as_list(value: object) -> object:
@@ -61,6 +71,7 @@ class Experiment:
     device: str
     cache: Place
     select: str | None
+    attack: Literal["none", "standard"] = "none"  # of runs from before there were any
     baseline: Annotated[list[Baseline], BeforeValidator(_as_list)]
     dataset: SkipValidation[Dataset]
     partition: SkipValidation[Partition]
@@ -73,10 +84,17 @@ class Experiment:
 
 
 def run_experiment(
-    experiment: Experiment, config: dict[str, Any], setup: Setup, place: RunFolder, observers: Sequence[Observer]
+    experiment: Experiment,
+    config: dict[str, Any],
+    setup: Setup,
+    place: RunFolder,
+    observers: Sequence[Observer],
+    *,
+    attacks: Attacks | None = None,
 ) -> ExperimentResult:
     """Plan, train and measure one experiment; writes ``config.json`` and ``result.json`` in its folder.
 
+    ``attacks`` are what a finished run is followed by, on a copy of it.
     Raises a MedxError before anything is trained where the experiment cannot be run; a run that stops early
     (aborted, out of budget, killed) ends in a result with that status and the last round's model.
     """
@@ -106,6 +124,8 @@ def run_experiment(
         outcome = run_rounds(experiment, Hospitals(job, prepared), on_round, begin=reached)
         trained = time.perf_counter()
         result = finish(experiment, job, prepared, outcome, config, planned=baselines, config_hash=place.config_hash)
+        if attacks is not None and result.status == "finished":
+            result.attacks = attacks(config, prepared, place.path)
     except BaseException as error:
         for observer in observers:
             observer.on_error(error)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from medx.attacks.standard import attacked, refuse
 from medx.configuration import resumed_config, typed
 from medx.experiment import make_setup, run_experiment
 from medx.federation.setup import draw_key
@@ -25,13 +26,17 @@ def run_job(config: dict[str, Any], folder: Path, overrides: list[str], *, quiet
         folder = Path(resume).resolve()  # by whatever relative path or link: one folder, one record
         config = resumed_config(folder, config, overrides)
     composed = typed(config)
+    attacks = None
+    if composed.experiment.attack == "standard":
+        refuse(composed.config)
+        attacks = attacked
     place = RunFolder.new(folder, composed.hash) if resume is None else RunFolder.of(folder, composed.hash)
     observers: list[Observer] = [] if quiet else [Screen()]
     observers += composed.tracking.observers(sweep_of(folder))
     setup = make_setup(composed.experiment, composed.config, draw_key(composed.what))
     try:
         with cache_at(composed.experiment.cache):
-            return run_experiment(composed.experiment, composed.config, setup, place, observers)
+            return run_experiment(composed.experiment, composed.config, setup, place, observers, attacks=attacks)
     finally:
         place.release()
 

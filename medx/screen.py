@@ -148,11 +148,13 @@ def sweep_table(
     shouts = [f"{_label(job)}{DEGENERATE}" for job, result in finished if result.degenerate]
     shouts += [SYNTHETIC] if any(result.dataset.synthetic for _, result in finished) else []
     shouts += list(dict.fromkeys(text for _, result in finished for text in _of_noise(result.privacy.warning)))
+    shouts += [f"{_label(job)}{text}" for job, result in finished for text in _of_attacks(result)]
     shouts += [OWNER] if any(not result.dataset.public for _, result in finished) else []
     shouts += [f"{_label(job)}{result.status}: {result.error}" for job, result in finished if result.error]
     shouts += [f"{_label(job)}FAILED: {result}" for job, result in results if isinstance(result, str)]
     named = dict.fromkeys(name for _, result in finished for name in result.baselines)
-    closing = [*(BASELINES[name] for name in named), *_of_patients(finished), *notes, *_open_ui(finished)]
+    attacks = [f"{_label(job)}{each.line()}" for job, result in finished for each in result.attacks]
+    closing = [*(BASELINES[name] for name in named), *_of_patients(finished), *attacks, *notes, *_open_ui(finished)]
     table = Table(HEADERS, rows, (*NEED, *([] if any(row[0] for row in rows) else ["job"])))
     if not file.isatty():
         lines = table.plain(width or get_terminal_size().columns) if rows else []
@@ -266,6 +268,14 @@ def _of_patients(finished: Sequence[tuple[str, ExperimentResult]]) -> list[str]:
 
 def _of_noise(warning: str | None) -> list[str]:
     return [] if warning is None else [f"NOISE FROM THE SEED: {warning}"]
+
+
+def _of_attacks(result: ExperimentResult) -> list[str]:
+    """What speaks against a run's claim."""
+    doubts = result.privacy.noise.doubts if result.privacy.noise else []
+    noise = [f"NOISE NOT AS PLANNED: {'; '.join(doubts)}"] if doubts else []
+    found = [each for each in result.attacks if each.against]
+    return noise + [f"AGAINST THE CLAIM: {each.observer}: {'; '.join(each.against)}" for each in found]
 
 
 def _shout(text: str) -> Text:

@@ -36,6 +36,7 @@ from medx.federation.sums import with_sums
 from medx.privacy.residuals import DOUBTFUL, NoiseFound, Residuals
 from medx.privacy.statement import privacy_result
 from medx.privacy.units import CLIENT, PATIENT
+from medx.results import AttackResult
 from medx.schema import ConfigError
 from medx.trainer.state import ModelState
 
@@ -114,6 +115,25 @@ class Finding:
         if self.planned is not None and self.evidence.shift > self.planned + DOUBTFUL * self.evidence.error:
             found.append(f"a record shows {self.evidence.shift / self.planned:.2f} times as strongly as planned")
         return found
+
+    def result(self) -> AttackResult:
+        """As a record."""
+        evidence = self.evidence
+        return AttackResult(
+            attack="canaries",
+            observer=self.observer,
+            claimed=self.claimed,
+            delta=self.delta,
+            found=None if self.everything else self.found,
+            shift=evidence.shift,
+            error=evidence.error,
+            planned=self.planned,
+            one_run=self.one_run,
+            ceiling=self.ceiling,
+            trials=evidence.canaries,
+            seconds=self.seconds,
+            against=self.doubts + (["the lower bound found is above the claim"] if self.refutes else []),
+        )
 
     @property
     def raised(self) -> bool:
@@ -336,15 +356,3 @@ def planned_size(job: Job) -> float | None:
     batch = plan.expected_batch_size if job.sums is None else plan.federation_batch_size
     steps = plan.steps_per_round**0.5
     return trainer.learning_rate_for(plan) * plan.step.noise_stddev * more * steps / batch
-
-
-def lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """A line for each observer."""
-    for each in findings:
-        claimed = "nothing" if each.claimed is None else f"epsilon {each.claimed:.2f}"
-        shift = "" if each.planned is None else f", planned {each.planned:.3f}"
-        yield (
-            f"{each.observer}: claimed {claimed}, lower bound found {each.found:.2f} (shift {each.evidence.shift:.3f} "
-            f"+- {each.evidence.error:.3f}{shift}); by guesses alone {each.one_run:.2f} of at most {each.ceiling:.2f}; "
-            f"{each.evidence.canaries} canaries, {each.seconds:.0f} s{''.join('; ' + doubt for doubt in each.doubts)}"
-        )

@@ -90,7 +90,7 @@ def privacy_result(
         epsilon_replace=spent.replaced(),
         epsilon_by_unit=spent.by_unit(),
         patient_images=most_images(plan),
-        warning=_warning(plan, noise),
+        warning=plan.warning,
         clients=clients,
         baselines=[
             _events(client, event, count, epsilon_spent([(event, count)], spent.delta).value)
@@ -119,12 +119,6 @@ def _events(client: ClientPlan, event: SampledGaussian | None, steps: int, epsil
         steps=steps,
         epsilon=epsilon,
     )
-
-
-def _warning(plan: PrivacyPlan, noise: NoiseMeasured | None) -> str | None:
-    """What a reader must know; noise that is not what it should be comes first."""
-    doubts = [f"the noise is not as planned ({'; '.join(noise.doubts)})"] if noise and noise.doubts else []
-    return "; ".join([*doubts, *([plan.warning] if plan.warning else [])]) or None
 
 
 def _added(noise: NoiseMeasured | None, executed: bool) -> list[str]:
