@@ -1,0 +1,1 @@
+"""What an adversary really gets: what a bound means, and attacks on what each observer has."""

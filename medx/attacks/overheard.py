@@ -1,0 +1,57 @@
+"""What the server of a run receives, heard at the grid: the messages themselves, whatever the runtime."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+Hears = Callable[[Message, Message], None]  # a message and its answer
+
+
+class Overheard(Grid):
+    """A grid that tells ``hears`` of each message with its answer, and changes neither."""
+
+    def __init__(self, grid: Grid, hears: Hears) -> None:
+        self._grid = grid
+        self._hears = hears
+
+    def set_run(self, run: Any) -> None:
+        """Hand it on."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """The run."""
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Hand it on."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Hand it on."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand it on."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hand it on."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Hand it on, and tell of each answer."""
+        asked = list(messages)
+        of_node = {message.metadata.dst_node_id: message for message in asked}
+        for answer in self._grid.send_and_receive(asked, timeout=timeout):
+            question = of_node.get(answer.metadata.src_node_id)
+            if question is not None and answer.has_content():
+                self._hears(question, answer)
+            yield answer
+
+
+def contents(message: Message) -> RecordDict:
+    """A message's content, empty where it has none."""
+    return message.content if message.has_content() else RecordDict()
