@@ -76,12 +76,11 @@ class CanaryData:
         rows, columns = (np.arange(size) * BLOCKS // size for size in (height, width))
         return (blocks[:, rows][:, :, columns] * np.iinfo(like.dtype).max).astype(like.dtype)
 
-    def everything(self, splits: DataSplits) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For an observer, who knows all but the coins: all mosaics, the blank image, and the canaries' labels."""
+    def images(self, splits: DataSplits) -> tuple[np.ndarray, np.ndarray]:
+        """All mosaics, whether they are in or not, and the blank image ``[1, ...]``."""
         generator = numpy_generator(derive_seed(self.seed, "canaries", "images"))
-        shape = (self.count, *splits.train.images.shape[1:])
-        like = np.zeros(shape, splits.train.images.dtype)
-        return self.mosaics(generator, like), like[:1], np.arange(self.count) % len(splits.class_names)
+        like = np.zeros((self.count, *splits.train.images.shape[1:]), splits.train.images.dtype)
+        return self.mosaics(generator, like), like[:1]
 
     @property
     def described(self) -> Mapping[str, object]:

@@ -61,7 +61,7 @@ def weigh(release: np.ndarray, coins: np.ndarray, known: Knowledge, expected: fl
     the single guesses, which must not know the coins.
     """
     known_sum = known.others.sum(0, keepdims=True)
-    aside = _basis(np.concatenate([known_sum, known.blanks, known.canaries.mean(0, keepdims=True)]))
+    aside = basis(np.concatenate([known_sum, known.blanks, known.canaries.mean(0, keepdims=True)]))
     rest, canaries = _without(aside, release[None])[0], _without(aside, known.canaries)
     pattern = (coins - 0.5) @ canaries
     power = float(pattern @ pattern)
@@ -99,7 +99,7 @@ def _guesses(rest: np.ndarray, canaries: np.ndarray, coins: np.ndarray, expected
     return int(((scores[clearest] > 0) == coins[clearest]).sum()), len(clearest)
 
 
-def _basis(rows: np.ndarray) -> np.ndarray:
+def basis(rows: np.ndarray) -> np.ndarray:
     """Orthonormal rows that span these."""
     _, sizes, right = np.linalg.svd(rows, full_matrices=False)
     return right[sizes > RANK * max(sizes.max(initial=0.0), np.finfo(np.float64).tiny)]
@@ -130,6 +130,7 @@ def one_run_epsilon(right: int, guessed: int, canaries: int, delta: float, confi
 
     It assumes nothing of the noise; even with all guesses right it has a ceiling.
     """
+
     def refuted(epsilon: float) -> float:
         return 1 - confidence - _chance(right, guessed, canaries, epsilon=epsilon, delta=delta)
 

@@ -1,0 +1,165 @@
+"""The test of the tests of the privacy path: faults that such code has had, each planted into it, and an audit of it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from medx.api import composed
+from medx.attacks.audit import Finding, audit, settings_for
+from medx.federation.plain_rounds import RoundAborted
+from medx.federation import hospital, setup, sums
+from medx.privacy import gaussian, spending
+from medx.trainer import batches, local_training, release
+
+CANARIES = 400
+SMALL = (
+    "dataset=phantom", "dataset.size=16", "dataset.num_train=600", "model=scatternet", "model.basis=none",
+    "federation.num_clients=3", "federation.num_rounds=6", "noise=seed", "privacy.spare_rounds=0",
+)  # fmt: skip
+SAMPLED = "trainer.expected_batch_size=32"
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def run_audit(folder, *overrides: str, unit: str = "record", canaries: int = CANARIES, seeds=(0,)) -> list[Finding]:
+    config, _ = composed([*SMALL, *settings_for(unit), *overrides], None, folder)
+    return audit(config, folder, canaries=canaries, seeds=seeds)
+
+
+def of(findings: list[Finding], observer: str) -> Finding:
+    (found,) = [each for each in findings if each.observer == observer]
+    return found
+
+
+def clipped_at(factor: float) -> Plant:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        right = batches.MicroBatches.clipped_sum
+        patch.setattr(
+            batches.MicroBatches,
+            "clipped_sum",
+            lambda self, inputs, labels, clip_norm: right(self, inputs, labels, clip_norm * factor),
+        )
+
+    return plant
+
+
+def half_noise(patch: pytest.MonkeyPatch) -> None:
+    right = release.release_grid
+    patch.setattr(release, "release_grid", lambda *a: replace(grid := right(*a), stddev=grid.stddev // 2))
+
+
+def half_shares(patch: pytest.MonkeyPatch) -> None:
+    right = sums.client_noise_stddev
+    patch.setattr(sums, "client_noise_stddev", lambda *a: right(*a) // 2)
+
+
+def shares_too_small(patch: pytest.MonkeyPatch) -> None:
+    """A share of 1 / n of the noise, which takes 1 / sqrt(n)."""
+    right = sums.client_noise_stddev
+    patch.setattr(sums, "client_noise_stddev", lambda z, s, scale, d, h: right(z, s, scale, d, h * h))
+
+
+def epsilon_per_round(patch: pytest.MonkeyPatch) -> None:
+    """Noise and epsilon of one round, spent anew in each of six."""
+    calibrate, spent = gaussian.calibrate_noise_multiplier, spending.epsilon_spent
+    patch.setattr(
+        gaussian, "calibrate_noise_multiplier", lambda epsilon, delta, q, steps: calibrate(epsilon, delta, q, steps // 6)
+    )
+    for module in (gaussian, spending):
+        patch.setattr(module, "epsilon_spent", lambda events, delta: spent([(e, n // 6) for e, n in events], delta))
+
+
+def sampled_twice_as_often(patch: pytest.MonkeyPatch) -> None:
+    right = batches.poisson_batches
+    patch.setattr(batches, "poisson_batches", lambda n, q, steps, generator: right(n, 2 * q, steps, generator))
+
+
+def padded_with_records(patch: pytest.MonkeyPatch) -> None:
+    """Batches of one size, filled up with rows that are in them already."""
+    right = batches._select
+
+    def padded(inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor):
+        more = rows[: len(rows) // 2]
+        images, marked = right(inputs, labels, rows)
+        return torch.cat([images, inputs[more]]), torch.cat([marked, labels[more]])
+
+    patch.setattr(batches, "_select", padded)
+
+
+def one_stream(kept: slice) -> Plant:
+    """Noise whose key has only some of hospital, round and model."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        right = setup.secret_key
+
+        def key(job, purpose, *keys):
+            return right(job, purpose, *(keys[kept] if purpose == "noise" else keys))
+
+        for module in (hospital, sums):
+            patch.setattr(module, "secret_key", key)
+
+    return plant
+
+
+def unnoised_momentum(patch: pytest.MonkeyPatch) -> None:
+    """Weights move by the noised gradient, and the momentum that is sent has the sum without noise."""
+    right, clean = release.GaussianRelease.release, {}
+
+    def remember(self, sums_):
+        clean[id(self.original_optimizer)] = [total / self.expected_batch_size for total in sums_]
+        right(self, sums_)
+
+    state = local_training.Trainer._state
+
+    def leaking(self, module, optimizer, start):
+        buffers = clean[id(getattr(optimizer, "original_optimizer", optimizer))]
+        for (_, parameter), total in zip(local_training.trained_parameters(module), buffers, strict=True):
+            optimizer.state[parameter]["momentum_buffer"] = total
+        return state(self, module, optimizer, start)
+
+    patch.setattr(release.GaussianRelease, "release", remember)
+    patch.setattr(local_training.Trainer, "_state", leaking)
+
+
+LOCAL, SUMMED = "privacy=local_dp", "privacy=distributed_dp"
+FAULTS: dict[str, tuple[Plant, tuple[str, ...]]] = {
+    "no clip": (clipped_at(math.inf), (LOCAL,)),
+    "clip at twice": (clipped_at(2), (LOCAL,)),
+    "clip at twice, summed": (clipped_at(2), (SUMMED,)),
+    "half noise": (half_noise, (LOCAL,)),
+    "half noise, summed": (half_shares, (SUMMED,)),
+    "shares too small": (shares_too_small, (SUMMED,)),
+    "epsilon per round": (epsilon_per_round, (LOCAL,)),
+    "sampled twice as often": (sampled_twice_as_often, (LOCAL, SAMPLED)),
+    "padding rows": (padded_with_records, (LOCAL, SAMPLED)),
+    "one stream for all hospitals": (one_stream(slice(1, None)), (LOCAL,)),
+    "one stream for all rounds": (one_stream(slice(0, 1)), (LOCAL,)),
+    "one stream for all hospitals, summed": (one_stream(slice(1, None)), (SUMMED,)),
+    "one stream for all rounds, summed": (one_stream(slice(0, 1)), (SUMMED,)),
+    "unnoised momentum": (unnoised_momentum, (LOCAL, "trainer.momentum=0.9", "trainer.share_momentum=true")),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault: str, tmp_path, monkeypatch) -> None:
+    plant, overrides = FAULTS[fault]
+    plant(monkeypatch)
+    findings = run_audit(tmp_path, *overrides)
+    print(*[(f.observer, f.claimed, f.found, f.evidence.shift, f.planned, f.doubts) for f in findings], sep="\n")
+    assert any(found.raised for found in findings)
+
+
+def test_a_sum_without_clipping_does_not_come_to_an_end(tmp_path, monkeypatch) -> None:
+    clipped_at(math.inf)(monkeypatch)
+    with pytest.raises(RoundAborted, match="not finite or beyond the grid"):
+        run_audit(tmp_path, SUMMED)
+
+
+@pytest.mark.parametrize("overrides", [(LOCAL,), (LOCAL, SAMPLED), (SUMMED,), (LOCAL, *FAULTS["unnoised momentum"][1][1:])])
+def test_nothing_is_raised_where_all_is_right(overrides: tuple[str, ...], tmp_path) -> None:
+    findings = run_audit(tmp_path, *overrides)
+    print(*[(f.observer, f.claimed, f.found, f.evidence.shift, f.planned, f.doubts) for f in findings], sep="\n")
+    assert not any(found.raised for found in findings)
