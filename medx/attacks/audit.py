@@ -60,9 +60,9 @@ SERVER, MODEL, MOMENTUM = "server", "whoever gets the model", "server, momentum"
 class Finding:
     """What one observer of audited runs can prove, beside what was claimed.
 
-    ``claimed`` is None where nothing is. ``planned`` is the shift that the plan's noise gives. ``found`` is a lower bound
-    for epsilon at ``delta`` by the shift, ``one_run`` one that assumes nothing of the noise, and ``ceiling`` the most that
-    could have come out of that. ``noise`` is what was left of the releases, where they were looked at one by one.
+    ``claimed`` is None where nothing is. ``planned`` is the shift that the plan's noise gives. ``found`` is a lower
+    bound for epsilon at ``delta`` by the shift, ``one_run`` one that assumes nothing of the noise, and ``ceiling`` the
+    most that could have come out of that. ``noise`` is what was left of the releases, where they were seen one by one.
     """
 
     observer: str

@@ -55,10 +55,10 @@ class Evidence:
 def weigh(release: np.ndarray, coins: np.ndarray, known: Knowledge, expected: float) -> Evidence:
     """The evidence of one sum of releases ``[dimension]``, in any unit, for these coins ``[m]``.
 
-    Directions that everybody knows to be there are taken out: the others' sum, the blanks', the canaries' mean. The rest
-    is compared with ``sum (coin - 1/2) gradient``, which no other choice of coins resembles (the fairness of the coins
-    makes all else uncorrelated with it). ``expected`` is the shift that is claimed: what weighs noise against shift in
-    the single guesses, which must not know the coins.
+    Directions that everybody knows to be there are taken out: the others' sum, the blanks', the canaries' mean. The
+    rest is compared with ``sum (coin - 1/2) gradient``, which no other choice of coins resembles (the fairness of the
+    coins makes all else uncorrelated with it). ``expected`` is the shift that is claimed: what weighs noise against
+    shift in the single guesses, which must not know the coins.
     """
     known_sum = known.others.sum(0, keepdims=True)
     aside = basis(np.concatenate([known_sum, known.blanks, known.canaries.mean(0, keepdims=True)]))

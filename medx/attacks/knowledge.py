@@ -72,7 +72,7 @@ class Directions:
 
 
 class Gradients:
-    """Clipped per-record gradients in clip norms, one backward pass each; of a client they are its update's direction."""
+    """Clipped per-record gradients in clip norms, a backward pass each; of a client they are its update's direction."""
 
     def __init__(self, job: Job, prepared: Prepared) -> None:
         self._objective = prepared.objective
