@@ -5,7 +5,7 @@ worse; each step on the way errs upwards. So what is found here holds for every 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import log_ndtr
@@ -17,7 +17,7 @@ from medx.privacy.accounting import MOST_MIXED, cached
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-TOP, STEPS = 10.0, 500
+TOP, STEPS = 10.0, 1000
 LEVELS = np.linspace(0.0, TOP, STEPS + 1)  # exp(-10): what is left below it is nobody's protection
 Profile = np.ndarray
 NOTHING: Profile = np.zeros(STEPS + 1)  # of data that were not touched
@@ -27,8 +27,8 @@ EVERYTHING: Profile = np.ones(STEPS + 1)  # without a guarantee
 def detected(profile: Profile, false_positive_rate: float) -> float:
     """The largest true-positive rate of a test with this false-positive rate.
 
-    It is ``1 - f`` of the trade-off function ``f`` that every pair of epsilon and delta bounds from below (Wasserman and
-    Zhou 2010; Dong, Roth and Su 2022, propositions 2.5 and 2.12).
+    It is ``1 - f`` of the trade-off function ``f`` that every pair of epsilon and delta bounds from below (Wasserman
+    and Zhou 2010; Dong, Roth and Su 2022, section 2).
     """
     kept = 1 - profile
     missed = np.maximum(kept - np.exp(LEVELS) * false_positive_rate, np.exp(-LEVELS) * (kept - false_positive_rate))
@@ -73,13 +73,13 @@ def gaussian(mu: float) -> Profile:
 
 
 def of_epsilon(epsilon: float, delta: float) -> Profile:
-    """What one pair alone promises (Kairouz, Oh and Viswanath 2015, theorem 3.4): more than the mechanism gives away."""
+    """What one pair alone leaves possible (Kairouz, Oh and Viswanath 2015): no Gaussian gives away so much."""
     below = np.exp(np.minimum(LEVELS - epsilon, 0.0))
     return delta + (1 - delta) * (1 - below) / (1 + np.exp(-epsilon))
 
 
 def replaced(profile: Profile) -> Profile:
-    """The profile where a record is taken out and another put in, one after the other (Dong, Roth and Su 2022, th. 2.14).
+    """The profile where a record is taken out and another put in, one after the other: group privacy.
 
     ``delta(a + b) <= delta(a) + exp(a) delta(b)``, at the best ``a`` for each sum; below 0 it is
     ``delta(-a) = 1 - exp(-a) (1 - delta(a))``, for tests that say the opposite.
@@ -90,7 +90,7 @@ def replaced(profile: Profile) -> Profile:
     return np.minimum(1.0, found)
 
 
-def _kept(name: str, question: dict[str, object], compose: Callable[[], "PrivacyLossDistribution"]) -> Profile:
+def _kept(name: str, question: dict[str, Any], compose: Callable[[], "PrivacyLossDistribution"]) -> Profile:
     def deltas() -> list[float]:
         return [float(delta) for delta in np.asarray(compose().get_delta_for_epsilon(LEVELS))]
 
