@@ -27,6 +27,7 @@ _VERBS = {
     "python -m medx.report compare": "medx compare",
     "python -m medx.report": "medx report",
     "python -m medx.data": "medx data",
+    "python -m medx.attacks": "medx attack",
     "python -m medx.tracking": "medx",
     "python -m medx.aggregation": "medx",
     "make ui": "medx ui",
