@@ -1,4 +1,4 @@
-"""``python -m medx.attacks RUN ...``: what the epsilon of finished runs leaves possible, whoever attacks and however."""
+"""``python -m medx.attacks RUN ...``: what the epsilon of finished runs leaves possible, however one attacks."""
 
 import argparse
 import json

@@ -127,7 +127,7 @@ def round_metrics(record: RoundRecord) -> dict[str, float]:
 
 
 def final_metrics(result: ExperimentResult) -> dict[str, float]:
-    """The result's metrics with their intervals, epsilon by accountant and what it means, and timing; undefined ones are absent."""
+    """The result's metrics with their intervals, epsilon by accountant, its meaning, and timing; no undefined ones."""
     values: dict[str, float | None] = {
         "epsilon": result.privacy.epsilon,
         "delta": result.privacy.delta,
