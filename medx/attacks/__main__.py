@@ -13,7 +13,7 @@ from rich.table import Table
 from medx import output
 from medx.folder import read_result
 from medx.output import Parser, as_called
-from medx.privacy.meaning import UNKNOWN, meanings_of
+from medx.privacy.meaning import UNKNOWN, meanings_of, upwards
 from medx.results import ExperimentResult, Meaning, told_epsilon
 from medx.schema import ConfigError, MedxError, one_line
 
@@ -122,8 +122,9 @@ def rows(told: Told) -> Iterator[list[str]]:
 
 
 def percent(share: float) -> str:
-    """A tenth of a percent, and a digit more below one."""
-    return f"{100 * share:.{1 if share >= 0.01 else 2}f} %"
+    """A tenth of a percent, and a digit more below one; upwards."""
+    digits = 1 if share >= 0.01 else 2
+    return f"{100 * upwards(share, digits + 2):.{digits}f} %"
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def in_words(found: Mapping[str, Meaning]) -> Iterator[str]:
 
 def _of_100(share: float) -> str:
     """Upwards, as it is a bound."""
-    count = math.ceil(round(100 * share, 6))
+    count = round(100 * upwards(share, 2))
     return "100 (nothing prevents it)" if count == 100 else str(count)
 
 
@@ -149,13 +149,13 @@ def _meaning(profile: Profile, epsilon: float | None, delta: float | None) -> Me
     return Meaning(
         epsilon=epsilon,
         mu=mu,
-        detected={f"{rate:g}": _upwards(detected(profile, rate)) for rate in FALSE_POSITIVE_RATES},
-        advantage=_upwards(advantage(profile)),
-        reconstructed={f"{prior:g}": _upwards(detected(profile, prior)) for prior in PRIORS},
-        curve=[(float(f"{rate:.6g}"), _upwards(detected(profile, float(f"{rate:.6g}")))) for rate in DRAWN],
+        detected={f"{rate:g}": upwards(detected(profile, rate)) for rate in FALSE_POSITIVE_RATES},
+        advantage=upwards(advantage(profile)),
+        reconstructed={f"{prior:g}": upwards(detected(profile, prior)) for prior in PRIORS},
+        curve=[(float(f"{rate:.6g}"), upwards(detected(profile, float(f"{rate:.6g}")))) for rate in DRAWN],
     )
 
 
-def _upwards(share: float) -> float:
-    """Six digits after the point, never below the bound."""
-    return min(1.0, math.ceil(share * 1e6 - 1e-6) / 1e6)
+def upwards(share: float, digits: int = 6) -> float:
+    """So many digits after the point, and not below the bound."""
+    return min(1.0, math.ceil(round(share * 10**digits, 6)) / 10**digits)

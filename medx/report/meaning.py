@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from medx.figures import COLOURS, FAINT, INK, Picture, drawing, finish, legend
-from medx.privacy.meaning import UNKNOWN, meanings_of
+from medx.privacy.meaning import UNKNOWN, meanings_of, upwards
 from medx.report.cells import Row, Table, number, runs_text, settled, spent, target
 from medx.report.rows import WHO, Results, settings_of, with_role
 from medx.report.words import deltas
@@ -67,7 +67,7 @@ def _largest(unit: str, known: list[Meaning]) -> Row:
     }
     names = ("detected_at_0.01", "reconstructed_from_0.1", "advantage")
     data = {f"{unit}_{name}": value for name, value in zip(names, figures.values(), strict=True)}
-    return Row(data, {f"{unit}: {title}": number(value, True) for title, value in figures.items()})
+    return Row(data, {f"{unit}: {title}": number(upwards(value, 3), True) for title, value in figures.items()})
 
 
 def meaning_figure(frame: pd.DataFrame, found: Meanings) -> Iterator[Picture]:
