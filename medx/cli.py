@@ -15,6 +15,7 @@ VERBS: dict[str, tuple[str, list[str], str]] = {
     "run": ("medx.run", [], "one experiment, or with -m a sweep of them"),
     "report": ("medx.report", [], "run what a study still lacks, and render its page"),
     "compare": ("medx.report", ["compare"], "two runs side by side"),
+    "attack": ("medx.attacks", [], "what the epsilon of finished runs leaves possible"),
     "ui": ("medx.tracking", ["ui"], "MLflow's pages on this machine"),
     "sync": ("medx.tracking", ["sync"], "bring what waits below a folder to MLflow"),
     "data": ("medx.data", [], "look at your own images before anybody trains: data check DIR"),

@@ -102,13 +102,31 @@ class NoiseMeasured(Record):
     doubts: Owner[list[str]]
 
 
+class Meaning(Record):
+    """What an epsilon leaves possible, by the whole trade-off behind it; all 1 without a guarantee.
+
+    ``detected``: by false-positive rate, the largest true-positive rate of any test of membership; ``advantage``:
+    their largest difference. ``reconstructed``: by the chance of a guess without the run, the largest one with it.
+    ``mu`` is that of the Gaussian mechanism with this epsilon (None at a large epsilon). ``curve`` has pairs of a
+    false-positive rate and the largest true-positive rate.
+    """
+
+    epsilon: float | None
+    mu: float | None
+    detected: dict[str, float]
+    advantage: float
+    reconstructed: dict[str, float]
+    curve: list[tuple[float, float]]
+
+
 class PrivacyResult(Record):
     """The guarantee of a run. ``epsilon`` is the maximum over clients; None means no guarantee at all.
 
     ``epsilon_by_accountant`` has ``prv`` (unless it fails), ``pld`` and ``rdp``; ``epsilon_by_observer`` names who sees
     what. ``baselines`` is what they executed on the records of each client: ``epsilon`` composes it with ``clients``.
     ``epsilon_by_unit`` has ``image``, ``patient`` (where patients are known) and ``hospital``: what the same run comes
-    to for all that one of them has; ``patient_images`` is the most that a patient has at one hospital.
+    to for all that one of them has; ``patient_images`` is the most that a patient has at one hospital. ``meaning`` has
+    ``image``, and ``patient`` where a bound for one is known; it is empty in a result of an earlier version.
     """
 
     mechanism: Public[str]
@@ -121,6 +139,7 @@ class PrivacyResult(Record):
     epsilon_replace: Named[float | None] = None
     epsilon_by_unit: Named[dict[str, float]] = Field(default_factory=dict)
     patient_images: Public[int | None] = None
+    meaning: Named[dict[str, Meaning]] = Field(default_factory=dict)
     warning: Public[str | None] = None
     unit: Public[str | None] = None
     adjacency: Public[str | None] = None

@@ -133,8 +133,11 @@ def single_loss(release: Release, interval: float) -> "PrivacyLossDistribution":
 
 def pld(releases: tuple[Release, ...], delta: float) -> float:
     """Pessimistic epsilon of dp-accounting's privacy loss distributions (Doroshenko et al. 2022)."""
-    if not releases:
-        return 0.0
+    return float(composed_loss(releases).get_epsilon_for_delta(delta)) if releases else 0.0
+
+
+def composed_loss(releases: tuple[Release, ...]) -> "PrivacyLossDistribution":
+    """Pessimistic privacy loss distribution of all of these together, at least one."""
     releases = _join_full_batches(releases)
     interval = loss_interval(releases)
     total: Any = None
@@ -142,7 +145,7 @@ def pld(releases: tuple[Release, ...], delta: float) -> float:
         loss = single_loss(release, interval)
         loss = loss.self_compose(release.steps) if release.steps > 1 else loss
         total = loss if total is None else total.compose(loss)
-    return float(total.get_epsilon_for_delta(delta))
+    return total  # type: ignore[no-any-return]
 
 
 def rdp(releases: tuple[Release, ...], delta: float) -> float:
@@ -178,8 +181,8 @@ def _join_full_batches(releases: tuple[Release, ...]) -> tuple[Release, ...]:
     return sampled if precision == 0 else (*sampled, Release(1.0, precision**-0.5, 1))
 
 
-def mixture(parts: Sequence[tuple[tuple[Release, ...], int]], delta: float) -> float:
-    """Epsilon for several records, each drawn by itself: ``parts`` has releases and how many of the records meet them.
+def mixture(parts: Sequence[tuple[tuple[Release, ...], int]]) -> "PrivacyLossDistribution":
+    """The loss for several records, each drawn by itself: ``parts`` has releases and how many of the records meet them.
 
     Their number in a batch is binomial. A step is dominated by a mixture of Gaussians with these numbers as means
     (Ganesh 2024, theorem 3.1: tight for Poisson sampling); the steps' pessimistic privacy loss distributions compose.
@@ -198,7 +201,7 @@ def mixture(parts: Sequence[tuple[tuple[Release, ...], int]], delta: float) -> f
         ).self_compose(release.steps)
         total = loss if total is None else total.compose(loss)
     assert total is not None
-    return float(total.get_epsilon_for_delta(delta))
+    return total
 
 
 def replacing(releases: tuple[Release, ...], delta: float) -> float:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from medx.files import write_json
 from medx.output import say
@@ -24,9 +24,12 @@ from medx.privacy.accountants import Event, Release, full_batches_mu, gaussian_e
 from medx.privacy.base import SampledGaussian
 from medx.schema import PrivacyError
 
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+
 logger = logging.getLogger(__name__)
 LIBRARIES = ("opacus", "dp-accounting", "numpy", "scipy")
-SOURCES = ("accountants.py", "accounting.py")
+SOURCES = ("accountants.py", "accounting.py", "tradeoff.py")
 
 WINDOW = 0.985
 """A calibrated run spends more than this part of its target, by the larger of PRV and PLD, and at most all of it."""
@@ -130,7 +133,7 @@ def epsilon_group(parts: Sequence[tuple[tuple[Release, ...], int]], delta: float
     if whole or max(sizes, default=0) > MOST_MIXED:
         return full
     question = {"parts": [[list(releases), size] for releases, size in parts], "delta": delta}
-    return min(full, float(cached("group", question, lambda: accountants.mixture(parts, delta))))
+    return min(full, float(cached("group", question, lambda: _epsilon_of(accountants.mixture(parts), delta))))
 
 
 def epsilon_replaced(releases: tuple[Release, ...], delta: float) -> float:
@@ -221,6 +224,10 @@ def _solve(aim: float, delta: float, q: float, steps: int, start: float | None) 
         f"privacy.epsilon={aim:.4g}: {steps} steps at sampling_probability={q:g} and privacy.delta={delta:g} spend "
         f"{most:.4g} with as little noise as {LEAST_NOISE} clip norms; accepted: an epsilon below that"
     )
+
+
+def _epsilon_of(loss: "PrivacyLossDistribution", delta: float) -> float:
+    return float(loss.get_epsilon_for_delta(delta))
 
 
 def _finite(value: float) -> float | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from medx.privacy.accountants import Event, merge_events
+from medx.privacy.accountants import Event, Release, merge_events
 from medx.privacy.accounting import (
     EpsilonBound,
     epsilon_curve,
@@ -23,6 +23,7 @@ SERVER = "the server and its assumed colluders"
 OTHERS = "all other hospitals together"
 SIZES = (2, 3, 5, 10)  # of groups, beside a single record
 History = Sequence[Event]
+Parts = list[tuple[tuple[Release, ...], int]]  # releases, and how many of a group's records meet them
 
 
 @dataclass(frozen=True)
@@ -91,19 +92,31 @@ class Spending:
         One image of a patient who is the unit: the guarantee for a patient whose content is replaced.
         """
         single, unit = self.epsilon().value, self.plan.unit
-        where = self.plan.patient_images
-        if unit is CLIENT:  # each hospital that a patient is at is one that changes
-            longest, count = max(self.own, key=_steps), max(map(len, where), default=0)
-            patient = epsilon_group([(merge_events(longest), count)], self.delta) if _steps(longest) and count else 0.0
-            return {"image": single, **({"patient": max(single, patient)} if where else {}), "hospital": single}
-        whole = max((self._group(((plan.client, plan.num_units),)) for plan in self.plan.clients), default=0.0)
+        patients = [epsilon_group(parts, self.delta) for parts in self.patients()]
+        known = {"patient": max([single, *patients])} if self.plan.patient_images else {}
+        if unit is CLIENT:
+            return {"image": single, **known, "hospital": single}
+        everything = [self._parts(((plan.client, plan.num_units),)) for plan in self.plan.clients]
+        whole = max((epsilon_group(parts, self.delta) for parts in everything if parts), default=0.0)
         if unit is PATIENT:
             return {"image": self.replaced(), "patient": single, "hospital": max(single, whole)}
-        known = {"patient": max([single, *map(self._group, where)])} if where else {}
         return {"image": single, **known, "hospital": max(single, whole)}
 
-    def _group(self, where: PatientImages) -> float:
-        """The bound for units that belong together, so many at each of these hospitals.
+    def patients(self) -> list[Parts]:
+        """What touches a patient beyond the unit, for each set of hospitals; none where patients are the unit.
+
+        Where a client is the unit, each hospital that a patient is at is one that changes.
+        """
+        where = self.plan.patient_images
+        if self.plan.unit is PATIENT:
+            return []
+        if self.plan.unit is CLIENT:
+            longest = merge_events(max(self.own, key=_steps))
+            return [[(longest, max(map(len, where)))]] if where and longest else []
+        return [parts for each in where if (parts := self._parts(each))]
+
+    def _parts(self, where: PatientImages) -> Parts:
+        """What touches units that belong together, so many at each of these hospitals.
 
         In one sum they add up in as many releases as the longest of the hospitals was in; in noised updates of their
         own they compose. Baselines count for all of them, as if one model had seen them all.
@@ -111,14 +124,13 @@ class Spending:
         place = {plan.client: index for index, plan in enumerate(self.plan.clients)}
         touched = [(place[client], size) for client, size in where if size]
         if not touched:
-            return 0.0
+            return []
         total = sum(size for _, size in touched)
         own: list[tuple[History, int]] = [(self.own[index], size) for index, size in touched]
         if self.plan.shared_noise is not None:
             own = [(max((history for history, _ in own), key=_steps), total)]
         beside = [(self._others(index), total) for index, _ in touched]
-        parts = [(releases, size) for history, size in [*own, *beside] if (releases := merge_events(history))]
-        return epsilon_group(parts, self.delta) if parts else 0.0
+        return [(releases, size) for history, size in [*own, *beside] if (releases := merge_events(history))]
 
     def _others(self, index: int) -> History:
         return self.beside[index] if self.beside else ()

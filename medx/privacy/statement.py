@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from medx.privacy.accountants import Event
 from medx.privacy.accounting import epsilon_spent
 from medx.privacy.base import ClientPlan, ClientRelease, PrivacyPlan, SampledGaussian
+from medx.privacy.meaning import in_words, meanings, nothing_kept
 from medx.privacy.spending import Spending, client_epsilon
 from medx.privacy.units import PATIENT, RECORD
 from medx.released import Release, marked
@@ -72,6 +73,7 @@ def privacy_result(
             epsilon=None,
             clients=clients,
             aggregation=aggregation,
+            meaning=nothing_kept(),
             statement=statement(plan, synthetic, aggregation=aggregation),
         )
     assert plan.unit is not None
@@ -90,6 +92,7 @@ def privacy_result(
         epsilon_replace=spent.replaced(),
         epsilon_by_unit=spent.by_unit(),
         patient_images=most_images(plan),
+        meaning=meanings(spent),
         warning=plan.warning,
         clients=clients,
         baselines=[
@@ -142,6 +145,7 @@ def _guarantee(plan: PrivacyPlan, spent: Spending, sees: str, noise: NoiseMeasur
         f"Guarantee as {'executed' if spent.executed else 'planned'}: {_epsilons(spent)}, delta {plan.delta:g}; "
         f"{_target(plan, spent.executed)}.",
         *_baselines(plan, spent),
+        *(in_words(meanings(spent)) if spent.executed else ()),
         f"Composition: {plan.unit.composition}",
         *_spare(plan),
         *_several(plan.unit.several, spent),

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from medx.figures import Picture
-from medx.report import effects, figures, tables, words
+from medx.report import effects, figures, meaning, tables, words
 from medx.report.cells import Table, runs_text
 from medx.report.rows import Results, Run, make_frame
 from medx.report.study import Study, dataset_name
@@ -104,6 +104,11 @@ def _sections(study: Study, runs: Sequence[Run], frame: pd.DataFrame, results: R
         "starts afresh."
     )
     yield Section("budget", "Privacy budget by round", [spent], [tables.by_round("budget", frame, results)])
+    found_by_run = meaning.meanings_by_run(frame, results)
+    yield Section(
+        "meaning", "What the bounds mean", [meaning.WORDS], [meaning.meaning_table(frame, found_by_run)],
+        meaning.meaning_figure(frame, found_by_run),
+    )  # fmt: skip
     yield Section(
         "hospitals", "Hospitals and classes", words.hospital_words(frame),
         [

@@ -127,7 +127,7 @@ def round_metrics(record: RoundRecord) -> dict[str, float]:
 
 
 def final_metrics(result: ExperimentResult) -> dict[str, float]:
-    """The result's metrics with their intervals, epsilon by accountant, and timing; undefined ones are absent."""
+    """The result's metrics with their intervals, epsilon by accountant, its meaning, and timing; no undefined ones."""
     values: dict[str, float | None] = {
         "epsilon": result.privacy.epsilon,
         "delta": result.privacy.delta,
@@ -135,6 +135,10 @@ def final_metrics(result: ExperimentResult) -> dict[str, float]:
         "final/threshold": result.threshold,
     }
     values |= {f"epsilon/{name}": value for name, value in result.privacy.epsilon_by_accountant.items()}
+    for unit, meaning in result.privacy.meaning.items():
+        values |= {f"meaning/{unit}/mu": meaning.mu, f"meaning/{unit}/advantage": meaning.advantage}
+        values |= {f"meaning/{unit}/detected_at_{rate}": share for rate, share in meaning.detected.items()}
+        values |= {f"meaning/{unit}/reconstructed_from_{prior}": p for prior, p in meaning.reconstructed.items()}
     values |= {f"timing/{name}": value for name, value in result.timing.items()}
     splits = {"test": result.test, "validation": result.validation}
     splits |= {f"baseline/{name}": intervals for name, intervals in result.baselines.items()}

@@ -41,7 +41,7 @@ def hockey_stick(high: np.ndarray, low: np.ndarray, width: float, epsilon: float
 
 @pytest.mark.parametrize(("q", "sigma", "size"), [(0.3, 1.5, 2), (0.1, 0.8, 5)])
 def test_one_sampled_step_of_a_group_is_bounded_from_above_and_closely(q: float, sigma: float, size: int) -> None:
-    bound = mixture([((Release(q, sigma, 1),), size)], DELTA)
+    bound = mixture([((Release(q, sigma, 1),), size)]).get_epsilon_for_delta(DELTA)
     x = np.linspace(-12 * sigma, 12 * sigma + size, 400_001)
     width = float(x[1] - x[0])
     counts = range(size + 1)

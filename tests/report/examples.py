@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medx.privacy.accountants import gaussian_mu
 from medx.report.page import Report, build_report, render, write_csv
 from medx.report.rows import Run
 from medx.report.study import Claim, Grid, Role, Study, job_name
@@ -129,9 +130,9 @@ def make_result(
             target_epsilon=epsilon,
             unit=None if epsilon is None else "record",
             clients=[]
-            if epsilon is None
-            else [ClientEvents(client=0, num_records=50, sampling_probability=1, noise_multiplier=2, clip_norm=0.1,
-                               steps=6, epsilon=spent)],
+            if spent is None
+            else [ClientEvents(client=0, num_records=50, sampling_probability=1, clip_norm=0.1, steps=6, epsilon=spent,
+                               noise_multiplier=round(6**0.5 / gaussian_mu(spent, 1e-5), 4))],
             statement="Each image is protected.\nTowards everybody.\n" if epsilon else "There is no epsilon.\n",
         ),
         rounds=rounds,

@@ -1,0 +1,137 @@
+"""``python -m medx.attacks RUN ...``: what the epsilon of finished runs leaves possible, however one attacks."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from medx import output
+from medx.folder import read_result
+from medx.output import Parser, as_called
+from medx.privacy.meaning import UNKNOWN, meanings_of, upwards
+from medx.results import ExperimentResult, Meaning, told_epsilon
+from medx.schema import ConfigError, MedxError, one_line
+
+HELP = """
+RUN is the output folder of a finished run, its result.json or its released.json;
+this machine need not have made it. Nothing is trained and no image is read.
+
+  true positives at 1 %   of 100 that were trained on, as many are told at most
+                          by a test that wrongly accuses 1 in 100 that were not
+  advantage               the most that true positives can exceed false ones
+  guessed, from 10 %      who would guess right 1 time in 10 without the run
+                          does so at most this often with it
+  mu                      of the Gaussian mechanism with this epsilon
+
+All are upper bounds for every attack, of the epsilon that is named, and mean
+nothing towards whoever sees more than it covers: see the run's statement.
+
+examples:
+  python -m medx.attacks outputs/2031-01-01/12-00-00
+  python -m medx.attacks multirun/2031-01-01/12-00-00/*/ --json
+
+exit code: 0, or 2 where a run cannot be read.
+"""
+HEADER = ("run", "mechanism", "for one", "epsilon", "mu", "true positives at 0.1 %", "at 1 %", "at 10 %", "advantage",
+          "guessed, from 1 %", "from 10 %")  # fmt: skip
+NOTE = "Upper bounds for every attack; a patient's is of all images of one."
+
+
+@dataclass(frozen=True)
+class Told:
+    """One run by the name it was given, and what it means by unit."""
+
+    name: str
+    result: ExperimentResult
+    meanings: dict[str, Meaning]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 for a refusal."""
+    parser = Parser(
+        prog="python -m medx.attacks",
+        description=__doc__,
+        epilog=as_called(HELP),
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a finished run, or its result.json")
+    parser.add_argument("--json", action="store_true", help="all figures, with the curves")
+    chosen = parser.parse_args(arguments)
+    try:
+        told = [read(text) for text in chosen.runs]
+    except (MedxError, OSError) as error:
+        if (line := one_line(error)) is None:
+            raise
+        print(f"medx: {' '.join(line.split())}", file=sys.stderr)
+        return 2
+    if chosen.json:
+        print(json.dumps([as_record(each) for each in told], indent=1))
+    else:
+        show(told)
+    return 0
+
+
+def read(text: str) -> Told:
+    """A run by its folder or file; raises MedxError."""
+    result = read_result(Path(text))
+    try:
+        return Told(text, result, meanings_of(result.privacy))
+    except MedxError as error:
+        raise ConfigError(f"{text}: {error}") from error
+
+
+def as_record(told: Told) -> dict[str, object]:
+    """For programs."""
+    found = {unit: meaning.model_dump(mode="json") for unit, meaning in told.meanings.items()}
+    privacy = told.result.privacy
+    attacks = [each.model_dump(mode="json") for each in told.result.attacks]
+    return {"run": told.name, "mechanism": privacy.mechanism, "delta": privacy.delta, "meaning": found,
+            "attacks": attacks}  # fmt: skip
+
+
+def show(told: Sequence[Told]) -> None:
+    """The table, with its note."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    table = Table(*HEADER, title="What the bounds mean", title_justify="left")
+    for number, each in enumerate(told, start=1):
+        console.print(f"{number}  {each.name}", soft_wrap=True)
+        for row in rows(each):
+            table.add_row(str(number), *row)
+    console.print(table)
+    if any("patient" not in each.meanings for each in told):
+        console.print(f"A patient is {UNKNOWN}.")
+    deltas = sorted({each.result.privacy.delta for each in told if each.result.privacy.delta is not None})
+    at = f" Epsilon and mu at delta {', '.join(f'{delta:g}' for delta in deltas)}." if deltas else ""
+    console.print(NOTE + at)
+    for number, each in enumerate(told, start=1):
+        for found in each.result.attacks:
+            console.print(f"{number}  {found.line()}", soft_wrap=True)
+
+
+def rows(told: Told) -> Iterator[list[str]]:
+    """Cells for an image, and for a patient whether or not one is bounded."""
+    for unit in ("image", "patient"):
+        who = [told.result.privacy.mechanism, unit]
+        meaning = told.meanings.get(unit)
+        if meaning is None:
+            yield [*who, UNKNOWN.partition(":")[0]]
+            continue
+        epsilon = "none" if meaning.epsilon is None else told_epsilon(meaning.epsilon)
+        shares = (*meaning.detected.values(), meaning.advantage, *meaning.reconstructed.values())
+        yield [*who, epsilon, "-" if meaning.mu is None else f"{meaning.mu:.3f}", *map(percent, shares)]
+
+
+def percent(share: float) -> str:
+    """A tenth of a percent, and a digit more below one; upwards."""
+    digits = 1 if share >= 0.01 else 2
+    return f"{100 * upwards(share, digits + 2):.{digits}f} %"
+
+
+if __name__ == "__main__":
+    output.take_all()
+    sys.exit(main())
