@@ -46,7 +46,7 @@ def test_a_table_of_runs_and_the_same_for_programs(tmp_path: Path, capsys: pytes
     assert main([*given, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     kept = {unit: meaning.model_dump(mode="json") for unit, meaning in meanings_of(one.privacy).items()}
-    assert told[0] == {"run": given[0], "mechanism": "local_dp", "delta": 1e-5, "meaning": kept}
+    assert told[0] == {"run": given[0], "mechanism": "local_dp", "delta": 1e-5, "meaning": kept, "attacks": []}
 
 
 def test_where_no_patient_is_known_the_table_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def test_another_study_says_nothing_of_the_reference() -> None:
     runs += [(("skew",), make_result("retinamnist", 3.0, 0, 0.6, rounds=7, alpha=0.3))]
     text = text_of(report_of(*[(roles, with_size(result, 64)) for roles, result in runs]))
     for phrase in (
-        *("0.1)", "ublished", "Five", "five", "28", "62.5", "72 settings", "BloodMNIST", "phantom", "pneumonia"),
+        *("0.1)", "ublished", "Five", "five", "28 pixels", "62.5", "72 settings", "BloodMNIST", "phantom", "pneumonia"),
         *("train alone", "one place", "local_only", "paired", "kappa", "iid gives", "standard errors", "three"),
         *("standard deviation", "threshold", "SYNTHETIC", "target.\n"),
     ):
