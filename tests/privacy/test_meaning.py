@@ -136,6 +136,7 @@ def test_a_runs_meaning_is_of_what_was_executed_by_the_worst_off_hospital_with_i
     ran = privacy_result(plan, {0: 100, 1: 40}, False, baselines={0: EVENTS})
     both = profile_of([*EVENTS, *EVENTS])
     assert ran.meaning["image"].detected["0.01"] == pytest.approx(detected(both, 0.01), rel=1e-4)
+    assert meanings_of(without_meaning(ran)) == ran.meaning, "of an earlier version, with its baselines"
     less = privacy_result(plan, {0: 10, 1: 4}, False)
     assert less.meaning["image"].detected["0.01"] < ran.meaning["image"].detected["0.01"]
     assert less.meaning["image"].epsilon == less.epsilon
@@ -165,6 +166,7 @@ def test_where_a_patient_is_the_unit_an_image_is_one_patient_replaced() -> None:
     found = meanings(Spending.of(plan, {0: 100}))
     assert found["patient"].detected["0.01"] == pytest.approx(gaussian_power(0.01, 1 / 3), rel=1e-3)
     assert found["image"].detected["0.01"] == pytest.approx(gaussian_power(0.01, 2 / 3), rel=1e-3)
+    assert meanings_of(without_meaning(privacy_result(plan, {0: 100}, False))) == found
 
 
 def without_meaning(result: PrivacyResult) -> PrivacyResult:

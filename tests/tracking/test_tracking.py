@@ -18,7 +18,7 @@ import pytest
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from medx.results import STUDY_ONLY
+from medx.results import STUDY_ONLY, Meaning
 from medx.tracking import sync as syncing
 from medx.tracking import tracker
 from medx.tracking.__main__ import main
@@ -553,6 +553,19 @@ def test_the_ready_comparison_is_part_of_the_experiment(destination: Destination
     axes = [(chart["xaxis"]["key"], chart["yaxis"]["key"]) for chart in state["compareRunCharts"] if "xaxis" in chart]
     assert axes == [("epsilon", "final/test/auc")]
     assert {"epsilon", "final/test/auc"} <= final_metrics(make_result()).keys()
+
+
+def test_what_epsilon_means_is_among_the_metrics_and_undefined_figures_are_not() -> None:
+    result = make_result()
+    assert not [name for name in final_metrics(result) if name.startswith("meaning/")], "of an earlier version"
+    shares = {"0.01": 0.3}
+    meaning = Meaning(epsilon=5000, mu=None, detected=shares, advantage=0.5, reconstructed={"0.1": 0.7}, curve=[(0, 0)])
+    told = result.model_copy(update={"privacy": result.privacy.model_copy(update={"meaning": {"image": meaning}})})
+    assert {name: value for name, value in final_metrics(told).items() if name.startswith("meaning/")} == {
+        "meaning/image/advantage": 0.5,
+        "meaning/image/detected_at_0.01": 0.3,
+        "meaning/image/reconstructed_from_0.1": 0.7,
+    }
 
 
 def test_an_embedded_store_in_a_folder_of_any_name(tmp_path: Path) -> None:
