@@ -46,12 +46,12 @@ REFERENCE: tuple[tuple[str, tuple[str, ...], int | None, int], ...] = (
     ("scatternet, distributed 10", ("privacy=distributed_dp", *ROUNDS), None, 10),
     ("scatternet, central 10", ("privacy=central_dp", "federation.num_rounds=12"), None, 10),
     ("cnn, none", ("privacy=none", *CNN, *ROUNDS), None, 1),
-    ("cnn, local 1", ("privacy=local_dp", "privacy.epsilon=1", *CNN, *ROUNDS), None, 10),
-    ("cnn, local 10", ("privacy=local_dp", *CNN, *ROUNDS), None, 10),
-    ("cnn, local 10, batches", ("privacy=local_dp", *CNN[:3], "trainer.expected_batch_size=64", *ROUNDS), None, 10),
-    ("cnn, distributed 1", ("privacy=distributed_dp", "privacy.epsilon=1", *CNN, *ROUNDS), None, 10),
-    ("cnn, distributed 10", ("privacy=distributed_dp", *CNN, *ROUNDS), None, 10),
-    ("cnn, central 10", ("privacy=central_dp", *CNN, "federation.num_rounds=12"), None, 10),
+    ("cnn, local 1", ("privacy=local_dp", "privacy.epsilon=1", *CNN, *ROUNDS), None, 3),
+    ("cnn, local 10", ("privacy=local_dp", *CNN, *ROUNDS), None, 3),
+    ("cnn, local 10, batches", ("privacy=local_dp", *CNN[:3], "trainer.expected_batch_size=64", *ROUNDS), None, 3),
+    ("cnn, distributed 1", ("privacy=distributed_dp", "privacy.epsilon=1", *CNN, *ROUNDS), None, 3),
+    ("cnn, distributed 10", ("privacy=distributed_dp", *CNN, *ROUNDS), None, 3),
+    ("cnn, central 10", ("privacy=central_dp", *CNN, "federation.num_rounds=12"), None, 3),
 )
 
 
