@@ -1,9 +1,10 @@
 """Inverting gradients (Geiping et al. 2020): images whose gradient points where the received one does.
 
-What the attack is given is public, model and configuration, but for the gradient.
+What the attack is given is public, model and configuration, but for the gradient. It knows that there is noise where
+the configuration says so, and then leaves out the last stage, which would fit the noise.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,17 +19,23 @@ from medx.schema import ConfigError
 from medx.trainer.state import trained_parameters
 
 DROPS = (3 / 8, 5 / 8, 7 / 8)  # of the steps, where the rate falls to a tenth (Geiping et al. 2020, their code)
-Distance = Callable[[torch.Tensor], torch.Tensor]
+CONTRAST = 300.0  # a unit of the last stage's contrast, in logarithms
+SCALE = 1e4  # of its loss
 
 
 @dataclass(frozen=True)
 class Search:
-    """How long and how an attack looks; ``variation`` weighs the total variation, ``restarts`` begin at other noise."""
+    """How long and how an attack looks.
 
-    steps: int = 2400
+    ``restarts`` begin at other images of noise; ``variation`` weighs the total variation, and ``polish`` are the steps
+    of the last stage, without it.
+    """
+
+    steps: int = 1500
     restarts: int = 2
     rate: float = 0.1
-    variation: float = 1e-3
+    variation: float = 3e-4
+    polish: int = 750
     seed: int = 0
 
 
@@ -41,23 +48,8 @@ class Found:
     distance: float
 
 
-def invert(
-    module: nn.Module, objective: Objective, splits: DataSplits, steps: Sequence[Step], labels: Sequence[int], how: Search
-) -> Found:
-    """The best of all restarts, by the distance, which the attacker sees.
-
-    ``splits`` gives the public shape and normalisation, and no image. Labels of several records are given to the
-    attack: Yin et al. 2021 and others read them off the gradient too. See ``label_of`` for one record's.
-    """
-    tries = []
-    for restart in range(how.restarts):
-        generator = torch_generator(derive_seed(how.seed, "inversion", restart))
-        tries.append(_search(module, objective, splits, steps, labels, how, generator))
-    return min(tries, key=lambda found: found.distance)
-
-
 def label_of(step: Step, classes: int, bias: str) -> int:
-    """The label of a single record, from the gradient of the last layer's bias (Zhao et al. 2020, iDLG).
+    """The label of a single record, from the gradient of the last layer's ``bias`` (Zhao et al. 2020, iDLG).
 
     That is probability minus label: below zero at the label's own output alone; of one logit, below zero for class 1.
     """
@@ -69,62 +61,113 @@ def label_of(step: Step, classes: int, bias: str) -> int:
     return int(np.argmin(gradient))
 
 
-def _search(
-    module: nn.Module,
-    objective: Objective,
-    splits: DataSplits,
-    steps: Sequence[Step],
-    labels: Sequence[int],
-    how: Search,
-    generator: torch.Generator,
-) -> Found:
-    """One start: signed Adam on pixels within 0 and 1."""
-    spec = splits.spec
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (splits.mean, splits.std))
-    shape = (len(labels), spec.num_channels, spec.image_size, spec.image_size)
-    pixels = torch.rand(shape, generator=generator).requires_grad_()
-    optimizer = torch.optim.Adam([pixels], lr=how.rate)
-    drops = [round(how.steps * part) for part in DROPS]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, 0.1)
-    distances = [_distance(module, objective, step, torch.tensor(labels)) for step in steps]
-    best, kept = float("inf"), pixels.detach().clone()
-    for _ in range(how.steps):
-        image = (pixels - mean) / std
-        distance = torch.stack([each(image) for each in distances]).mean()
-        total = distance + how.variation * _variation(image)
-        if (reached := total.item()) < best:
-            best, kept = reached, pixels.detach().clone()
-        (gradient,) = torch.autograd.grad(total, [pixels])
-        pixels.grad = gradient.sign()
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            pixels.clamp_(0, 1)
-    return Found(kept.permute(0, 2, 3, 1).numpy(), tuple(labels), best)
+class Inversion:
+    """An attack on one round's gradient, by who has the model and the configuration.
+
+    ``splits`` gives the public shape and normalisation of images, and none of them. The labels of several records are
+    taken as known, which favours the attack; of one, see ``label_of``.
+    """
+
+    def __init__(
+        self, module: nn.Module, objective: Objective, splits: DataSplits, step: Step, labels: Sequence[int]
+    ) -> None:
+        self._module, self._objective, self._step = module, objective, step
+        self._names = [name for name, _ in trained_parameters(module)]
+        self._labels = torch.tensor(list(labels))
+        spec = splits.spec
+        self._shape = (len(labels), spec.num_channels, spec.image_size, spec.image_size)
+        self._mean, self._std = (torch.tensor(values).view(1, -1, 1, 1) for values in (splits.mean, splits.std))
+
+    def best(self, how: Search) -> Found:
+        """Of all restarts the one of the least distance, which the attacker sees; then the last stage."""
+        tries = [self._search(how, restart) for restart in range(how.restarts)]
+        pixels = min(tries, key=lambda found: found[0])[1]
+        if how.polish:
+            pixels = self._polished(pixels, how.polish)
+        distance = self._distances(torch.float64)(self._normalised(pixels).double()).item()
+        images = pixels.clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        return Found(images, tuple(self._labels.tolist()), distance)
+
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        return (pixels - self._mean) / self._std
+
+    def _search(self, how: Search, restart: int) -> tuple[float, torch.Tensor]:
+        """From one image of noise by signed Adam, within black and white: what it came to, and the pixels."""
+        generator = torch_generator(derive_seed(how.seed, "inversion", restart))
+        pixels = torch.rand(self._shape, generator=generator).requires_grad_()
+        optimizer = torch.optim.Adam([pixels], lr=how.rate)
+        drops = [round(how.steps * part) for part in DROPS]
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, 0.1)
+        distance, best = self._distances(torch.float32), (float("inf"), pixels.detach())
+        for _ in range(how.steps):
+            inputs = self._normalised(pixels)
+            total = distance(inputs) + how.variation * variation(inputs)
+            if (reached := total.item()) < best[0]:
+                best = reached, pixels.detach().clone()
+            (gradient,) = torch.autograd.grad(total, [pixels])
+            pixels.grad = gradient.sign()
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                pixels.clamp_(0, 1)
+        return best
+
+    def _polished(self, pixels: torch.Tensor, steps: int) -> torch.Tensor:
+        """The least distance near by, in double precision.
+
+        Normalisation layers all but take an image's contrast out of its gradient: what is left of it is far below all
+        else, so it is a number of its own, in units in which the search is as quick to move it.
+        """
+        distance = self._distances(torch.float64)
+        inputs = self._normalised(pixels).double().requires_grad_()
+        contrast = torch.zeros(len(inputs), 1, 1, 1, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS(
+            [inputs, contrast], max_iter=steps, max_eval=2 * steps, history_size=100, line_search_fn="strong_wolfe",
+            tolerance_grad=0, tolerance_change=0,
+        )  # fmt: skip
+
+        def closure() -> torch.Tensor:
+            loss = SCALE * distance(inputs * torch.exp(CONTRAST * contrast))
+            inputs.grad, contrast.grad = torch.autograd.grad(loss, [inputs, contrast])
+            return loss
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        found = inputs.detach() * torch.exp(CONTRAST * contrast.detach())
+        return (found * self._std + self._mean).float()
+
+    def _distances(self, kind: torch.dtype) -> "Distance":
+        return Distance(self._module, self._names, self._objective, self._step, self._labels, kind)
 
 
-def _distance(module: nn.Module, objective: Objective, step: Step, labels: torch.Tensor) -> Distance:
-    """One minus the cosine between the gradient of images and the received one; clipping does not move it."""
-    layout = step.model.layout
-    weights = {name: part.requires_grad_() for name, part in step.model.parameter_tensors().items()}
-    names = [name for name, _ in trained_parameters(module)]
-    received = torch.from_numpy(step.gradient)
-    wanted = [(received[s : s + weights[n].numel()] / received.norm()).float().view_as(weights[n]) for n, s in
-              zip(names, [0, *layout._ends], strict=False)]  # fmt: skip
+class Distance:
+    """Half of the squared distance between directions, which is one minus their cosine; clipping does not move it."""
 
-    def distance(images: torch.Tensor) -> torch.Tensor:
-        outputs = torch.func.functional_call(module, weights, (images,))
-        loss = objective.loss(outputs, labels).mean()
-        found = torch.autograd.grad(loss, [weights[name] for name in names], create_graph=True)
-        along = sum((part * want).sum() for part, want in zip(found, wanted, strict=True))
-        length = sum(part.square().sum() for part in found) ** 0.5
-        result: torch.Tensor = 1 - along / length
-        return result
+    def __init__(
+        self,
+        module: nn.Module,
+        names: Sequence[str],
+        objective: Objective,
+        step: Step,
+        labels: torch.Tensor,
+        kind: torch.dtype,
+    ) -> None:
+        self._module, self._objective, self._labels = module, objective, labels
+        self._weights = {n: part.to(kind).requires_grad_() for n, part in step.model.parameter_tensors().items()}
+        self._trained = [self._weights[name] for name in names]
+        direction = torch.from_numpy(step.gradient / np.linalg.norm(step.gradient)).to(kind)
+        self._wanted = [step.model.layout.split(direction)[name] for name in names]
 
-    return distance
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Of these images' mean gradient from the received one."""
+        outputs = torch.func.functional_call(self._module, self._weights, (inputs,))
+        loss = self._objective.loss(outputs, self._labels).mean()
+        found = torch.autograd.grad(loss, self._trained, create_graph=True)
+        length = torch.stack([part.square().sum() for part in found]).sum().sqrt()
+        apart = [(p / length - w).square().sum() for p, w in zip(found, self._wanted, strict=True)]
+        return torch.stack(apart).sum() / 2
 
 
-def _variation(images: torch.Tensor) -> torch.Tensor:
+def variation(images: torch.Tensor) -> torch.Tensor:
     """The total variation by pixel."""
     across = (images[..., 1:] - images[..., :-1]).abs().mean()
     return across + (images[..., 1:, :] - images[..., :-1, :]).abs().mean()
