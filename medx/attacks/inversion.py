@@ -4,22 +4,23 @@ What the attack is given is public, model and configuration, but for the gradien
 the configuration says so, and then leaves out the last stage, which would fit the noise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from medx.attacks.received import Step
+from medx.attacks.received import Received, Step
 from medx.dataset import DataSplits
+from medx.federation.setup import build_module
 from medx.model import Objective
 from medx.randomness import derive_seed, torch_generator
 from medx.schema import ConfigError
 from medx.trainer.state import trained_parameters
 
 DROPS = (3 / 8, 5 / 8, 7 / 8)  # of the steps, where the rate falls to a tenth (Geiping et al. 2020, their code)
-CONTRAST = 300.0  # a unit of the last stage's contrast, in logarithms
+CONTRAST = 100.0  # a unit of the last stage's contrast, in logarithms
 SCALE = 1e4  # of its loss
 
 
@@ -78,6 +79,16 @@ class Inversion:
         self._shape = (len(labels), spec.num_channels, spec.image_size, spec.image_size)
         self._mean, self._std = (torch.tensor(values).view(1, -1, 1, 1) for values in (splits.mean, splits.std))
 
+    @classmethod
+    def of(cls, received: Received, step: Step, labels: Sequence[int] | None = None) -> "Inversion":
+        """Of what a run's server received; None takes it for one record's, and reads its label off it."""
+        prepared = received.prepared
+        module = build_module(received.job.setup, prepared.spec)
+        if labels is None:
+            *_, (bias, _) = trained_parameters(module)
+            labels = [label_of(step, prepared.spec.num_classes, bias)]
+        return cls(module, prepared.objective, prepared.splits, step, labels)
+
     def best(self, how: Search) -> Found:
         """Of all restarts the one of the least distance, which the attacker sees; then the last stage."""
         tries = [self._search(how, restart) for restart in range(how.restarts)]
@@ -116,24 +127,24 @@ class Inversion:
         """The least distance near by, in double precision.
 
         Normalisation layers all but take an image's contrast out of its gradient: what is left of it is far below all
-        else, so it is a number of its own, in units in which the search is as quick to move it.
+        else. So the contrast waits until all else is found, and then is a number of its own, in units in which the
+        search is as quick to move it.
         """
         distance = self._distances(torch.float64)
         inputs = self._normalised(pixels).double().requires_grad_()
         contrast = torch.zeros(len(inputs), 1, 1, 1, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.LBFGS(
-            [inputs, contrast], max_iter=steps, max_eval=2 * steps, history_size=100, line_search_fn="strong_wolfe",
-            tolerance_grad=0, tolerance_change=0,
-        )  # fmt: skip
 
-        def closure() -> torch.Tensor:
-            loss = SCALE * distance(inputs * torch.exp(CONTRAST * contrast))
-            inputs.grad, contrast.grad = torch.autograd.grad(loss, [inputs, contrast])
-            return loss
+        def scaled() -> torch.Tensor:
+            return inputs * torch.exp(CONTRAST * contrast)
 
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-        found = inputs.detach() * torch.exp(CONTRAST * contrast.detach())
-        return (found * self._std + self._mean).float()
+        def loss() -> torch.Tensor:
+            images = scaled()
+            outside = ((images * self._std + self._mean - 0.5).abs() - 0.5).clamp(min=0)
+            return SCALE * distance(images) + outside.square().mean()
+
+        for sought in ([inputs], [inputs, contrast]):
+            descend(loss, sought, steps // 2)
+        return (scaled().detach() * self._std + self._mean).float()
 
     def _distances(self, kind: torch.dtype) -> "Distance":
         return Distance(self._module, self._names, self._objective, self._step, self._labels, kind)
@@ -165,6 +176,22 @@ class Distance:
         length = torch.stack([part.square().sum() for part in found]).sum().sqrt()
         apart = [(p / length - w).square().sum() for p, w in zip(found, self._wanted, strict=True)]
         return torch.stack(apart).sum() / 2
+
+
+def descend(loss: Callable[[], torch.Tensor], sought: list[torch.Tensor], steps: int) -> None:
+    """L-BFGS, in place, for so many steps: no tolerance ends it earlier."""
+    optimizer = torch.optim.LBFGS(
+        sought, max_iter=steps, max_eval=2 * steps, history_size=100, line_search_fn="strong_wolfe",
+        tolerance_grad=0, tolerance_change=0,
+    )  # fmt: skip
+
+    def closure() -> torch.Tensor:
+        reached = loss()
+        for tensor, gradient in zip(sought, torch.autograd.grad(reached, sought), strict=True):
+            tensor.grad = gradient
+        return reached
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
 
 
 def variation(images: torch.Tensor) -> torch.Tensor:

@@ -4,12 +4,15 @@ A record's gradient at a linear layer is its error times its features (Phong et 
 is a known constant, or the layer has a bias, errors and features come apart.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import least_squares
 from scipy.special import expit
+
+from medx.schema import ConfigError
 
 EXACT = 1e-4  # of a gradient's length: what may be left of it where a model of it is right; float32 leaves 1e-6
 STARTS = 20
@@ -50,35 +53,73 @@ def several(
 
     All gradients lie in the span of the records, and with the ``weights`` of every round known, a record's error is a
     known function of where in it the record lies: ``sigmoid(w f) - label``. So few numbers are sought, by least squares
-    from several starts. With full batches alone: what is drawn anew in each round fits no one set of records.
+    from several starts. With full batches alone: what is drawn anew in each round fits no one set of records. The head
+    starts at zero, where every error is a half: so the first round counts the labels.
     """
-    seen = np.stack(gradients) * count
-    basis = np.linalg.svd(seen, full_matrices=False)[2][:count]  # [count, features]
-    inside, models = seen @ basis.T, np.stack(weights) @ basis.T
-    aside = basis[:, -1] / (basis[:, -1] @ basis[:, -1])  # in the span, the point where the constant is 1
-    length = float(np.linalg.norm(seen))
-
-    def unexplained(numbers: np.ndarray, positive: np.ndarray) -> np.ndarray:
-        places = numbers.reshape(count, count)
-        errors = expit(models @ places.T) - positive
-        wrong: np.ndarray = np.concatenate(
-            [((errors @ places - inside) / length).ravel(), places @ basis[:, -1] / constant - 1]
-        )
-        return wrong
-
-    best: tuple[float, np.ndarray, np.ndarray] | None = None
+    if np.any(weights[0]):
+        raise ConfigError("model: its head does not start at zero; accepted: one that does, such as phantom_start=0")
+    span = Span.of(np.stack(weights), np.stack(gradients) * count, count, constant)
+    positives = int(np.clip(round(count / 2 - gradients[0][-1] * count / constant), 0, count))
+    labels = np.arange(count) < positives
     generator = np.random.default_rng(seed)
-    for start in range(STARTS):
-        for positives in range(count + 1):
-            positive = (np.arange(count) < positives).astype(np.float64)
-            spread = generator.standard_normal((count, count)) * 10.0 ** generator.uniform(-1, 0)
-            found = least_squares(
-                unexplained, (constant * aside + spread).ravel(), args=(positive,), method="lm", max_nfev=2000
-            )
-            rest = float(np.linalg.norm(found.fun))
-            if best is None or rest < best[0]:
-                best = rest, found.x.reshape(count, count), positive
-        if best is not None and best[0] < EXACT and start:
+    best = None
+    for _ in range(STARTS):
+        spread = generator.standard_normal((count, count)) * 10.0 ** generator.uniform(-1, 0)
+        start = (constant * span.aside + spread).ravel()
+        found = least_squares(span.unexplained, start, span.slopes, method="lm", args=(labels,), max_nfev=500)
+        if best is None or found.cost < best.cost:
+            best = found
+        if 2 * best.cost < EXACT**2:
             break
     assert best is not None
-    return Records(best[1] @ basis, best[2].astype(np.int64), best[0])
+    return Records(best.x.reshape(count, count) @ span.basis, labels.astype(np.int64), math.sqrt(2 * best.cost))
+
+
+@dataclass(frozen=True)
+class Span:
+    """The span of all gradients, its ``basis [count, features]``; gradients and models as seen in it ``[rounds, count]``.
+
+    ``constants [count]`` are the last feature of the basis, ``constant`` what it is of a record.
+    """
+
+    basis: np.ndarray
+    inside: np.ndarray
+    models: np.ndarray
+    constant: float
+
+    @classmethod
+    def of(cls, models: np.ndarray, seen: np.ndarray, count: int, constant: float) -> "Span":
+        """Gradients in units of their length, so that what is left of them is told in those."""
+        basis = np.linalg.svd(seen, full_matrices=False)[2][:count]
+        return cls(basis, seen @ basis.T, models @ basis.T, constant)
+
+    @property
+    def constants(self) -> np.ndarray:
+        """See the class."""
+        return self.basis[:, -1]
+
+    @property
+    def aside(self) -> np.ndarray:
+        """Where in the span the constant is 1, nearest to the origin."""
+        return self.constants / (self.constants @ self.constants)
+
+    @property
+    def _length(self) -> float:
+        return float(np.linalg.norm(self.inside))
+
+    def unexplained(self, numbers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """What places in the span ``numbers [count ** 2]`` leave of the gradients, and of the constant."""
+        places = numbers.reshape(len(self.basis), -1)
+        errors = expit(self.models @ places.T) - labels
+        rest = (errors @ places - self.inside) / self._length
+        return np.concatenate([rest.ravel(), places @ self.constants / self.constant - 1])
+
+    def slopes(self, numbers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Its derivative ``[rounds * count + count, count ** 2]``."""
+        count = len(self.basis)
+        places = numbers.reshape(count, count)
+        likely = expit(self.models @ places.T)
+        own = np.einsum("ti,kl->tkil", likely - labels, np.eye(count))
+        through = np.einsum("ti,tl,ik->tkil", likely * (1 - likely), self.models, places)
+        rest = (own + through).reshape(-1, count * count) / self._length
+        return np.concatenate([rest, np.kron(np.eye(count), self.constants / self.constant)])

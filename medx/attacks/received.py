@@ -19,6 +19,7 @@ from medx.attacks.overheard import contents
 from medx.configuration import typed
 from medx.experiment import make_setup
 from medx.federation.flower import from_record
+from medx.federation.hospital import SERVER
 from medx.federation.ledgers import check_ledgers
 from medx.federation.prepared import Prepared, prepare
 from medx.federation.replies import integer_of
@@ -70,7 +71,7 @@ class Received:
         elif kind == "train.masked":
             reply = content["reply"]
             assert isinstance(reply, ConfigRecord)
-            masked = Masked.from_bytes(reply["data"])  # type: ignore[arg-type]
+            masked = Masked.from_bytes(reply["data"], SERVER)  # type: ignore[arg-type]
             if masked.sender == 0:
                 self.words.append(masked.words)
 
