@@ -34,7 +34,9 @@ class FewRecords:
         """The training rows that are kept, hospital after hospital; raises ConfigError where there are too few."""
         there, wanted = len(self.whole.train), len(self.numbers)
         if wanted > there:
-            raise ConfigError(f"records={self.records}: {wanted} images are wanted in all; accepted are at most {there}")
+            raise ConfigError(
+                f"records={self.records}: {wanted} images are wanted in all; accepted are at most {there}"
+            )
         return numpy_generator(derive_seed(self.seed, "few records")).permutation(there)[:wanted]
 
     @property

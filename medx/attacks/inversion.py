@@ -147,7 +147,7 @@ class Inversion:
         return (scaled().detach() * self._std + self._mean).float()
 
     def _distances(self, kind: torch.dtype) -> "Distance":
-        return Distance(self._module, self._names, self._objective, self._step, self._labels, kind)
+        return Distance(self._module, self._names, self._objective, self._step, labels=self._labels, kind=kind)
 
 
 class Distance:
@@ -159,6 +159,7 @@ class Distance:
         names: Sequence[str],
         objective: Objective,
         step: Step,
+        *,
         labels: torch.Tensor,
         kind: torch.dtype,
     ) -> None:

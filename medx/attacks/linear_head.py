@@ -1,7 +1,7 @@
 """A linear head's exact inversion: what a gradient of rank one, or of few records over several rounds, gives away.
 
-A record's gradient at a linear layer is its error times its features (Phong et al. 2018, section 3.2): where one feature
-is a known constant, or the layer has a bias, errors and features come apart.
+A record's gradient at a linear layer is its error times its features (Phong et al. 2018, section 3.2): where one
+feature is a known constant, errors and features come apart.
 """
 
 import math
@@ -77,7 +77,7 @@ def several(
 
 @dataclass(frozen=True)
 class Span:
-    """The span of all gradients, its ``basis [count, features]``; gradients and models as seen in it ``[rounds, count]``.
+    """The span of all gradients: its ``basis [count, features]``, and gradients and models in it ``[rounds, count]``.
 
     ``constants [count]`` are the last feature of the basis, ``constant`` what it is of a record.
     """

@@ -1,4 +1,4 @@
-"""What a server receives of one hospital in a run, as the bytes on the wire say it: gradients, or what it takes for one.
+"""What a server receives of one hospital in a run, by the bytes on the wire: gradients, or what it takes for them.
 
 Beside the bytes only what is public is used: the model that went out, and the configuration.
 """
@@ -103,9 +103,7 @@ class Received:
         return from_record(contents(message).get("arrays"), self.job.layout, momentum=self.job.sends_momentum)
 
 
-def receive(
-    config: Mapping[str, Any], folder: Path, *, records: int, others: int, seed: int = 0
-) -> Received:
+def receive(config: Mapping[str, Any], folder: Path, *, records: int, others: int, seed: int = 0) -> Received:
     """Run the composed ``config`` with so many records at hospital 0 and at each other, and listen at the server."""
     given = {"resume": None} | dict(config)
     experiment = typed(given).experiment

@@ -1,4 +1,4 @@
-"""Small cases of what a server sees again: an image of no privacy, and of clipping; nothing of noise or a masked sum."""
+"""Small cases of what a server sees again: an image without noise; nothing of noise, or of a masked sum."""
 
 import numpy as np
 import pytest
