@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from medx.attacks.canaries import CanaryData
 from medx.attacks.evidence import Evidence, gaussian_epsilon, one_run_epsilon, together, weigh
 from medx.attacks.knowledge import Directions, canary_data, put_in
-from medx.attacks.overheard import Overheard, contents
+from medx.attacks.overheard import Listener, Overheard, contents
 from medx.configuration import typed
 from medx.experiment import Experiment, make_setup
 from medx.federation.flower import from_record
@@ -250,7 +250,7 @@ def planned(experiment: Experiment, config: dict[str, Any], folder: Path) -> tup
     return job, prepared
 
 
-def listen(experiment: Experiment, job: Job, prepared: Prepared, ears: "Ears") -> float | None:
+def listen(experiment: Experiment, job: Job, prepared: Prepared, ears: Listener) -> float | None:
     """Run all rounds, and the epsilon that is claimed of what was executed; None where none is."""
     hospitals = Hospitals(job, prepared)
     server = Server(job, hospitals.recorded, None, experiment.runtime.timeout, prepared)

@@ -1,12 +1,24 @@
 """What the server of a run receives, heard at the grid: the messages themselves, whatever the runtime."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from medx.trainer.state import ModelState
+
 Hears = Callable[[Message, Message], None]  # a message and its answer
+
+
+class Listener(Protocol):
+    """Who listens to a run."""
+
+    def hear(self, question: Message, answer: Message) -> None:
+        """A message to a hospital, and its answer."""
+
+    def see(self, before: ModelState, after: ModelState, number: int) -> None:
+        """The model of the server before and after a round, which everybody gets."""
 
 
 class Overheard(Grid):
