@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType
 
 from medx.aggregation.messages import Masked
-from medx.attacks.audit import listen
+from medx.attacks.listening import listen
 from medx.attacks.few_records import FewRecords
 from medx.attacks.overheard import contents
 from medx.configuration import typed
