@@ -13,8 +13,8 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType
 
 from medx.aggregation.messages import Masked
-from medx.attacks.listening import listen
 from medx.attacks.few_records import FewRecords
+from medx.attacks.listening import listen
 from medx.attacks.overheard import contents
 from medx.configuration import typed
 from medx.experiment import make_setup

@@ -24,6 +24,7 @@ HEAD = (*PHANTOM, "model=scatternet", "model.basis=none", "model.num_views=1", "
 NONE, SECURE, SPENT = "privacy=none", "aggregation=secure", "privacy.spare_rounds=0"
 CLIP = (NONE, "privacy._target_=medx.attacks.clip_only.ClipOnly", "+privacy.clip_norm=0.1", "trainer.learning_rate=5")
 CONSTANT = 0.1  # model.bias
+CHANCE = 5.5  # standard deviations: masks are drawn anew each time
 SHORT = Search(steps=400, restarts=1, polish=250, variation=1e-3)
 NOISY = Search(steps=300, restarts=1, polish=0, variation=0.03)
 
@@ -93,10 +94,10 @@ def test_masked_words_tell_nothing_of_the_update(privacy: tuple[str, ...], tmp_p
     for step, words in zip(received.own, received.words, strict=True):
         true = true_gradient(received, step)
         moved = np.flatnonzero(true)
-        assert abs(np.corrcoef(step.gradient[moved], true[moved])[0, 1]) < 4 / np.sqrt(len(moved))
+        assert abs(np.corrcoef(step.gradient[moved], true[moved])[0, 1]) < CHANCE / np.sqrt(len(moved))
         places = words.astype(np.float64) / 2**32  # even over the whole ring
-        assert abs(places.mean() - 0.5) < 4 / np.sqrt(12 * len(words))
-        assert abs(places.var() * 12 - 1) < 4 / np.sqrt(len(words))
+        assert abs(places.mean() - 0.5) < CHANCE / np.sqrt(12 * len(words))
+        assert abs(places.var() * 12 - 1) < CHANCE / np.sqrt(len(words))
 
 
 def test_words_without_masks_are_the_update(tmp_path, monkeypatch) -> None:
