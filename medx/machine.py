@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,19 @@ def all_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(share)
+
+
+def room_for_files(wanted: int) -> int:
+    """How many files this process may have open, after asking for as many as ``wanted``, or for all it may have."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY or allowed >= wanted:
+        return wanted
+    asked = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (asked, most))
+    except (OSError, ValueError):  # macOS says that it has no limit, and refuses what is above its own
+        return allowed
+    return asked
 
 
 def resolve_device(device: str) -> str:

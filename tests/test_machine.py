@@ -91,3 +91,15 @@ def test_memory_that_is_left_is_what_the_tightest_limit_leaves(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert machine.available_memory(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(100, "100 256"), (400, "400 400"), (1000, "512 512")])
+def test_as_many_files_as_are_wanted_or_as_may_be(wanted: int, expected: str) -> None:
+    """In a process of its own: a limit cannot be put back."""
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512))\n"
+        "from medx.machine import room_for_files\n"
+        f"print(room_for_files({wanted}), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == expected

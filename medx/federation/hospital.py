@@ -6,8 +6,9 @@ data is touched.
 """
 
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -23,6 +24,7 @@ from medx.federation.ledgers import journal_path, keeps_ledger, open_ledger, rec
 from medx.federation.prepared import Prepared, prepare
 from medx.federation.setup import Job, build_module, secret_key
 from medx.federation.sums import Position, aggregation_result, attempts_of
+from medx.machine import room_for_files
 from medx.privacy.base import ClientPlan
 from medx.privacy.ledger import PrivacyLedger
 from medx.privacy.noise_health import NoiseHealth
@@ -34,7 +36,9 @@ from medx.trainer.local_training import ClientUpdate
 from medx.trainer.state import ModelState
 
 SERVER = "server"
-MOST = 1024  # hospitals that a process keeps: each has a file open
+MOST = 1024  # hospitals that a process keeps, where it may have as many files open
+FILES = 3  # of a hospital that is kept: its ledger, what SQLite writes ahead of it, and that one's index
+OTHER_FILES = 256  # that a process has open beside: libraries, sockets, the journal
 
 
 class Hospitals:
@@ -51,6 +55,7 @@ class Hospitals:
         self._journal: Journal | None = None
         self._opening = threading.Lock()
         self.noise = NoiseHealth()
+        self._most = most_hospitals() if keeps_ledger(job) else MOST
 
     def __reduce__(self) -> tuple[Callable[[Job], "Hospitals"], tuple[Job]]:
         return _of_this_process, (self.job,)
@@ -76,8 +81,10 @@ class Hospitals:
             patients = None if numbers is None else Patients(numbers, self.job.plan.max_records_per_patient)
             ledger = open_ledger(self.job, self.prepared, client) if keeps_ledger(self.job) else None
             known = Hospital(self, client, self.job.plan.clients[client], inputs, labels, ledger, patients)
+            if ledger is not None:  # once nobody uses it: a connection to SQLite waits for the collector of cycles
+                weakref.finalize(known, ledger.close)
             self._known[client] = known
-            while len(self._known) > MOST:
+            while len(self._known) > self._most:
                 self._known.popitem(last=False)
         return known  # and not what the dictionary has: another thread may have made room by now
 
@@ -102,9 +109,9 @@ class Hospitals:
         known = list(self._known.values())
         return {hospital.client: hospital.ledger for hospital in known if hospital.ledger is not None}
 
-    def recorded(self, answered: dict[int, int]) -> dict[int, int]:
-        """Steps by client as the ledgers have them; one that ``answered`` must have an entry."""
-        return recorded_steps(self.job, answered, self.ledgers())
+    def recorded(self, answered: dict[int, int], among: Collection[int] | None = None) -> dict[int, int]:
+        """Steps by client as the ledgers have them, see ``recorded_steps``."""
+        return recorded_steps(self.job, answered, self.ledgers(), among)
 
     def close(self) -> None:
         """Close ledgers and journal, and let go of the rest."""
@@ -126,6 +133,11 @@ def _of_this_process(job: Job) -> Hospitals:
         _HERE.clear()
         _HERE[job.run_id] = Hospitals(job)
     return _HERE[job.run_id]
+
+
+def most_hospitals() -> int:
+    """How many hospitals with ledgers this process can keep: each has files open."""
+    return min(MOST, max(1, (room_for_files(FILES * MOST + OTHER_FILES) - OTHER_FILES) // FILES))
 
 
 @dataclass
