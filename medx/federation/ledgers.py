@@ -1,6 +1,6 @@
 """The hospitals' ledgers of one run: where they lie, how a run reserves, and what was executed in the end."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -134,25 +134,30 @@ def check_entries(ledger: PrivacyLedger, run: str, steps: int) -> None:
 
 
 def recorded_steps(
-    job: Job, answered: dict[int, int], opened: Mapping[int, PrivacyLedger] | None = None
+    job: Job,
+    answered: dict[int, int],
+    opened: Mapping[int, PrivacyLedger] | None = None,
+    among: Collection[int] | None = None,
 ) -> dict[int, int]:
     """Steps that every client's ledger shows as begun: never fewer than were executed.
 
     A client that never started has no entry and took no step; one that ``answered`` must have one. ``opened`` are
-    ledgers of clients that are open in this process, which need not be opened once more.
+    ledgers of clients that are open in this process, which need not be opened once more. ``among`` are the clients
+    whose ledgers are read, None for all; of the others stands what is in ``answered``.
     """
     if server_keeps(job):
         with closing(server_ledger(job)) as ledger:
             begun = _begun(ledger, job.run_id)
         return {plan.client: begun for plan in job.plan.clients}
     run, opened = job.run_id, opened or {}
-    known = {client: _begun(ledger, run) for client, ledger in opened.items()}
-    others = [plan.client for plan in job.plan.clients if plan.client not in opened]
-    known |= {client: _begun(ledger, run) for client, ledger in _ledgers(job, others)}
+    clients = [plan.client for plan in job.plan.clients]
+    asked = set(clients if among is None else among)
+    known = {client: _begun(ledger, run) for client, ledger in opened.items() if client in asked}
+    known |= {client: _begun(ledger, run) for client, ledger in _ledgers(job, sorted(asked - set(opened)))}
     for client, count in answered.items():
-        if count and client not in known:
+        if count and client in asked and client not in known:
             raise LedgerError(f"ledger {ledger_path(job, client)} has no entry of run {run}, which it was charged to")
-    return {plan.client: known.get(plan.client, 0) for plan in job.plan.clients}
+    return {client: (known if client in asked else answered).get(client, 0) for client in clients}
 
 
 def _begun(ledger: PrivacyLedger, run: str) -> int:

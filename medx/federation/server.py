@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
@@ -31,14 +31,15 @@ class Server:
     """One run's rounds on any Grid. ``on_round`` hears of every finished round.
 
     With ``on_round`` None only the last state counts: rounds are neither evaluated nor kept on disk. ``recorded`` gives
-    the steps that clients have begun, never fewer than they have, from those that their answers tell of. ``prepared``
-    has the images on which models are evaluated; without it none is.
+    the steps that clients have begun, never fewer than they have, from those that their answers tell of, and from
+    whose ledgers it has to look at (None: all of them). ``prepared`` has the images on which models are evaluated;
+    without it none is.
     """
 
     def __init__(
         self,
         job: Job,
-        recorded: Callable[[dict[int, int]], dict[int, int]],
+        recorded: Callable[[dict[int, int], Collection[int] | None], dict[int, int]],
         on_round: Callable[[RoundRecord], None] | None,
         timeout: float | None,
         prepared: Prepared | None = None,
@@ -48,6 +49,7 @@ class Server:
         self.prepared = prepared
         self.on_round = on_round
         self.timeout = timeout
+        self._read = False  # true once the ledgers of all clients have been looked at
         self.started = False  # true once every hospital that takes part has reserved its budget
         self.module: nn.Module = build_module(job.setup, job.declared.spec).to(job.setup.device)
         self.engine = PlainRounds(job, timeout) if job.sums is None else SumRounds(job, prepared, timeout)
@@ -113,7 +115,8 @@ class Server:
         for client, executed in outcome.steps.items():
             steps[client] = steps.get(client, 0) + executed
         if self.job.plan.private:  # what is spent stands in the ledgers: answers know of no round that was cut off
-            steps = self.recorded(steps)
+            steps = self.recorded(steps, self.may_have_begun(chosen))
+            self._read = True
         metrics = self.evaluate(average, number)
         ended = time.perf_counter()
         seconds = outcome.seconds | {"evaluate": ended - aggregated, "total": ended - started}
@@ -138,6 +141,10 @@ class Server:
             save_checkpoint(self.job.folder / "checkpoints", result)
             self.on_round(record)
         return result
+
+    def may_have_begun(self, chosen: list[int]) -> list[int] | None:
+        """Who may have begun something since ledgers were last looked at: where all are waited for, who was asked."""
+        return chosen if self._read and self.timeout is None else None
 
     def charged(self, before: dict[int, int], answered: Iterable[int]) -> dict[int, int]:
         """The fewest releases that ledgers must show: one round's for each round that a client answered in."""

@@ -6,7 +6,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class SiteServer(Server):
         self.grid: Patient | None = None
         self._charged: Mapping[int, int] = {}
 
-    def asked_for(self, answered: dict[int, int]) -> dict[int, int]:
+    def asked_for(self, answered: dict[int, int], among: Collection[int] | None = None) -> dict[int, int]:
         """Releases by hospital, at the most: those it came with, and as many as it was asked for since.
 
         A hospital that is away when a study is gone on with may have been asked just before the server was stopped:

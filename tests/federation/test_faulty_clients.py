@@ -1,7 +1,7 @@
 """One faulty or lying hospital is one hospital less: the run goes on, and the others pay for no second attempt."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from medx.aggregation.messages import Shares, Unmask
 from medx.federation import hospital_sums
 from medx.federation.hospital import Hospital
-from medx.federation.ledgers import ledger_path
+from medx.federation.ledgers import ledger_path, recorded_steps
 from medx.federation.plain_rounds import RoundAborted
 from medx.federation.replies import Code
+from medx.federation.server import Server
 from medx.federation.setup import Job
 from medx.federation.sums import STAGES, WEIGHT, Position, ledger_entry
 from medx.schema import LedgerError, PrivacyError
@@ -246,3 +247,54 @@ def test_a_hospital_that_another_makes_room_for_is_answered(tmp_path: Path, monk
     site = site_of(job)
     assert [site.hospital(client).client for client in (0, 1, 0)] == [0, 1, 0]
     forget(job)
+
+
+def test_a_ledger_is_closed_when_nobody_uses_its_hospital_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever makes room, and not when cycles are collected: a thousand of them would be out of files by then."""
+    monkeypatch.setattr("medx.federation.hospital.MOST", 1)
+    job = make(tmp_path, privacy="local_dp", secure=False)
+    site = site_of(job)
+    used = site.hospital(0)
+    ledger = used.ledger
+    assert ledger is not None
+    site.hospital(1)
+    assert ledger.knows(job.run_id)  # used still, as by another thread
+    del used
+    with pytest.raises(LedgerError, match="closed"):
+        ledger.knows(job.run_id)
+    forget(job)
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_ledgers_are_read_of_those_who_were_asked_and_of_all_where_one_may_be_late(
+    tmp_path: Path, timeout: float | None
+) -> None:
+    job = make(tmp_path, privacy="local_dp", secure=False, federation={"fraction_clients": 0.4})
+    site, read = site_of(job), []
+
+    def recorded(answered: dict[int, int], among: Collection[int] | None) -> dict[int, int]:
+        found = site.recorded(answered, among)
+        assert found == site.recorded(answered)
+        read.append(among)
+        return found
+
+    server = Server(job, recorded, lambda record: None, timeout, site.prepared)
+    with grid_of(job) as grid:
+        for _ in server.rounds(grid, server.initial_state()):
+            pass
+    drawn = [server.choose(list(range(5)), number) for number in (2, 3)]
+    assert len(drawn[0]) == 2
+    assert read == [None, *(drawn if timeout is None else [None, None])]
+
+
+def test_steps_of_those_who_are_not_asked_stand_and_who_was_asked_has_an_entry(tmp_path: Path) -> None:
+    job = make(tmp_path, privacy="local_dp", secure=False)
+    run(job)
+    told = dict.fromkeys(range(5), 1)
+    begun = recorded_steps(job, told)
+    assert recorded_steps(job, told, among=[3]) == told | {3: begun[3]} != begun
+    ledger_path(job, 3).unlink()
+    with pytest.raises(LedgerError, match="has no entry of run"):
+        recorded_steps(job, told, among=[3])
