@@ -1,11 +1,14 @@
 """Clients on Ray: Flower's simulation, several workers at once, with shares of CPU and GPU for each client."""
 
+import hashlib
 import logging
+import os
+import pickle
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from annotated_types import Ge, Gt
@@ -38,6 +41,10 @@ class Ray:
             raise ConfigError(
                 f"runtime=ray needs Flower's simulation extra: pip install 'medx[ray]' ({error})"
             ) from error
+        if self.num_cpus is not None and os.environ.get("RAY_ADDRESS"):
+            raise ConfigError(
+                f"runtime.num_cpus={self.num_cpus}: a cluster that RAY_ADDRESS names has its own; accepted: null"
+            )
         cores = get_num_cpus()
         if self.num_cpus is not None and self.num_cpus > cores:  # Ray would start a worker for each, and wait for all
             raise ConfigError(
@@ -58,6 +65,7 @@ class Ray:
         """Run the server in a thread of this process and the clients in Ray's workers."""
         say("preparing: Ray starts")
         from flwr.simulation import run_simulation
+        from ray import cloudpickle
 
         quiet_flower()
         server = ServerApp()
@@ -82,7 +90,7 @@ class Ray:
                 warnings.simplefilter("ignore")
                 run_simulation(
                     server_app=server,
-                    client_app=app,
+                    client_app=cast(ClientApp, Carried(cloudpickle.dumps(app))),
                     num_supernodes=num_clients,
                     backend_config=self.backend_config(),
                 )
@@ -106,6 +114,30 @@ class Ray:
             "init_args": arguments,
             "client_resources": {"num_cpus": self.client_cpus, "num_gpus": self.client_gpus},
         }
+
+
+class Carried:
+    """A ClientApp as it travels: Flower pickles it for every message, which of a thousand clients takes milliseconds.
+
+    So it goes as bytes that are made once, and each worker unpickles them once.
+    """
+
+    def __init__(self, pickled: bytes) -> None:
+        self.pickled = pickled
+
+    def __reduce__(self) -> tuple[Callable[[str, bytes], ClientApp], tuple[str, bytes]]:
+        return arrived, (hashlib.sha256(self.pickled).hexdigest(), self.pickled)
+
+
+_HERE: dict[str, ClientApp] = {}
+
+
+def arrived(digest: str, pickled: bytes) -> ClientApp:
+    """In a worker, the app of the bytes that have this digest."""
+    if digest not in _HERE:
+        _HERE.clear()
+        _HERE[digest] = pickle.loads(pickled)
+    return _HERE[digest]
 
 
 def stop_waiting_when(stopped: threading.Event, grid: Grid) -> None:

@@ -1,5 +1,6 @@
 """Flower's simulation on Ray gives what the same clients give in this process, quietly, and is gone afterwards."""
 
+import pickle
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from medx.results import ExperimentResult
-from medx.runtime.ray import Ray, stop_waiting_when, wait_for_nodes
+from medx.runtime.ray import Carried, Ray, stop_waiting_when, wait_for_nodes
 from medx.schema import ConfigError
 from tests.program import TINY, call
 
@@ -53,6 +54,22 @@ def test_the_server_waits_until_all_clients_are_there_but_not_for_ever() -> None
     assert grid.asked == 4
     grid.get_node_ids = lambda: [1]  # type: ignore[method-assign]
     wait_for_nodes(cast(Any, grid), 4, patience=0.2)
+
+
+def test_an_app_travels_as_bytes_and_is_unpickled_once_in_a_worker() -> None:
+    apps = [pickle.dumps(Carried(pickle.dumps({"app": number}))) for number in range(2)]
+    first, again, other = (cast(Any, pickle.loads(apps[number])) for number in (0, 0, 1))
+    assert (first, other) == ({"app": 0}, {"app": 1})
+    assert again is first
+
+
+def test_the_cores_of_a_cluster_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would say so only once all is loaded."""
+    Ray(timeout=None, num_cpus=1, client_cpus=1, client_gpus=0).check()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    Ray(timeout=None, num_cpus=None, client_cpus=1, client_gpus=0).check()
+    with pytest.raises(ConfigError, match="num_cpus=1: a cluster"):
+        Ray(timeout=None, num_cpus=1, client_cpus=1, client_gpus=0).check()
 
 
 def lines_of(out: str) -> list[list[str]]:
