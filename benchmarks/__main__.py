@@ -49,6 +49,13 @@ def rounds(repeats: int, device: str) -> list[Row]:
     return measure(repeats, device)
 
 
+def drawn(repeats: int, device: str) -> list[Row]:
+    """Fixed cost of a client that a round draws out of a thousand."""
+    from benchmarks.round_cost import measure_drawn
+
+    return measure_drawn(repeats, device)
+
+
 def help_text(repeats: int, device: str) -> list[Row]:
     """``--help``."""
     from benchmarks.start_up import measure_help
@@ -81,12 +88,13 @@ PARTS: dict[str, Callable[[int, str], list[Row]]] = {
     "steps": steps,
     "run": run,
     "rounds": rounds,
+    "drawn": drawn,
     "help": help_text,
     "sweep": sweep,
     "secure": secure,
     "pfl": pfl,
 }
-REPEATS = {"steps": 7, "run": 3, "rounds": 3, "help": 5, "sweep": 3, "secure": 3, "pfl": 5}
+REPEATS = {"steps": 7, "run": 3, "rounds": 3, "drawn": 3, "help": 5, "sweep": 3, "secure": 3, "pfl": 5}
 
 if __name__ == "__main__":
     main()

@@ -60,8 +60,11 @@ def with_data(setup: Setup, data: Given) -> Setup:
     return replace(setup, dataset=data, data_key=key)
 
 
-def time_rounds(setup: Setup, runtime: Runtime, count: int) -> list[float]:
-    """Seconds of ``count`` rounds, after one that is not counted; everything between two rounds is included."""
+def time_rounds(setup: Setup, runtime: Runtime, count: int, cpu: list[float] | None = None) -> list[float]:
+    """Seconds of ``count`` rounds, after one that is not counted; everything between two rounds is included.
+
+    Those of this process's CPU are added to ``cpu``.
+    """
     times: list[float] = []
     with TemporaryDirectory() as folder:
         prepared = prepare(setup)
@@ -72,9 +75,11 @@ def time_rounds(setup: Setup, runtime: Runtime, count: int) -> list[float]:
             rounds = server.rounds(grid, server.initial_state())
             next(rounds)
             for _ in range(count):
-                started = time.perf_counter()
+                started, before = time.perf_counter(), time.process_time()
                 next(rounds)
                 times.append(time.perf_counter() - started)
+                if cpu is not None:
+                    cpu.append(time.process_time() - before)
 
         try:
             runtime.run(client_app(hospitals), setup.num_clients, serve)

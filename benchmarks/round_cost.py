@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.common import Row, interleaved, ratio
 from benchmarks.in_process import configure, random_images, time_rounds, with_data
@@ -13,6 +14,7 @@ from medx.schema import component
 from medx.trainer.local_training import ClientUpdate, Trainer
 
 CLIENTS = (5, 50, 500)
+MANY, DRAWN = 1000, 20  # clients, and how many of them a round draws
 RECORDS = 32  # of every client, all of them in each of its steps
 STEPS = (4, 1)  # of a client in a round; the target is for the first, with a round long enough to be one
 
@@ -26,14 +28,18 @@ class Idle(Trainer):
         return ClientUpdate(given["state"])
 
 
-def set_up(clients: int, device: str, privacy: str, steps: int = 1) -> tuple[Setup, Runtime]:
-    """A federation of the small CNN with 32 records at every client, ``steps`` full-batch steps a round."""
+def set_up(clients: int, device: str, privacy: str, steps: int = 1, drawn: float = 1.0) -> tuple[Setup, Runtime]:
+    """A federation of the small CNN with 32 records at every client, ``steps`` full-batch steps a round.
+
+    A round draws the fraction ``drawn`` of the clients.
+    """
     setup, runtime = configure(
         [
             f"device={device}",
             "model=cnn",
             privacy,
             f"federation.num_clients={clients}",
+            f"federation.fraction_clients={drawn}",
             "federation.num_rounds=1000",
             "federation.evaluate_every=1000",
             f"trainer.local_steps={steps}",
@@ -75,3 +81,17 @@ def parts(clients: int, device: str) -> dict[str, Callable[[], float]]:
     timed: dict[str, Setup] = {f"idle {clients}": idle}
     timed |= {f"private {clients} {steps}": setup for steps, setup in private.items()}
     return {name: lambda setup=setup: median(time_rounds(setup, runtime, count)) for name, setup in timed.items()}
+
+
+def measure_drawn(repeats: int, device: str) -> list[Row]:
+    """Milliseconds a drawn client: all that a round does for it, ledger and trainer included, but for private steps."""
+    setup, runtime = set_up(MANY, device, "privacy=local_dp", drawn=DRAWN / MANY)
+    fixed, busy = [], []
+    for _ in range(repeats):
+        cpu: list[float] = []
+        with patch("medx.trainer.module.ClassificationModule.take_step", lambda module, *batch: None):
+            times = time_rounds(setup, runtime, DRAWN, cpu)
+        fixed.append(1e3 * median(times) / DRAWN)
+        busy.append(1e3 * median(cpu) / DRAWN)
+    name, note = f"fixed cost a drawn client, {DRAWN} of {MANY}", f"least {min(fixed):.1f} ms, CPU {min(busy):.1f} ms"
+    return [Row(name, median(fixed), "ms", 5.0, note)]

@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from scipy.stats import hypergeom
 
 from medx.aggregation import ring
 from medx.aggregation.coordinator import Coordinator
 from medx.aggregation.integer_noise import NoiseStream, discrete_gaussian
-from medx.aggregation.keys import _authentic_keys, verified
+from medx.aggregation.keys import _authentic_keys, _verified
 from medx.aggregation.messages import Masked
 from medx.aggregation.participant import Participant
 from medx.aggregation.ring import encode
@@ -27,7 +28,7 @@ from medx.aggregation.roster import Parameters, Roster, simulated_roster
 
 MODEL = bytes(32)
 SIZES = (1_001, 60_000, 300_000, 11_000_000)
-CLIENTS = (5, 20, 100)
+CLIENTS = (3, 10, 30, 100)
 
 
 def best(function: Callable[[], object], repeats: int) -> float:
@@ -83,7 +84,7 @@ class Stopwatch:
         """Run a client's step; only client 0 is timed, with no signature remembered."""
         if number != 0:
             return step()
-        verified.cache_clear()
+        _verified.cache_clear()
         _authentic_keys.cache_clear()
         start = time.perf_counter()
         result = step()
@@ -92,7 +93,7 @@ class Stopwatch:
 
     def of_server(self, step: Callable[[], object]) -> object:
         """Run and time a step of the server, with no signature remembered."""
-        verified.cache_clear()
+        _verified.cache_clear()
         _authentic_keys.cache_clear()
         start = time.perf_counter()
         result = step()
@@ -180,8 +181,23 @@ def flower(n: int, dimension: int) -> float:
     return fixed + best(mask, repeats) * n / timed + shares
 
 
+def neighbours(n: int, corrupt: float, gone: float) -> int:
+    """Fewest neighbours of each of ``n`` clients with which a graph of random neighbours (Bell et al. 2020) would do.
+
+    There is a threshold that colluding neighbours of anybody reach with a chance of at most 2^-40, and those who stay
+    miss with one of at most 2^-30, where ``corrupt`` and ``gone`` are fractions of all. That the graph stays connected
+    is not asked. With n - 1 it is the sum as it is.
+    """
+    bad, staying = int(corrupt * n), n - 1 - int(gone * n)
+    for k in range(1, n):
+        threshold = int(hypergeom.isf(2.0**-40 / n, n - 1, bad, k)) + 1
+        if threshold <= k and hypergeom.cdf(threshold - 1, n - 1, staying, k) <= 2.0**-30 / n:
+            return k
+    return n - 1
+
+
 def main() -> None:
-    """Print one table for clients and server, and one for encoding and noise."""
+    """Print one table for clients and server, one for encoding and noise, and one of a graph's neighbours."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="leave out 11M parameters")
     sizes = SIZES[:-1] if parser.parse_args().quick else SIZES
@@ -206,6 +222,9 @@ def main() -> None:
         noise = best(lambda s=stream, d=dimension: discrete_gaussian(s, 10**6, d), 2)
         wire = len(Masked(0, MODEL, np.zeros(dimension, np.uint32)).to_bytes()) / dimension
         print(f"{dimension:>10} {encoding * 1e3:>10.2f} {noise * 1e3:>10.2f} {wire:>18.3f}", flush=True)
+    print(f"\n{'neighbours of':>13} {'n - 1':>6} {'1/3 + 1/3':>10} {'1/3 + 1/10':>10}   (colluding + gone)")
+    for n in (30, 100, 300, 1000, 10_000):
+        print(f"{n:>13} {n - 1:>6} {neighbours(n, 1 / 3, 1 / 3):>10} {neighbours(n, 1 / 3, 0.1):>10}", flush=True)
 
 
 if __name__ == "__main__":
