@@ -29,7 +29,7 @@ from medx.results import AttackResult
 from medx.schema import ConfigError
 
 CLIP = 1e-3  # so small that every record's gradient is cut to it
-PLAIN = 100.0  # a shift beyond which noise hides nothing
+PLAIN = 20.0  # a shift beyond which noise hides nothing
 STEP = 3e-6  # noise on every weight by a step: above float32's rounding, far below the weights
 Settings = Mapping[str, Mapping[str, Any]]  # by group
 STILL: dict[str, Any] = {
