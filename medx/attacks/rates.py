@@ -22,9 +22,8 @@ class Curve:
     @classmethod
     def of(cls, scores: np.ndarray, inside: np.ndarray) -> "Curve":
         """Scores and membership of any one shape. Equal scores are one step: no order among them is made up."""
-        ranked = np.argsort(-scores, axis=None, kind="stable")
-        sorted_scores, members = scores.ravel()[ranked], inside.ravel()[ranked]
-        ends = np.append(np.flatnonzero(np.diff(sorted_scores)), len(ranked) - 1)
+        ordered, members = ranked(scores, inside)
+        ends = steps(ordered)
         true, false = (np.append(0, np.cumsum(mask)[ends]) / max(1, mask.sum()) for mask in (members, ~members))
         return cls(false, true)
 
@@ -36,6 +35,17 @@ class Curve:
     def true_at(self, false: float) -> float:
         """The true positive rate at the highest false positive rate that is at most this."""
         return float(self.true[np.searchsorted(self.false, false, side="right") - 1])
+
+
+def ranked(scores: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores from the highest on, and whether each is a member's."""
+    order = np.argsort(-scores, axis=None, kind="stable")
+    return scores.ravel()[order], inside.ravel()[order]
+
+
+def steps(ordered: np.ndarray) -> np.ndarray:
+    """The last place of every run of equal scores."""
+    return np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
 
 
 @dataclass(frozen=True)
@@ -83,12 +93,12 @@ def epsilons(
 
 def threshold_for(scores: np.ndarray, inside: np.ndarray, delta: float) -> float:
     """The threshold with the highest bound here; counted elsewhere, it is one that was fixed before."""
-    ranked = np.argsort(-scores, axis=None, kind="stable")
-    ordered, members = scores.ravel()[ranked], inside.ravel()[ranked]
-    places = np.unique(np.geomspace(1, len(ordered), CANDIDATES).astype(int)) - 1
-    true, false = np.cumsum(members)[places], np.cumsum(~members)[places]
+    ordered, members = ranked(scores, inside)
+    ends = steps(ordered)
+    ends = ends[np.unique(np.geomspace(1, len(ends), CANDIDATES).astype(int)) - 1]
+    true, false = np.cumsum(members)[ends], np.cumsum(~members)[ends]
     found = epsilons(true, members.sum(), false, (~members).sum(), delta)
-    return float(ordered[places[int(np.argmax(found))]])
+    return float(ordered[ends[int(np.argmax(found))]])
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,8 @@ class Shadows:
     config: dict[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.runs < 8 or self.runs % 4:
-            raise ConfigError(f"runs={self.runs}: half of them, in pairs, must tell; accepted: 8, 12, 16, ...")
+        if self.runs < 12 or self.runs % 4:  # half of them, less a pair, must leave two of each kind
+            raise ConfigError(f"runs={self.runs}: they are halved, and each half is of pairs; accepted: 12, 16, 20, ...")
         config, _ = composed([*self.overrides, *QUIET], None, None)
         config["federation"] |= {"evaluate_every": config["federation"]["num_rounds"]}
         config["privacy"] = {
