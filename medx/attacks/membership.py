@@ -15,7 +15,7 @@ from medx.attacks.shadows import Observed
 from medx.randomness import numpy_generator
 from medx.released import Record
 
-PRIOR = 16  # records' own variances count as much as everybody's from so many runs on
+PRIOR = 64  # runs from which on records' own variances count as much as that of all (Carlini et al. 2022, section VI)
 RATIO = 2.0  # RMIA's gamma: by how much a record must be likelier than another
 EXPOSED = 0.01  # of all records
 MOST_EXPOSED = "most exposed"
