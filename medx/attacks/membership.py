@@ -164,7 +164,7 @@ def attack(observed: Observed, *, delta: float = DELTA, seed: int = 0) -> Member
     The most exposed are found on the first half of the runs and attacked in the second. ``seed`` is of the matching of
     records to pairs.
     """
-    delta = observed.delta or delta
+    delta = observed.claims.delta or delta
     first = some(observed, np.arange(len(observed.inside) // 2))
     exposure = Gaussians.of(first.signals, first.inside).exposure
     top = np.argsort(-exposure, kind="stable")[: max(1, round(EXPOSED * len(exposure)))]
@@ -176,10 +176,10 @@ def attack(observed: Observed, *, delta: float = DELTA, seed: int = 0) -> Member
     return Membership(
         runs=len(observed.inside),
         records=len(observed.rows),
-        claimed=observed.claimed,
-        replaced=observed.replaced,
+        claimed=observed.claims.epsilon,
+        replaced=observed.claims.replaced,
         delta=delta,
-        test_auc=observed.test_auc,
+        test_auc=observed.claims.test_auc,
         found=found,
         exposed=[
             Exposed(row=int(observed.rows[each]), hospital=int(observed.hospitals[each]), exposure=exposure[each])
@@ -215,8 +215,10 @@ def left_out(score: Score, observed: Observed) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scores:
-    """One attack's scores: of ``every`` run by all others, and for bounds of the ``first`` half by itself, of the
-    ``second`` by the first alone, so that what is counted there is of runs that nothing was fitted to.
+    """One attack's scores: of ``every`` run by all others, and for bounds of each half of the runs.
+
+    Those of the ``first`` are by itself, those of the ``second`` by the first alone, so that what is counted there is
+    of runs that nothing was fitted to.
     """
 
     every: np.ndarray

@@ -61,22 +61,19 @@ class Counts:
     def at(cls, threshold: float, scores: np.ndarray, inside: np.ndarray) -> "Counts":
         """Of scores from the threshold on."""
         alarms = scores >= threshold
-        return cls(
-            int((alarms & inside).sum()), int(inside.sum()), int((alarms & ~inside).sum()), int((~inside).sum())
-        )
+        return cls(int((alarms & inside).sum()), int(inside.sum()), int((alarms & ~inside).sum()), int((~inside).sum()))
 
     def epsilon(self, delta: float) -> float:
         """The lower bound for epsilon by both rates' intervals."""
-        return float(epsilons(*(np.array(each) for each in (self.true, self.members, self.false, self.others)), delta))
+        true, members, false, others = (np.array(each) for each in (self.true, self.members, self.false, self.others))
+        return float(epsilons(true, members, false, others, delta))
 
     def ceiling(self, delta: float) -> float:
         """The same were all alarms right: no attack can prove more with so many trials."""
         return Counts(self.members, self.members, 0, self.others).epsilon(delta)
 
 
-def epsilons(
-    true: np.ndarray, members: np.ndarray, false: np.ndarray, others: np.ndarray, delta: float
-) -> np.ndarray:
+def epsilons(true: np.ndarray, members: np.ndarray, false: np.ndarray, others: np.ndarray, delta: float) -> np.ndarray:
     """Lower bounds from counts: Clopper and Pearson's for both rates, each at half of what confidence leaves.
 
     Both of ``TPR <= e^epsilon FPR + delta`` and ``TNR <= e^epsilon FNR + delta`` are asked of the same two intervals

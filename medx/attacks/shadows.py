@@ -1,40 +1,18 @@
-"""Shadow runs: one configuration trained again and again, each time on a random half of every hospital's records.
+"""Halves of every hospital's records, on each of which a shadow run is trained, and what the models then say."""
 
-They are jobs of the sweep's own pool, each a run with a folder, below ``cache=``: what has finished is not run again.
-"""
-
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from annotated_types import Ge
 from numpy.random import Generator
 
-from medx.api import composed
-from medx.configuration import Composed, build, typed
-from medx.experiment import make_setup
-from medx.federation.prepared import Prepared, prepare
-from medx.federation.server import predict
-from medx.federation.setup import Setup, build_module, draw_key
-from medx.folder import CONFIG_FILE, read_result
-from medx.job import cache_at, run_job
-from medx.launcher.outcomes import FAILURE_FILE, failures_kept, is_done, why_unfinished
-from medx.launcher.pool import Job, run_jobs
-from medx.model.storage import read_tensors
+from medx.configuration import build
 from medx.partition import Rows
-from medx.privacy.units import RECORD
-from medx.randomness import NUMERICS, derive_seed, numpy_generator
+from medx.randomness import derive_seed, numpy_generator
 from medx.results import ExperimentResult
-from medx.schema import ConfigError, MedxError, component
-
-# A shadow run is not measured in between, and nobody follows it but the attack.
-QUIET = ("tracking=none", "runtime=in_process", "baseline=null", "select=null", "resume=null")
-SEEDS = 2**31  # of the runs' own draws
+from medx.schema import ConfigError, component
 
 
 @component
@@ -69,13 +47,45 @@ def halves(parts: Sequence[np.ndarray], seed: int, number: int) -> Rows:
 
 
 @dataclass(frozen=True)
+class Claims:
+    """The runs' ``epsilon`` at ``delta``, and that of a record ``replaced`` by another; None where nothing is claimed.
+
+    ``test_auc`` is how good the models are, the mean.
+    """
+
+    epsilon: float | None
+    replaced: float | None
+    delta: float | None
+    test_auc: float | None
+
+    @classmethod
+    def of(cls, results: Sequence[ExperimentResult]) -> "Claims":
+        """The most that any of the runs claims."""
+        privacy = [result.privacy for result in results]
+        aucs = [auc for result in results if (auc := result.test["auc"].value) is not None]
+        return cls(
+            epsilon=most([each.epsilon for each in privacy]),
+            replaced=most([each.epsilon_replace for each in privacy]),
+            delta=most([each.delta for each in privacy]),
+            test_auc=float(np.mean(aucs)) if aucs else None,
+        )
+
+
+def most(values: Sequence[float | None]) -> float | None:
+    """The largest of those that are there."""
+    return max((value for value in values if value is not None), default=None)
+
+
+NOTHING = Claims(None, None, None, None)
+
+
+@dataclass(frozen=True)
 class Observed:
     """What the models of all runs say of every record, and which records each run had.
 
     ``inside`` is ``bool [runs, n]``; ``signals`` are logits of the true label's probability ``[runs, n]``, and
     ``others`` of records that no run had ``[runs, m]``. ``rows`` are the records' places in the training split and
-    ``hospitals`` where they are, both ``int64 [n]``. ``claimed`` is the runs' epsilon at ``delta``, ``replaced`` that
-    of one record replaced by another; None where nothing is claimed.
+    ``hospitals`` where they are, both ``int64 [n]``.
     """
 
     inside: np.ndarray
@@ -83,145 +93,7 @@ class Observed:
     others: np.ndarray
     rows: np.ndarray
     hospitals: np.ndarray
-    claimed: float | None = None
-    replaced: float | None = None
-    delta: float | None = None
-    test_auc: float | None = None
-
-
-@dataclass(frozen=True)
-class Shadows:
-    """``runs`` shadow runs, an even number, of the run that the overrides describe."""
-
-    overrides: Sequence[str]
-    runs: int
-    config: dict[str, Any] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.runs < 12 or self.runs % 4:  # half of them, less a pair, must leave two of each kind
-            raise ConfigError(f"runs={self.runs}: they are halved, and each half is of pairs; accepted: 12, 16, 20, ...")
-        config, _ = composed([*self.overrides, *QUIET], None, None)
-        config["federation"] |= {"evaluate_every": config["federation"]["num_rounds"]}
-        config["privacy"] = {
-            # What these runs spend is nobody's budget: no model of theirs leaves the house.
-            key: None if key in ("ledger", "budget") else value
-            for key, value in config["privacy"].items()
-        }
-        whole = typed(config)
-        if (unit := whole.experiment.privacy.protected) not in (None, RECORD):
-            raise ConfigError(f"privacy: its unit is a {unit.name if unit else unit}; accepted: runs that protect a record, or none")
-        object.__setattr__(self, "config", {**whole.config, "resume": None})
-
-    @cached_property
-    def prepared(self) -> Prepared:
-        """All records, dealt as the runs have them."""
-        with cache_at(self._whole.experiment.cache):
-            return prepare(self._setup)
-
-    def train(self, at_once: int | None = None) -> None:
-        """Run those that have not finished, in processes of their own; raises MedxError where one does not finish."""
-        jobs = [job for job in self.jobs() if not is_done(job.folder)]
-        if jobs:
-            run_jobs(jobs, len(jobs), at_once)
-
-    def jobs(self) -> Iterator[Job]:
-        """Each run; what is not known by its configuration, the records, is in its folder's name."""
-        for number in range(self.runs):
-            config = self.of(number)
-            named = f"{typed(config).hash} {config['seed']} {self.prepared.declared.records.hex()} {NUMERICS}"
-            name = hashlib.sha256(named.encode()).hexdigest()[:24]
-            folder = self._whole.experiment.cache / "shadows" / name
-            yield Job(f"shadow {number} of {self.runs}", folder, ShadowRun(config, folder))
-
-    def of(self, number: int) -> dict[str, Any]:
-        """The configuration of one run."""
-        seed = self.config["seed"]
-        partition = {
-            "_target_": f"{Halves.__module__}.{Halves.__qualname__}",
-            "base": self.config["partition"],
-            "number": number,
-            "seed": seed,
-        }
-        return self.config | {"partition": partition, "seed": derive_seed(seed, "shadow run", number) % SEEDS}
-
-    def observed(self) -> Observed:
-        """What all runs say; raises MedxError where one has not finished."""
-        parts = self.prepared.parts
-        hospitals = np.full(len(self.prepared.splits.train), -1)
-        inside = np.zeros((self.runs, len(hospitals)), bool)
-        for hospital, part in enumerate(parts):
-            hospitals[part] = hospital
-        for number in range(self.runs):
-            inside[number, np.concatenate(halves(parts, self.config["seed"], number))] = True
-        results, signals, others = [], [], []
-        for job in self.jobs():
-            if (why := why_unfinished(job.folder)) is not None:
-                raise MedxError(f"{job.title}: {why} ({job.folder})")
-            results.append(read_result(job.folder))
-            own, held_out = self._signals(job.folder)
-            signals.append(own)
-            others.append(held_out)
-        rows = np.flatnonzero(2 * inside.sum(0) == self.runs)  # every draw may leave another one out
-        return Observed(
-            *(inside[:, rows], np.stack(signals)[:, rows], np.stack(others), rows, hospitals[rows]),
-            **claims(results),
-        )
-
-    def _signals(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-        """The averaged model's signals of training and of test records."""
-        saved, _ = read_tensors(folder / "model.safetensors")
-        state = {name.removeprefix("head."): each for name, each in saved.items() if name.startswith("head.")}
-        module = build_module(self._setup, self.prepared.spec)
-        inputs, labels = self.prepared.inputs, self.prepared.labels
-        with torch.no_grad():
-            train, test = (
-                logits(predict(module, state, self.prepared, inputs[split], "cpu").numpy(), labels[split].numpy())
-                for split in ("train", "test")
-            )
-        return train, test
-
-    @cached_property
-    def _whole(self) -> Composed:
-        return typed(self.config)
-
-    @cached_property
-    def _setup(self) -> Setup:
-        return make_setup(self._whole.experiment, self._whole.config, draw_key(self._whole.what))
-
-
-@dataclass(frozen=True)
-class ShadowRun:
-    """The work of one job, which goes on with what lies in its folder; how it ended is told by its files."""
-
-    config: dict[str, Any]
-    folder: Path
-
-    def __call__(self) -> None:
-        """Raises KeyboardInterrupt where the user stopped it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        again = str(self.folder) if (self.folder / CONFIG_FILE).exists() else None
-        result = None
-        with failures_kept(self.folder, [f"partition.number={self.config['partition']['number']}"]):
-            result = run_job(self.config | {"resume": again}, self.folder, [])
-            (self.folder / FAILURE_FILE).unlink(missing_ok=True)  # of an earlier attempt
-        if result is not None and result.status == "killed":
-            raise KeyboardInterrupt
-
-
-def claims(results: Sequence[ExperimentResult]) -> dict[str, float | None]:
-    """What the runs claim, the most of any, and how good they are, the mean."""
-    aucs = [result.test["auc"].value for result in results]
-    known = [auc for auc in aucs if auc is not None]
-
-    def most(values: Sequence[float | None]) -> float | None:
-        return max((value for value in values if value is not None), default=None)
-
-    return {
-        "claimed": most([result.privacy.epsilon for result in results]),
-        "replaced": most([result.privacy.epsilon_replace for result in results]),
-        "delta": most([result.privacy.delta for result in results]),
-        "test_auc": float(np.mean(known)) if known else None,
-    }
+    claims: Claims = NOTHING
 
 
 def logits(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

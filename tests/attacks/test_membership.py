@@ -1,4 +1,4 @@
-"""Attacks on signals whose shift is set here, and on tiny runs: what is open is found, and where nothing is, nothing."""
+"""Attacks on signals whose shift is set here, and on tiny runs: what shows is found, and else nothing is."""
 
 import json
 import math
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medx.attacks import membership_study
+from medx import membership
 from medx.attacks.membership import Gaussians, Membership, attack, left_out, lira, some
 from medx.attacks.rates import Counts, Curve, Guesses, epsilons, threshold_for
-from medx.attacks.shadows import Halves, Observed, Shadows, halves, logits
+from medx.attacks.shadows import Halves, Observed, halves, logits
 from medx.configuration import typed
 from medx.schema import ConfigError, MedxError
+from medx.shadows import Shadows
 
 TINY = (
     "dataset=phantom", "dataset.size=16", "dataset.num_train=121", "model=scatternet", "model.basis=none",
@@ -42,7 +43,7 @@ def test_a_known_shift_is_found_as_strongly_as_it_is(shift: float) -> None:
     best = stats.norm.cdf(shift / math.sqrt(2))
     assert best - 0.03 < found.auc < best + 0.01
     at_1 = stats.norm.cdf(shift - stats.norm.ppf(0.99))
-    assert 0.8 * at_1 < found.true_at_1 < 1.1 * at_1
+    assert 0.7 * at_1 < found.true_at_1 < 1.1 * at_1
     # The most that any threshold on the true distributions gives, with no error of counting.
     cuts = np.linspace(-4, 4 + shift, 2000)
     most = max(stats.norm.logsf(cuts - shift) - stats.norm.logsf(cuts))
@@ -77,27 +78,27 @@ def test_a_run_that_is_known_with_its_twin_tells_nothing_by_counts() -> None:
     itself = Gaussians.of(nothing.signals, nothing.inside).ratio(nothing.signals)
     assert Curve.of(itself, nothing.inside).auc > 0.6
     every = np.arange(8)
-    with_twin = [
-        lira(some(nothing, np.setdiff1d(every, [run])), some(nothing, np.array([run])))[0] for run in range(8)
-    ]
+    with_twin = [lira(some(nothing, np.setdiff1d(every, [run])), some(nothing, np.array([run])))[0] for run in range(8)]
     assert abs(Curve.of(np.stack(with_twin), nothing.inside).auc - 0.5) > 0.02
 
 
 def test_exposed_records_and_hospitals_are_told_apart() -> None:
     """Every fiftieth record shifts by four deviations, all of hospital 0; the others do not shift."""
     told = observed(0.0, records=800)
-    open_ones = np.arange(0, 800, 50) * 1
+    open_ones = np.arange(0, 800, 50)
     signals = told.signals.copy()
     signals[:, open_ones] += 4 * told.inside[:, open_ones]
     found = attack(replace(told, signals=signals))
     assert {each.row for each in found.exposed} <= set(open_ones.tolist())
-    assert found.of("lira", "most exposed").auc > 0.95 > 0.6 > found.of("lira").auc
-    assert found.of("lira", "hospital 0").true_at_0_1 > 0.02 > 0.01 > found.of("lira", "hospital 1").true_at_0_1
-    assert found.of("lira", "hospital 0").by_rates.epsilon > 1 > found.of("lira", "hospital 1").by_rates.epsilon
+    assert found.of("lira", "most exposed").auc > 0.95
+    assert found.of("lira").auc < 0.6
+    one, other = (found.of("lira", f"hospital {hospital}") for hospital in range(2))
+    assert one.true_at_0_1 > 5 * other.true_at_0_1
+    assert one.by_rates.epsilon > 1 > other.by_rates.epsilon
 
 
 def test_the_bound_holds_where_the_epsilon_is_known() -> None:
-    """Randomised response of epsilon 1: nineteen bounds in twenty are below it, and a claim of two thirds is refuted."""
+    """Randomised response of epsilon 1: bounds are below it, 19 in 20 of them, and refute two thirds of it."""
     generator = np.random.default_rng(3)
     found = []
     for _ in range(200):
@@ -197,7 +198,7 @@ def test_what_has_finished_is_not_trained_again(cache, tmp_path, monkeypatch) ->
     def command(*more: str) -> int:
         monkeypatch.setattr("sys.argv", ["x", str(file), "--out", str(out), "--jobs", "2", *more])
         with pytest.raises(SystemExit) as ended:
-            membership_study.main()
+            membership.main()
         return ended.value.code
 
     assert command() == 0

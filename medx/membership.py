@@ -1,4 +1,4 @@
-"""``python -m medx.attacks.membership_study FILE [key=value ...]``: attack the settings in a file, side by side.
+"""``python -m medx.membership FILE [key=value ...]``: attack the settings in a file, side by side.
 
 It trains the shadow runs that are not in the cache, and writes a table, a figure and all numbers.
 """
@@ -15,17 +15,17 @@ from pydantic import ValidationError
 
 from medx import output
 from medx.attacks.membership import ATTACKS, SMALLEST, Found, Membership, attack
-from medx.attacks.shadows import Shadows
 from medx.figures import COLOURS, DASHES, FAINT, Picture, drawing, finish, legend
 from medx.files import write_text
 from medx.output import Parser, as_called, say
 from medx.released import Record
 from medx.schema import ConfigError, MedxError, one_line
+from medx.shadows import Shadows
 
 EPILOG = """\
 examples:
-  python -m medx.attacks.membership_study experiments/membership/settings.yaml
-  python -m medx.attacks.membership_study FILE dataset=phantom --runs 16
+  python -m medx.membership experiments/membership/settings.yaml
+  python -m medx.membership FILE dataset=phantom --runs 16
 
 What has been trained is in cache=FOLDER and is not trained again.
 
@@ -48,7 +48,7 @@ def main() -> None:
     """Parse, train, attack, write, tell."""
     output.take_all()
     parser = Parser(
-        prog="python -m medx.attacks.membership_study",
+        prog="python -m medx.membership",
         description=__doc__,
         epilog=as_called(EPILOG),
         formatter_class=argparse.RawTextHelpFormatter,
@@ -81,12 +81,12 @@ def read(file: Path) -> Settings:
     try:
         return Settings.model_validate(yaml.safe_load(file.read_text()))
     except (ValidationError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: {str(error).splitlines()[0]}; accepted: title, runs, overrides, settings") from error
+        raise ConfigError(
+            f"{file}: {str(error).splitlines()[0]}; accepted: title, runs, overrides, settings"
+        ) from error
 
 
-def attacked(
-    chosen: Settings, more: Sequence[str], runs: int, at_once: int | None
-) -> Iterator[tuple[str, Membership]]:
+def attacked(chosen: Settings, more: Sequence[str], runs: int, at_once: int | None) -> Iterator[tuple[str, Membership]]:
     """Every setting's attacks, one after the other."""
     for name, overrides in chosen.settings.items():
         shadows = Shadows([*chosen.overrides, *overrides, *more], runs)
@@ -151,7 +151,9 @@ def curve(name: str, title: str, found: Mapping[str, Membership]) -> Picture:
         axes.set(xlabel="false positive rate", ylabel="true positive rate")
         legend(axes)
         runs = ", ".join(f"{setting}: {each.runs} runs" for setting, each in found.items())
-        return finish(figure, f"membership_{name}", f"{title} {NAMES[name]}", f"Half of the trials are members. {runs}.")
+        return finish(
+            figure, f"membership_{name}", f"{title} {NAMES[name]}", f"Half of the trials are members. {runs}."
+        )
 
 
 if __name__ == "__main__":
