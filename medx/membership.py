@@ -1,0 +1,160 @@
+"""``python -m medx.membership FILE [key=value ...]``: attack the settings in a file, side by side.
+
+It trains the shadow runs that are not in the cache, and writes a table, a figure and all numbers.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from medx import output
+from medx.attacks.membership import ATTACKS, SMALLEST, Found, Membership, attack
+from medx.figures import COLOURS, DASHES, FAINT, Picture, drawing, finish, legend
+from medx.files import write_text
+from medx.output import Parser, as_called, say
+from medx.released import Record
+from medx.schema import ConfigError, MedxError, one_line
+from medx.shadows import Shadows
+
+EPILOG = """\
+examples:
+  python -m medx.membership experiments/membership/settings.yaml
+  python -m medx.membership FILE dataset=phantom --runs 16
+
+What has been trained is in cache=FOLDER and is not trained again.
+
+exit code: 0 where nothing speaks against a claim, 1 where something does, 2
+where this command line is wrong.
+"""
+NAMES = {"lira": "LiRA", "rmia": "RMIA"}
+
+
+class Settings(Record):
+    """A file: overrides of every setting by its name, beside those of all."""
+
+    title: str
+    runs: int
+    overrides: list[str]
+    settings: dict[str, list[str]]
+
+
+def main() -> None:
+    """Parse, train, attack, write, tell."""
+    output.take_all()
+    parser = Parser(
+        prog="python -m medx.membership",
+        description=__doc__,
+        epilog=as_called(EPILOG),
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, help="settings.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all settings")
+    parser.add_argument("--runs", type=int, help="of each setting, in place of the file's")
+    parser.add_argument("--jobs", type=int, help="runs at once; by default what suits the machine")
+    parser.add_argument("--out", type=Path, default=Path("membership"), help="folder of what is written (membership)")
+    options = parser.parse_intermixed_args()
+    output.shown_by(output.Line())
+    try:
+        chosen = read(options.file)
+        found = dict(attacked(chosen, options.overrides, options.runs or chosen.runs, options.jobs))
+        write(options.out, chosen.title, found)
+    except (MedxError, OSError) as error:
+        if (line := one_line(error)) is None:
+            raise
+        say("")
+        print(f"medx: {' '.join(line.split())}", file=sys.stderr)
+        sys.exit(2)
+    say("")
+    print("\n".join([*table(found), "", *by_hospital(found)]))
+    print(f"Output: {options.out}")
+    sys.exit(1 if any(each.refutes for each in found.values()) else 0)
+
+
+def read(file: Path) -> Settings:
+    """The settings in a file; raises ConfigError where they are none."""
+    try:
+        return Settings.model_validate(yaml.safe_load(file.read_text()))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{file}: {str(error).splitlines()[0]}; accepted: title, runs, overrides, settings"
+        ) from error
+
+
+def attacked(chosen: Settings, more: Sequence[str], runs: int, at_once: int | None) -> Iterator[tuple[str, Membership]]:
+    """Every setting's attacks, one after the other."""
+    for name, overrides in chosen.settings.items():
+        shadows = Shadows([*chosen.overrides, *overrides, *more], runs)
+        shadows.train(at_once)
+        say(f"attacking: {name}")
+        yield name, attack(shadows.observed())
+
+
+def write(folder: Path, title: str, found: Mapping[str, Membership]) -> None:
+    """All numbers as JSON, the tables, and a figure for each attack."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {name: each.model_dump() for name, each in found.items()}
+    write_text(folder / "membership.json", json.dumps(numbers, indent=1))
+    write_text(folder / "table.md", "\n".join([*table(found), "", *by_hospital(found), ""]))
+    for name in ATTACKS:
+        curve(name, title, found).save(folder)
+
+
+def table(found: Mapping[str, Membership]) -> Iterator[str]:
+    """A row for each setting and attack, on all records and on the most exposed."""
+    yield "| setting | claimed ε | of one replaced | test AUC | attack | records | AUC | TPR at 0.1 % | at 1 % | bound by rates | by pairs |"  # noqa: E501
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for name, each in found.items():
+        for row in each.found:
+            if not row.whose.startswith("hospital"):
+                claim = f"{name} | {told(each.claimed)} | {told(each.replaced)} | {told(each.test_auc, 3)}"
+                yield f"| {claim} | {figures(row)} |"
+
+
+def by_hospital(found: Mapping[str, Membership]) -> Iterator[str]:
+    """A row for each setting and hospital, by the first attack."""
+    yield "| setting | attack | records | AUC | TPR at 0.1 % | at 1 % | bound by rates | by pairs |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    for name, each in found.items():
+        for row in each.found:
+            if row.whose.startswith("hospital") and row.attack == next(iter(ATTACKS)):
+                yield f"| {name} | {figures(row)} |"
+
+
+def figures(row: Found) -> str:
+    """An attack's figures as cells; a bound beside the most that it could be."""
+    bounds = (f"{bound.epsilon:.2f} of {bound.ceiling:.2f}" for bound in (row.by_rates, row.by_pairs))
+    rates = f"{row.true_at_0_1:.2%} | {row.true_at_1:.2%}"
+    cells = f"{row.whose} ({row.records}) | {row.auc:.3f} | {rates} | {' | '.join(bounds)}"
+    return f"{NAMES[row.attack]} | {cells}"
+
+
+def told(value: float | None, digits: int = 2) -> str:
+    """A number, or that there is none."""
+    return "none" if value is None else f"{value:.{digits}f}"
+
+
+def curve(name: str, title: str, found: Mapping[str, Membership]) -> Picture:
+    """The balanced ROC of one attack on all records, both rates on logarithmic scales."""
+    with drawing(size=(4.7, 4.5)) as (figure, (axes,)):
+        axes.plot([SMALLEST, 1], [SMALLEST, 1], color=FAINT, linewidth=1, label="chance")
+        for index, (setting, each) in enumerate(found.items()):
+            false, true = zip(*each.of(name).roc, strict=True)
+            style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
+            axes.plot(false, true, label=setting, **style)
+        axes.set(xscale="log", yscale="log", xlim=(SMALLEST, 1), ylim=(SMALLEST, 1), aspect="equal")
+        axes.set(xlabel="false positive rate", ylabel="true positive rate")
+        legend(axes)
+        runs = ", ".join(f"{setting}: {each.runs} runs" for setting, each in found.items())
+        return finish(
+            figure, f"membership_{name}", f"{title} {NAMES[name]}", f"Half of the trials are members. {runs}."
+        )
+
+
+if __name__ == "__main__":
+    main()
