@@ -36,7 +36,13 @@ where this command line is wrong.
 """
 CANARIES, HOSPITALS = 400, 40  # where the unit is an image, and where it is a hospital
 ROUNDS = ("federation.num_clients=3", "federation.num_rounds=12")
-CNN = ("model=cnn", "model.widths=[8,16,16,16]", "dataset.num_train=900", "trainer.expected_batch_size=null")
+CNN = (
+    "model=cnn",
+    "model.widths=[8,16,16,16]",
+    "dataset.num_train=900",
+    "trainer.expected_batch_size=null",
+    "trainer.sampling_probability=null",
+)
 # Audited by `make audit`: (name, overrides, canaries or None for the default, runs).
 REFERENCE: tuple[tuple[str, tuple[str, ...], int | None, int], ...] = (
     ("scatternet, none", ("privacy=none", *ROUNDS), None, 1),
