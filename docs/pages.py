@@ -8,7 +8,14 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "experiments/membership/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "experiments/membership/README.md",
+    "experiments/reconstruction/README.md",
+)
 LINK = re.compile(r"\]\(([\w./-]+)")
 GROUPS = {
     "dataset": "Where images and labels come from; each is verified before use.",
