@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, list[str], str]] = {
     "logs": ("medx.site", ["logs"], "what a coordinator's run says"),
     "stop": ("medx.site", ["stop"], "end a coordinator's run"),
     "audit": ("medx.audit", [], "what canaries prove against a configuration's claim"),
+    "membership": ("medx.membership", [], "who was among the training records, by shadow runs"),
     "identity": ("medx.aggregation", ["identity"], "make a hospital's identity for secure sums"),
     "roster": ("medx.aggregation", ["roster"], "pin who takes part in secure sums, and how"),
     "show": ("medx.aggregation", ["show"], "check a roster and print its hash"),
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given in (["--version"], ["version"]):
         print(f"medx {medx.__version__}")
     elif given[:1] in (["--help"], ["-h"], ["help"]):
-        print(HELP.format(verbs="\n".join(f"  {verb:10}{what}" for verb, (_, _, what) in VERBS.items())), end="")
+        print(HELP.format(verbs="\n".join(f"  {verb:12}{what}" for verb, (_, _, what) in VERBS.items())), end="")
     elif given and given[0] in VERBS:
         module, first, _ = VERBS[given[0]]
         os.environ[CALLED] = "medx run"
