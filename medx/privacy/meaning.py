@@ -23,7 +23,7 @@ from medx.privacy.tradeoff import (
     replaced,
     worst,
 )
-from medx.privacy.units import PATIENT
+from medx.privacy.units import CLIENT, PATIENT
 from medx.results import NONE_FROM, ClientEvents, Meaning, PrivacyResult
 from medx.schema import PrivacyError
 
@@ -100,10 +100,11 @@ def _of_100(share: float) -> str:
 
 
 def _histories(privacy: PrivacyResult) -> list[list[Event]]:
-    """What was done to the records of each client, its baselines included."""
+    """What was done to the records of each client that has any, or is itself the unit; its baselines included."""
     histories: dict[int, list[Event]] = {}
     for each in (*privacy.clients, *privacy.baselines):
-        if (event := _event(each)) is not None:
+        protects = each.num_records or privacy.unit == CLIENT.name
+        if protects and (event := _event(each)) is not None:
             histories.setdefault(each.client, []).append((event, each.steps))
     return [list(history) for history in dict.fromkeys(map(tuple, histories.values()))]
 

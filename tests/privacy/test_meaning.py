@@ -188,6 +188,12 @@ def test_an_earlier_result_means_the_same(q: float) -> None:
     assert meanings_of(told) is told.meaning
 
 
+def test_a_hospital_without_records_has_none_to_lose_in_an_earlier_result_either() -> None:
+    empty = replace(client(1, 0.1, 2.0), num_records=0)
+    told = privacy_result(plan_of(client(0, 0.1, 2.0), empty), {0: 20, 1: 100}, False)
+    assert meanings_of(without_meaning(told)) == told.meaning
+
+
 def test_events_that_do_not_give_the_epsilon_are_refused() -> None:
     told = without_meaning(privacy_result(plan_of(client(0, 0.1, 2.0)), {0: 100}, False))
     for changed in (
