@@ -39,7 +39,7 @@ def meanings(spent: Spending) -> dict[str, Meaning]:
     one = worst(profile_of(history) for history in spent.together)
     epsilon, by_unit = spent.epsilon().value, spent.by_unit()
     if spent.plan.unit is PATIENT:
-        return _told({"image": replaced(one), "patient": one}, by_unit, spent.delta)
+        return _of_patients(one, by_unit, spent.delta)
     profiles = {"image": one}
     if "patient" in by_unit:
         profiles["patient"] = worst([one, *(group_profile(parts) for parts in spent.patients())])
@@ -70,7 +70,7 @@ def meanings_of(privacy: PrivacyResult) -> dict[str, Meaning]:
     if privacy.unit == PATIENT.name:
         by_unit["image"] = privacy.epsilon_by_unit.get("image", privacy.epsilon_replace or math.inf)
         by_unit["patient"] = privacy.epsilon
-        return _told({"image": replaced(one), "patient": one}, by_unit, delta)
+        return _of_patients(one, by_unit, delta)
     profiles = {"image": one}
     if "patient" in by_unit:
         full = all(event.sampling_probability == 1 for history in histories for event, _ in history)
@@ -138,12 +138,28 @@ def _of_one_figure(epsilon: float, delta: float, *, full: bool) -> Profile:
     return gaussian(gaussian_mu(epsilon, delta)) if epsilon else NOTHING
 
 
+def _of_patients(one: Profile, epsilons: Mapping[str, float], delta: float) -> dict[str, Meaning]:
+    """Where a patient is the unit: one image is the patient replaced.
+
+    Who guesses it is compared with a run without all of the patient, which no guess at the image depends on: so it is
+    guessed no more often than the patient.
+    """
+    image = _meaning(replaced(one), epsilons["image"], delta, without=one)
+    return {"image": image, "patient": _meaning(one, epsilons["patient"], delta)}
+
+
 def _told(profiles: Mapping[str, Profile], epsilons: Mapping[str, float], delta: float) -> dict[str, Meaning]:
     return {unit: _meaning(profile, epsilons[unit], delta) for unit, profile in profiles.items()}
 
 
-def _meaning(profile: Profile, epsilon: float | None, delta: float | None) -> Meaning:
-    """Of a reconstruction, ``1 - f`` at the prior (Hayes, Mahloujifar and Balle 2023)."""
+def _meaning(
+    profile: Profile, epsilon: float | None, delta: float | None, *, without: Profile | None = None
+) -> Meaning:
+    """Of a reconstruction, ``1 - f`` at the prior (Hayes, Mahloujifar and Balle 2023).
+
+    There ``f`` is towards a run that does not depend on what is guessed: by ``without``, else by the profile itself.
+    """
+    guessed = profile if without is None else without
     mu = None
     if epsilon is not None and delta is not None and epsilon < NONE_FROM:
         mu = gaussian_mu(epsilon, delta) if epsilon else 0.0
@@ -152,7 +168,7 @@ def _meaning(profile: Profile, epsilon: float | None, delta: float | None) -> Me
         mu=mu,
         detected={f"{rate:g}": upwards(detected(profile, rate)) for rate in FALSE_POSITIVE_RATES},
         advantage=upwards(advantage(profile)),
-        reconstructed={f"{prior:g}": upwards(detected(profile, prior)) for prior in PRIORS},
+        reconstructed={f"{prior:g}": upwards(detected(guessed, prior)) for prior in PRIORS},
         curve=[(float(f"{rate:.6g}"), upwards(detected(profile, float(f"{rate:.6g}")))) for rate in DRAWN],
     )
 

@@ -166,6 +166,9 @@ def test_where_a_patient_is_the_unit_an_image_is_one_patient_replaced() -> None:
     found = meanings(Spending.of(plan, {0: 100}))
     assert found["patient"].detected["0.01"] == pytest.approx(gaussian_power(0.01, 1 / 3), rel=1e-3)
     assert found["image"].detected["0.01"] == pytest.approx(gaussian_power(0.01, 2 / 3), rel=1e-3)
+    assert found["image"].reconstructed == found["patient"].reconstructed
+    old = without_meaning(privacy_result(plan, {0: 100}, False))
+    assert meanings_of(old)["image"].reconstructed == found["patient"].reconstructed
     assert meanings_of(without_meaning(privacy_result(plan, {0: 100}, False))) == found
 
 
