@@ -127,6 +127,7 @@ class PrivacyResult(Record):
     ``epsilon_by_unit`` has ``image``, ``patient`` (where patients are known) and ``hospital``: what the same run comes
     to for all that one of them has; ``patient_images`` is the most that a patient has at one hospital. ``meaning`` has
     ``image``, and ``patient`` where a bound for one is known; it is empty in a result of an earlier version.
+    ``meaning_by_observer`` is the same of the ``unit``, where it differs by who looks.
     """
 
     mechanism: Public[str]
@@ -140,6 +141,7 @@ class PrivacyResult(Record):
     epsilon_by_unit: Named[dict[str, float]] = Field(default_factory=dict)
     patient_images: Public[int | None] = None
     meaning: Named[dict[str, Meaning]] = Field(default_factory=dict)
+    meaning_by_observer: Named[dict[str, Meaning]] = Field(default_factory=dict)
     warning: Public[str | None] = None
     unit: Public[str | None] = None
     adjacency: Public[str | None] = None

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from medx.privacy.accountants import Event, gaussian_mu
 from medx.privacy.accounting import epsilon_pld, epsilon_spent
 from medx.privacy.base import SampledGaussian
-from medx.privacy.spending import Spending
+from medx.privacy.spending import TRUSTED, Spending
 from medx.privacy.tradeoff import (
     EVERYTHING,
     NOTHING,
@@ -44,6 +44,37 @@ def meanings(spent: Spending) -> dict[str, Meaning]:
     if "patient" in by_unit:
         profiles["patient"] = worst([one, *(group_profile(parts) for parts in spent.patients())])
     return _told(profiles, {"image": epsilon} | by_unit, spent.delta)
+
+
+def meanings_by_observer(spent: Spending) -> dict[str, Meaning]:
+    """What a private run means for one of its units towards each observer of shared noise.
+
+    A server that clips updates and adds the noise itself has seen them as they are.
+    """
+    epsilons = spent.by_observer()
+    found = {
+        observer: _meaning(worst(profile_of(history) for history in histories), epsilons[observer], spent.delta)
+        for observer, histories in spent.observed().items()
+    }
+    return found | _of_a_server(spent.plan.unit is CLIENT and spent.plan.shared_noise is None)
+
+
+def _of_a_server(sees_all: bool) -> dict[str, Meaning]:
+    return {TRUSTED: _meaning(EVERYTHING, None, None)} if sees_all else {}
+
+
+def observers_of(privacy: PrivacyResult) -> dict[str, Meaning]:
+    """The same of a result: what it says, or of an earlier version by each observer's epsilon."""
+    if privacy.meaning or privacy.epsilon is None:
+        return privacy.meaning_by_observer
+    assert privacy.delta is not None
+    full = all(event.sampling_probability == 1 for history in _histories(privacy) for event, _ in history)
+    found = {
+        observer: _meaning(_of_one_figure(epsilon, privacy.delta, full=full), epsilon, privacy.delta)
+        for observer, epsilon in privacy.epsilon_by_observer.items()
+    }
+    secure = privacy.aggregation is not None and privacy.aggregation.secure
+    return found | _of_a_server(privacy.unit == CLIENT.name and not secure)
 
 
 def nothing_kept() -> dict[str, Meaning]:
@@ -91,6 +122,12 @@ def in_words(found: Mapping[str, Meaning]) -> Iterator[str]:
             f"guessed what is in {'it' if unit == 'image' else 'the images'} 1 time in 10 guesses it at most "
             f"{_of_100(meaning.reconstructed['0.1'])} times in 100 with all that this epsilon covers."
         )
+
+
+def in_short(meaning: Meaning) -> str:
+    """The same two figures for whoever has read the sentences."""
+    found, guessed = _of_100(meaning.detected["0.01"]), _of_100(meaning.reconstructed["0.1"])
+    return f"at most {found} of 100 found and {guessed} times in 100 guessed"
 
 
 def _of_100(share: float) -> str:

@@ -20,6 +20,7 @@ from medx.privacy.units import CLIENT, PATIENT
 from medx.schema import PrivacyError
 
 SERVER = "the server and its assumed colluders"
+TRUSTED = "the server (trusted)"
 OTHERS = "all other hospitals together"
 SIZES = (2, 3, 5, 10)  # of groups, beside a single record
 History = Sequence[Event]
@@ -148,18 +149,24 @@ class Spending:
         hospital with its own share alone, and so does a trusted aggregator, which sees each hospital's part by itself.
         The noise of baselines is nobody's share.
         """
+        return {
+            observer: max((epsilon_spent(history, self.delta).value for history in histories), default=0.0)
+            for observer, histories in self.observed().items()
+        }
+
+    def observed(self) -> dict[str, set[tuple[Event, ...]]]:
+        """By observer of shared noise what was done to any client's records, under the noise that is left to it."""
         shared = self.plan.shared_noise
         if shared is None:
             return {}
-        server = ("the server (trusted)", 1) if shared.trusted_aggregator else (SERVER, shared.contributors)
+        server = (TRUSTED, 1) if shared.trusted_aggregator else (SERVER, shared.contributors)
         fewest = shared.minimum_survivors
         known = {"the outside": fewest, server[0]: server[1], "one other hospital": max(1, fewest - 1), OTHERS: 1}
         result = {}
         for observer, shares in known.items():
             factor = (shares / shared.contributors) ** 0.5
             seen = [[(_scaled(event, factor), count) for event, count in history] for history in self.own]
-            histories = self._beside_baselines(seen)
-            result[observer] = max((epsilon_spent(history, self.delta).value for history in histories), default=0.0)
+            result[observer] = self._beside_baselines(seen)
         return result
 
     def _beside_baselines(self, own: Sequence[History]) -> set[tuple[Event, ...]]:

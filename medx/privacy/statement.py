@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from medx.privacy.accountants import Event
 from medx.privacy.accounting import epsilon_spent
 from medx.privacy.base import ClientPlan, ClientRelease, PrivacyPlan, SampledGaussian
-from medx.privacy.meaning import in_words, meanings, nothing_kept
+from medx.privacy.meaning import in_short, in_words, meanings, meanings_by_observer, nothing_kept
 from medx.privacy.spending import Spending, client_epsilon
 from medx.privacy.units import PATIENT, RECORD
 from medx.released import Release, marked
@@ -93,6 +93,7 @@ def privacy_result(
         epsilon_by_unit=spent.by_unit(),
         patient_images=most_images(plan),
         meaning=meanings(spent),
+        meaning_by_observer=meanings_by_observer(spent),
         warning=plan.warning,
         clients=clients,
         baselines=[
@@ -150,7 +151,7 @@ def _guarantee(plan: PrivacyPlan, spent: Spending, sees: str, noise: NoiseMeasur
         *_spare(plan),
         *_several(plan.unit.several, spent),
         *_by_unit(plan, spent),
-        *(f"Towards {who}: epsilon {value:.3f}." for who, value in spent.by_observer().items()),
+        *_towards(spent),
         " ".join([f"Noise: {NOISE[plan.noise_source]}.", *_added(noise, spent.executed)]),
         sees,
         f"Steps: {_steps(plan, spent)}.",
@@ -218,6 +219,17 @@ def _by_unit(plan: PrivacyPlan, spent: Spending) -> list[str]:
     told = [f"{what[unit]} {told_epsilon(value)}" for unit, value in spent.by_unit().items()]
     unknown = [] if "patient" in spent.by_unit() else ["The data set does not tell patients: see k images, above."]
     return [f"Epsilon of this run by whom it is for: {', '.join(told)}.", *unknown]
+
+
+def _towards(spent: Spending) -> list[str]:
+    """Epsilon towards every observer of shared noise, and once it is spent what that means."""
+    epsilons = {who: f"epsilon {value:.3f}" for who, value in spent.by_observer().items()}
+    if not spent.executed:
+        return [f"Towards {who}: {epsilon}." for who, epsilon in epsilons.items()]
+    return [
+        f"Towards {who}: {epsilons.get(who, 'no epsilon')}, that is {in_short(meaning)}."
+        for who, meaning in meanings_by_observer(spent).items()
+    ]
 
 
 def _counted(plan: PrivacyPlan) -> str:

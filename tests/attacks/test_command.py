@@ -46,7 +46,8 @@ def test_a_table_of_runs_and_the_same_for_programs(tmp_path: Path, capsys: pytes
     assert main([*given, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     kept = {unit: meaning.model_dump(mode="json") for unit, meaning in meanings_of(one.privacy).items()}
-    assert told[0] == {"run": given[0], "mechanism": "local_dp", "delta": 1e-5, "meaning": kept, "attacks": []}
+    assert told[0] == {"run": given[0], "mechanism": "local_dp", "delta": 1e-5, "meaning": kept,
+                       "meaning_by_observer": {}, "attacks": []}  # fmt: skip
 
 
 def test_where_no_patient_is_known_the_table_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,3 +91,12 @@ def test_the_verb_is_called_by_its_own_name(tmp_path: Path) -> None:
     assert call().returncode == 2
     of_a_run(tmp_path / "one", 10.0)
     assert "36.7 %" in call(str(tmp_path / "one")).stdout
+
+
+def test_observers_that_see_more_have_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = of_a_run(tmp_path / "one", 10.0)
+    seen = result.privacy.model_copy(update={"epsilon_by_observer": {"one other hospital": 12.0}})
+    result.model_copy(update={"privacy": seen}).save(tmp_path / "one" / "result.json")
+    assert main([str(tmp_path / "one")]) == 0
+    told = "1  towards one other hospital: epsilon 12.000, at most 50 of 100 found and 85 times in 100 guessed"
+    assert told in capsys.readouterr().out.splitlines()

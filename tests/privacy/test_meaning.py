@@ -9,9 +9,9 @@ from scipy.stats import norm
 
 from medx.privacy.accountants import Event, Release, gaussian_mu
 from medx.privacy.accounting import calibrate_noise_multiplier
-from medx.privacy.base import ClientPlan, PrivacyPlan, SampledGaussian
-from medx.privacy.meaning import in_words, meanings, meanings_of, nothing_kept
-from medx.privacy.spending import Spending
+from medx.privacy.base import ClientPlan, ClientRelease, PrivacyPlan, SampledGaussian, SharedNoise
+from medx.privacy.meaning import in_words, meanings, meanings_of, nothing_kept, observers_of
+from medx.privacy.spending import OTHERS, SERVER, TRUSTED, Spending
 from medx.privacy.statement import privacy_result
 from medx.privacy.tradeoff import (
     EVERYTHING,
@@ -174,7 +174,7 @@ def test_where_a_patient_is_the_unit_an_image_is_one_patient_replaced() -> None:
 
 def without_meaning(result: PrivacyResult) -> PrivacyResult:
     """As an earlier version wrote it."""
-    return PrivacyResult.model_validate_json(result.model_dump_json(exclude={"meaning"}))
+    return PrivacyResult.model_validate_json(result.model_dump_json(exclude={"meaning", "meaning_by_observer"}))
 
 
 @pytest.mark.parametrize("q", [1.0, 0.1])
@@ -227,3 +227,40 @@ def test_the_statement_says_it_for_whoever_does_not_know_epsilon() -> None:
         "77 times in 100 with all that this epsilon covers." in told.statement
     ), "upwards, as these are bounds"
     assert "at most 100 (nothing prevents it) of 100" in next(iter(in_words(nothing_kept())))
+
+
+@pytest.mark.parametrize("q", [1.0, 0.2])
+def test_observers_of_shared_noise_take_off_the_shares_that_they_know(q: float) -> None:
+    step = client(0, q, 30.0 * q).step
+    assert step is not None
+    clients = tuple(replace(client(i, q, 30.0 * q), steps_per_round=1) for i in range(2))
+    shared = SharedNoise(4, 0, trusted_aggregator=False)
+    plan = PrivacyPlan(configured("distributed_dp"), clients, DELTA, 10.0, "system", shared_noise=shared)
+    told = privacy_result(plan, {0: 100, 1: 100}, False)
+    found = {observer: meaning.detected["0.01"] for observer, meaning in told.meaning_by_observer.items()}
+    assert list(found) == list(told.epsilon_by_observer)
+    assert found[SERVER] == found["the outside"] == told.meaning["image"].detected["0.01"]
+    for observer, shares in (("one other hospital", 3), (OTHERS, 1)):
+        noise = step.noise_multiplier * (shares / 4) ** 0.5
+        one = profile_of([(replace(step, noise_multiplier=noise), 100)])
+        assert found[observer] == pytest.approx(detected(one, 0.01), rel=1e-4)
+    assert f"Towards {OTHERS}: epsilon {told.epsilon_by_observer[OTHERS]:.3f}, that is at most " in told.statement
+    old = observers_of(without_meaning(told))
+    for observer, meaning in old.items():
+        assert meaning.detected["0.01"] >= 0.999 * found[observer]
+        if q == 1:
+            assert meaning.detected["0.01"] == pytest.approx(found[observer], rel=0.01)
+    assert observers_of(told) is told.meaning_by_observer
+
+
+def test_a_server_that_adds_the_noise_itself_is_bounded_by_nothing() -> None:
+    release = ClientRelease(SampledGaussian(1.0, 4.0, 1.0), None)
+    clients = tuple(replace(client(i, 1.0, 4.0), step=None) for i in range(2))
+    plan = PrivacyPlan(configured("central_dp"), clients, DELTA, 10.0, "system", client_release=release)
+    told = privacy_result(plan, {0: 30, 1: 30}, False)
+    assert list(told.meaning_by_observer) == [TRUSTED]
+    assert told.meaning_by_observer[TRUSTED].advantage == 1 > told.meaning["image"].advantage
+    assert f"Towards {TRUSTED}: no epsilon, that is at most 100 (nothing prevents it) of 100 found" in told.statement
+    assert observers_of(without_meaning(told)) == told.meaning_by_observer
+    summed = replace(plan, shared_noise=SharedNoise(2, 0, trusted_aggregator=False))
+    assert TRUSTED not in privacy_result(summed, {0: 30, 1: 30}, False).meaning_by_observer
