@@ -1,6 +1,8 @@
 """What an epsilon leaves possible, against closed forms, dp-accounting alone, and a test that is really made."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -264,3 +266,14 @@ def test_a_server_that_adds_the_noise_itself_is_bounded_by_nothing() -> None:
     assert observers_of(without_meaning(told)) == told.meaning_by_observer
     summed = replace(plan, shared_noise=SharedNoise(2, 0, trusted_aggregator=False))
     assert TRUSTED not in privacy_result(summed, {0: 30, 1: 30}, False).meaning_by_observer
+
+
+def test_the_documented_table_is_this() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "meaning.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [row[0] for row in rows] == ["1", "2", "5", "10"]
+    for epsilon, *shown in rows:
+        profile = gaussian(gaussian_mu(float(epsilon), DELTA))
+        shares = [*(detected(profile, rate) for rate in (0.001, 0.01, 0.01, 0.1)), advantage(profile)]
+        assert [float(cell.removesuffix(" %")) for cell in shown] == pytest.approx([100 * s for s in shares], abs=0.06)
+        assert float(shown[0].removesuffix(" %")) == pytest.approx(100 * shares[0], abs=0.006)
