@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medx.api import composed
-from medx.attacks.inversion import Inversion, Search
+from medx.attacks.inversion import NOISY, Inversion, Search
 from medx.attacks.likeness import assigned, psnr, ssim
 from medx.attacks.linear_head import Records, several, single
 from medx.attacks.received import ONE_STEP, Received, receive
@@ -27,7 +27,6 @@ from medx.figures import FAINT, INK, SETTINGS, Picture
 HOSPITALS = 3
 ROUNDS = 4  # the last is attacked: in the first the head is zero, and nothing goes through it
 OTHERS = 15  # records at each other hospital, so that a sum is of one record among 31
-SMOOTH = 0.03  # the weight of the total variation where there is noise: found on other records, for the attack's best
 CONSTANT = 0.1  # model.bias of scatternet
 NONE = "privacy=none"
 RATE = "trainer.learning_rate=5"  # where gradients are clipped to 0.1: a head that hardly moves lets nothing through it
@@ -106,11 +105,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="which records; the first of --images")
     parser.add_argument("--images", type=int, default=1, help="hospitals of one record, each attacked alone")
     parser.add_argument("--records", type=int, nargs="*", default=[2, 4, 8], help="hospitals of more, without privacy")
-    parser.add_argument("--steps", type=int, default=1500, help="of the search")
-    parser.add_argument("--polish", type=int, default=750, help="steps of its last stage")
-    parser.add_argument("--sum-steps", type=int, default=300, help="of the search in a sum")
-    parser.add_argument("--sum-polish", type=int, default=60, help="of its last stage there")
-    parser.add_argument("--restarts", type=int, default=1, help="starts of the search")
+    parser.add_argument("--steps", type=int, default=Search.steps, help="of each stage of the search")
     return parser.parse_args()
 
 
@@ -178,13 +173,8 @@ def attacked(
 
 
 def search_for(condition: Condition, options: argparse.Namespace) -> Search:
-    """Shorter on a sum, of which a step takes so many times as long; without the last stage where there is noise."""
-    steps, polish, restarts = options.steps, options.polish, options.restarts
-    if condition.of_sum:
-        steps, polish, restarts = options.sum_steps, options.sum_polish, 1
-    if condition.noisy:
-        return Search(steps=steps, restarts=restarts, polish=0, variation=SMOOTH, seed=options.seed)
-    return Search(steps=steps, restarts=restarts, polish=polish, seed=options.seed)
+    """One that does not fit the noise where there is some."""
+    return replace(NOISY if condition.noisy else Search(), steps=options.steps, seed=options.seed)
 
 
 def baselines(received: Received, truth: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

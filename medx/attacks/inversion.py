@@ -1,7 +1,8 @@
-"""Inverting gradients (Geiping et al. 2020): images whose gradient points where the received one does.
+"""Inverting gradients (Geiping et al. 2020): images whose gradient is the received one.
 
-What the attack is given is public, model and configuration, but for the gradient. It knows that there is noise where
-the configuration says so, and then leaves out the last stage, which would fit the noise.
+What the attack is given is public, model, configuration and images of the kind, but for the gradient. In place of
+signed Adam from noise and the cosine of the whole gradient: L-BFGS from the mean of the public images, with the total
+variation taken back in stages, and every layer's gradient in units of its own length. At 64 pixels the start decides.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,25 +20,27 @@ from medx.randomness import derive_seed, torch_generator
 from medx.schema import ConfigError
 from medx.trainer.state import trained_parameters
 
-DROPS = (3 / 8, 5 / 8, 7 / 8)  # of the steps, where the rate falls to a tenth (Geiping et al. 2020, their code)
-CONTRAST = 100.0  # a unit of the last stage's contrast, in logarithms
-SCALE = 1e4  # of its loss
+SCALE = 1e4  # of the loss: its differences stay above float32's rounding of one
+OUTSIDE = 1e-2  # weight of what lies beyond black and white
+APART = 0.05  # of white: what tells the starts of several records apart
+NOTHING = 1e-9  # of the gradient's length: a layer with less has none, as in the first round, where the head is zero
 
 
 @dataclass(frozen=True)
 class Search:
-    """How long and how an attack looks.
+    """How an attack looks: ``steps`` of L-BFGS at each weight of the total ``variation``, one after the other.
 
-    ``restarts`` begin at other images of noise; ``variation`` weighs the total variation, and ``polish`` are the steps
-    of the last stage, without it.
+    ``layered`` counts every layer's gradient in units of its own length. Where there is noise, which is alike on all
+    weights, that would be wrong, and small weights at the end would fit it: see ``NOISY``.
     """
 
-    steps: int = 1500
-    restarts: int = 2
-    rate: float = 0.1
-    variation: float = 3e-4
-    polish: int = 750
+    variation: tuple[float, ...] = (1e-2, 3e-3, 1e-3, 1e-5)
+    steps: int = 120
+    layered: bool = True
     seed: int = 0
+
+
+NOISY = Search(variation=(3e-2,), layered=False)
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ def label_of(step: Step, classes: int, bias: str) -> int:
 class Inversion:
     """An attack on one round's gradient, by who has the model and the configuration.
 
-    ``splits`` gives the public shape and normalisation of images, and none of them. The labels of several records are
-    taken as known, which favours the attack; of one, see ``label_of``.
+    ``splits`` gives shape and normalisation of images, and the validation images, which stand for public ones. The
+    labels of several records are taken as known, which favours the attack; of one, see ``label_of``.
     """
 
     def __init__(
@@ -75,9 +78,10 @@ class Inversion:
         self._module, self._objective, self._step = module, objective, step
         self._names = [name for name, _ in trained_parameters(module)]
         self._labels = torch.tensor(list(labels))
-        spec = splits.spec
-        self._shape = (len(labels), spec.num_channels, spec.image_size, spec.image_size)
         self._mean, self._std = (torch.tensor(values).view(1, -1, 1, 1) for values in (splits.mean, splits.std))
+        images = splits.validation.images
+        white = int(np.iinfo(images.dtype).max)
+        self._public = torch.from_numpy(images).permute(0, 3, 1, 2).float() / white
 
     @classmethod
     def of(cls, received: Received, step: Step, labels: Sequence[int] | None = None) -> "Inversion":
@@ -90,68 +94,50 @@ class Inversion:
         return cls(module, prepared.objective, prepared.splits, step, labels)
 
     def best(self, how: Search) -> Found:
-        """Of all restarts the one of the least distance, which the attacker sees; then the last stage."""
-        tries = [self._search(how, restart) for restart in range(how.restarts)]
-        pixels = min(tries, key=lambda found: found[0])[1]
-        if how.polish:
-            pixels = self._polished(pixels, how.polish)
-        distance = self._distances(torch.float64)(self._normalised(pixels).double()).item()
+        """What all stages lead to, at the contrast of public images."""
+        generator = torch_generator(derive_seed(how.seed, "inversion"))
+        start = self._public.mean(0).expand(len(self._labels), -1, -1, -1)
+        if len(self._labels) > 1:
+            start = start + APART * torch.randn(start.shape, generator=generator)
+        inputs = self._normalised(start).requires_grad_()
+        distance = self._distances(torch.float32, layered=how.layered)
+        for weight in how.variation:
+            descend(lambda weight=weight: self._loss(distance, inputs, weight), inputs, how.steps)  # type: ignore[misc]
+        pixels = self._at_usual_contrast(inputs.detach() * self._std + self._mean)
         images = pixels.clamp(0, 1).permute(0, 2, 3, 1).numpy()
-        return Found(images, tuple(self._labels.tolist()), distance)
+        return Found(images, tuple(self._labels.tolist()), distance(inputs).item())
+
+    def _loss(self, distance: "Distance", inputs: torch.Tensor, weight: float) -> torch.Tensor:
+        outside = ((inputs * self._std + self._mean - 0.5).abs() - 0.5).clamp(min=0).square().mean()
+        return SCALE * (distance(inputs) + weight * variation(inputs) + OUTSIDE * outside)
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         return (pixels - self._mean) / self._std
 
-    def _search(self, how: Search, restart: int) -> tuple[float, torch.Tensor]:
-        """From one image of noise by signed Adam, within black and white: what it came to, and the pixels."""
-        generator = torch_generator(derive_seed(how.seed, "inversion", restart))
-        pixels = torch.rand(self._shape, generator=generator).requires_grad_()
-        optimizer = torch.optim.Adam([pixels], lr=how.rate)
-        drops = [round(how.steps * part) for part in DROPS]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, 0.1)
-        distance, best = self._distances(torch.float32), (float("inf"), pixels.detach())
-        for _ in range(how.steps):
-            inputs = self._normalised(pixels)
-            total = distance(inputs) + how.variation * variation(inputs)
-            if (reached := total.item()) < best[0]:
-                best = reached, pixels.detach().clone()
-            (gradient,) = torch.autograd.grad(total, [pixels])
-            pixels.grad = gradient.sign()
-            optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                pixels.clamp_(0, 1)
-        return best
+    def _at_usual_contrast(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The images at the median contrast of public ones.
 
-    def _polished(self, pixels: torch.Tensor, steps: int) -> torch.Tensor:
-        """The least distance near by, in double precision.
-
-        Normalisation layers all but take an image's contrast out of its gradient: what is left of it is far below all
-        else. So the contrast waits until all else is found, and then is a number of its own, in units in which the
-        search is as quick to move it.
+        A convolution without bias and the norm behind it give one gradient at every contrast about the mean of the
+        normalisation, up to the floor of the norm's variance: that the gradient as good as does not tell.
         """
-        distance = self._distances(torch.float64)
-        inputs = self._normalised(pixels).double().requires_grad_()
-        contrast = torch.zeros(len(inputs), 1, 1, 1, dtype=torch.float64, requires_grad=True)
 
-        def scaled() -> torch.Tensor:
-            return inputs * torch.exp(CONTRAST * contrast)
+        def contrast(some: torch.Tensor) -> torch.Tensor:
+            return (some - self._mean).square().mean((1, 2, 3), keepdim=True).sqrt()
 
-        def loss() -> torch.Tensor:
-            images = scaled()
-            outside = ((images * self._std + self._mean - 0.5).abs() - 0.5).clamp(min=0)
-            return SCALE * distance(images) + outside.square().mean()
+        factor = contrast(self._public).median() / contrast(pixels).clamp(min=torch.finfo(torch.float32).tiny)
+        return (pixels - self._mean) * factor + self._mean
 
-        for sought in ([inputs], [inputs, contrast]):
-            descend(loss, sought, steps // 2)
-        return (scaled().detach() * self._std + self._mean).float()
-
-    def _distances(self, kind: torch.dtype) -> "Distance":
-        return Distance(self._module, self._names, self._objective, self._step, labels=self._labels, kind=kind)
+    def _distances(self, kind: torch.dtype, *, layered: bool = True) -> "Distance":
+        return Distance(
+            self._module, self._names, self._objective, self._step, labels=self._labels, kind=kind, layered=layered
+        )
 
 
 class Distance:
-    """Half of the squared distance between directions, which is one minus their cosine; clipping does not move it."""
+    """The squared distance between directions, of the whole gradient, so that clipping does not move it.
+
+    ``layered``: the mean over layers, each in units of what the layer has of the received one.
+    """
 
     def __init__(
         self,
@@ -162,34 +148,36 @@ class Distance:
         *,
         labels: torch.Tensor,
         kind: torch.dtype,
+        layered: bool,
     ) -> None:
         self._module, self._objective, self._labels = module, objective, labels
         self._weights = {n: part.to(kind).requires_grad_() for n, part in step.model.parameter_tensors().items()}
         self._trained = [self._weights[name] for name in names]
         direction = torch.from_numpy(step.gradient / np.linalg.norm(step.gradient)).to(kind)
         self._wanted = [step.model.layout.split(direction)[name] for name in names]
+        self._units = [part.norm() if layered else torch.ones((), dtype=kind) for part in self._wanted]
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Of these images' mean gradient from the received one."""
         outputs = torch.func.functional_call(self._module, self._weights, (inputs,))
         loss = self._objective.loss(outputs, self._labels).mean()
         found = torch.autograd.grad(loss, self._trained, create_graph=True)
-        length = torch.stack([part.square().sum() for part in found]).sum().sqrt()
-        apart = [(p / length - w).square().sum() for p, w in zip(found, self._wanted, strict=True)]
-        return torch.stack(apart).sum() / 2
+        whole = torch.stack([part.square().sum() for part in found]).sum().sqrt()
+        layers = zip(found, self._wanted, self._units, strict=True)
+        apart = [((p / whole - w) / unit).square().sum() for p, w, unit in layers if unit > NOTHING]
+        return torch.stack(apart).mean()
 
 
-def descend(loss: Callable[[], torch.Tensor], sought: list[torch.Tensor], steps: int) -> None:
+def descend(loss: Callable[[], torch.Tensor], sought: torch.Tensor, steps: int) -> None:
     """L-BFGS, in place, for so many steps: no tolerance ends it earlier."""
     optimizer = torch.optim.LBFGS(
-        sought, max_iter=steps, max_eval=2 * steps, history_size=100, line_search_fn="strong_wolfe",
+        [sought], max_iter=steps, max_eval=2 * steps, history_size=100, line_search_fn="strong_wolfe",
         tolerance_grad=0, tolerance_change=0,
     )  # fmt: skip
 
     def closure() -> torch.Tensor:
         reached = loss()
-        for tensor, gradient in zip(sought, torch.autograd.grad(reached, sought), strict=True):
-            tensor.grad = gradient
+        (sought.grad,) = torch.autograd.grad(reached, [sought])
         return reached
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]

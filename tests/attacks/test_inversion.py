@@ -7,7 +7,7 @@ import torch
 from medx.aggregation import coordinator, participant
 from medx.api import composed
 from medx.attacks import likeness
-from medx.attacks.inversion import Inversion, Search
+from medx.attacks.inversion import NOISY, Inversion, Search
 from medx.attacks.likeness import assigned, psnr, ssim
 from medx.attacks.linear_head import several, single
 from medx.attacks.received import ONE_STEP, Received, receive
@@ -25,8 +25,6 @@ NONE, SECURE, SPENT = "privacy=none", "aggregation=secure", "privacy.spare_round
 CLIP = (NONE, "privacy._target_=medx.attacks.clip_only.ClipOnly", "+privacy.clip_norm=0.1", "trainer.learning_rate=5")
 CONSTANT = 0.1  # model.bias
 CHANCE = 5.5  # standard deviations: masks are drawn anew each time
-SHORT = Search(steps=400, restarts=1, polish=250, variation=1e-3)
-NOISY = Search(steps=300, restarts=1, polish=0, variation=0.03)
 
 
 def heard(folder, *overrides: str, records: int = 1) -> Received:
@@ -45,7 +43,7 @@ def mean_image(received: Received) -> np.ndarray:
 @pytest.mark.parametrize("overrides", [(NONE,), CLIP])
 def test_without_noise_the_image_is_seen_again(overrides: tuple[str, ...], tmp_path) -> None:
     received = heard(tmp_path, *CNN, *overrides)
-    (image,), (truth,) = Inversion.of(received, received.own[-1]).best(SHORT).images, truths(received)
+    (image,), (truth,) = Inversion.of(received, received.own[-1]).best(Search(steps=60)).images, truths(received)
     assert psnr(image, truth) > max(20, psnr(mean_image(received), truth) + 3)
     assert ssim(image, truth) > 0.9
 
@@ -62,7 +60,7 @@ def test_the_label_of_one_record_is_read_off(tmp_path) -> None:
     for seed in range(4):
         config, _ = composed([*ONE_STEP, *CNN, NONE], None, tmp_path)
         received = receive(config, tmp_path / str(seed), records=1, others=8, seed=seed)
-        quick = Search(steps=1, restarts=1, polish=0)
+        quick = Search(variation=(1.0,), steps=1)
         labels = Inversion.of(received, received.own[-1]).best(quick).labels
         assert list(labels) == received.prepared.client(0)[1].tolist()
 
