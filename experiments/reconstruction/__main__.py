@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def main() -> None:
         rows += several_records(options.small.split(), records, options)
         keep(options.folder, rows, heads, options)
     heads += linear_heads(options.small.split(), options)
-    keep(options.folder, rows, heads, options)
+    keep(options.folder, rows, heads, options, list(sums(options.small.split(), options)))
     figure(pictures).save(options.folder)
 
 
@@ -105,6 +105,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="which records; the first of --images")
     parser.add_argument("--images", type=int, default=1, help="hospitals of one record, each attacked alone")
     parser.add_argument("--records", type=int, nargs="*", default=[2, 4, 8], help="hospitals of more, without privacy")
+    parser.add_argument("--sums", type=int, nargs="*", default=[1, 4, 15], help="records of each other hospital in a sum")
     parser.add_argument("--steps", type=int, default=Search.steps, help="of each stage of the search")
     return parser.parse_args()
 
@@ -136,13 +137,15 @@ def several_records(data: list[str], records: int, options: argparse.Namespace) 
     return rows
 
 
-def heard(overrides: tuple[str, ...], records: int, seed: int, folder: Path, rounds: int = ROUNDS) -> Received:
+def heard(
+    overrides: tuple[str, ...], records: int, seed: int, folder: Path, rounds: int = ROUNDS, others: int = OTHERS
+) -> Received:
     """A run, and what its server received."""
     place = folder / "run"
     shutil.rmtree(place, ignore_errors=True)
     settings = (*ONE_STEP, f"federation.num_clients={HOSPITALS}", *overrides, f"federation.num_rounds={rounds}")
     config, _ = composed(settings, None, place)
-    received = receive(config, place, records=records, others=OTHERS, seed=seed)
+    received = receive(config, place, records=records, others=others, seed=seed)
     shutil.rmtree(place, ignore_errors=True)
     return received
 
@@ -170,6 +173,37 @@ def attacked(
         print(f"{row.pixels} pixels, {row.records} records, {name}: PSNR {row.psnr:.1f} dB, SSIM {row.ssim:.2f}, "
               f"distance {found.distance:.2g}, {seconds:.0f} s", flush=True)  # fmt: skip
     return images, rows
+
+
+def sums(data: list[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The secure sum without noise, of hospitals with more and more other records: does it tell who is in it?
+
+    The attack finds an image for every record of the sum, so some are like any record by chance. A record's gain is the
+    PSNR of the likest of them, less that of the mean image; beside it stand records of nobody in the sum, and the
+    chance (auc) that a record of the sum has the larger gain.
+    """
+    for others in options.sums:
+        received = heard((*data, "model=cnn", NONE, SECURE), 1, options.seed, options.folder, others=others)
+        everybody = received.prepared.labels["train"].tolist()
+        search = Search(steps=options.steps, seed=options.seed)
+        images = Inversion.of(received, received.total[-1], everybody).best(search).images
+        train, rows = received.data.whole.train.images, received.data.rows
+        nobody = np.setdiff1d(np.arange(len(train)), rows)
+        chosen = np.random.default_rng(options.seed).permutation(nobody)[:100]
+        inside, outside = (gains(received, images, train[places]) for places in (rows, chosen))
+        row = {
+            "others": others, "records": len(inside), "gain": float(np.median(inside)), "best_gain": float(inside.max()),
+            "gain_of_nobody": float(np.median(outside)), "auc": float(np.mean(inside[:, None] > outside[None])),
+        }  # fmt: skip
+        print(row, flush=True)
+        yield row
+
+
+def gains(received: Received, images: np.ndarray, records: np.ndarray) -> np.ndarray:
+    """Of each record, by how many dB the likest of the images is liker than the mean image."""
+    truths = records / white(received)
+    mean = (received.data.whole.validation.images / white(received)).mean(0)
+    return np.array([max(psnr(image, truth) for image in images) - psnr(mean, truth) for truth in truths])
 
 
 def search_for(condition: Condition, options: argparse.Namespace) -> Search:
@@ -218,10 +252,16 @@ def head_of(received: Received) -> Records:
     return several(models, gradients, received.data.records, CONSTANT)
 
 
-def keep(folder: Path, rows: list[Row], heads: list[dict[str, Any]], options: argparse.Namespace) -> None:
+def keep(
+    folder: Path,
+    rows: list[Row],
+    heads: list[dict[str, Any]],
+    options: argparse.Namespace,
+    in_sums: Sequence[dict[str, Any]] = (),
+) -> None:
     """The table so far."""
     told = {key: value for key, value in vars(options).items() if key != "folder"}
-    content = {"options": told, "images": [asdict(row) for row in rows], "linear_head": heads}
+    content = {"options": told, "images": [asdict(row) for row in rows], "linear_head": heads, "sums": list(in_sums)}
     (folder / "reconstruction.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
