@@ -5,7 +5,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from medx.attacks.knowledge import Directions
-from medx.attacks.overheard import Listener, Overheard, contents
+from medx.attacks.overheard import Lies, Listener, Lying, Overheard, contents
 from medx.experiment import Experiment
 from medx.federation.flower import from_record
 from medx.federation.hospital import Hospitals
@@ -23,14 +23,20 @@ from medx.trainer.state import ModelState
 SERVER, MODEL, MOMENTUM = "server", "whoever gets the model", "server, momentum"
 
 
-def listen(experiment: Experiment, job: Job, prepared: Prepared, ears: Listener) -> float | None:
-    """Run all rounds, and the epsilon that is claimed of what was executed; None where none is."""
+def listen(
+    experiment: Experiment, job: Job, prepared: Prepared, ears: Listener, lies: Lies | None = None
+) -> float | None:
+    """Run all rounds, and the epsilon that is claimed of what was executed; None where none is.
+
+    With ``lies`` the server sends those models in place of its own.
+    """
     hospitals = Hospitals(job, prepared)
     server = Server(job, hospitals.recorded, None, experiment.runtime.timeout, prepared)
     states = [server.initial_state()]
 
     def serve(grid: Grid) -> None:
-        for state in server.rounds(Overheard(grid, ears.hear), states[-1]):
+        heard = Overheard(grid, ears.hear) if lies is None else Lying(grid, ears.hear, lies)
+        for state in server.rounds(heard, states[-1]):
             ears.see(states[-1].state, state.state, state.round)
             states[:] = [state]
 

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from medx.federation.flower import to_record
+from medx.federation.replies import config_of, integer_of
 from medx.trainer.state import ModelState
 
 Hears = Callable[[Message, Message], None]  # a message and its answer
+Lies = Callable[[int], ModelState]  # the model for a round, from 1
 
 
 class Listener(Protocol):
@@ -62,6 +65,24 @@ class Overheard(Grid):
             if question is not None and answer.has_content():
                 self._hears(question, answer)
             yield answer
+
+
+class Lying(Overheard):
+    """The grid of a server that sends every hospital another model than the one that it says it has."""
+
+    def __init__(self, grid: Grid, hears: Hears, lies: Lies) -> None:
+        super().__init__(grid, hears)
+        self._lies = lies
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Send models that are not the round's, where hospitals are asked to train."""
+        return super().send_and_receive([self._lied(message) for message in messages], timeout=timeout)
+
+    def _lied(self, message: Message) -> Message:
+        if message.metadata.message_type == MessageType.TRAIN:
+            number = integer_of(config_of(message.content, "config"), "server-round")
+            message.content = RecordDict({**message.content, "arrays": to_record(self._lies(number))})
+        return message
 
 
 def contents(message: Message) -> RecordDict:

@@ -4,7 +4,7 @@ Beside the bytes only what is public is used: the model that went out, and the c
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Message, MessageType
 from medx.aggregation.messages import Masked
 from medx.attacks.few_records import FewRecords
 from medx.attacks.listening import listen
-from medx.attacks.overheard import contents
+from medx.attacks.overheard import Lies, contents
 from medx.configuration import typed
 from medx.experiment import make_setup
 from medx.federation.flower import from_record
@@ -103,8 +103,19 @@ class Received:
         return from_record(contents(message).get("arrays"), self.job.layout, momentum=self.job.sends_momentum)
 
 
-def receive(config: Mapping[str, Any], folder: Path, *, records: int, others: int, seed: int = 0) -> Received:
-    """Run the composed ``config`` with so many records at hospital 0 and at each other, and listen at the server."""
+def receive(
+    config: Mapping[str, Any],
+    folder: Path,
+    *,
+    records: int,
+    others: int,
+    seed: int = 0,
+    lies: Callable[["Received"], Lies] | None = None,
+) -> Received:
+    """Run the composed ``config`` with so many records at hospital 0 and at each other, and listen at the server.
+
+    ``lies`` makes the models that a lying server sends, of what it knows before any round.
+    """
     given = {"resume": None} | dict(config)
     experiment = typed(given).experiment
     data = FewRecords(experiment.dataset, records, others, experiment.federation.num_clients, seed)
@@ -116,5 +127,5 @@ def receive(config: Mapping[str, Any], folder: Path, *, records: int, others: in
     job = with_sums(make_job(setup, prepared.declared, uuid.uuid4().hex, folder))
     check_ledgers(job)
     received = Received(job, prepared, data)
-    received.claimed = listen(experiment, job, prepared, received)
+    received.claimed = listen(experiment, job, prepared, received, lies(received) if lies else None)
     return received
