@@ -105,7 +105,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="which records; the first of --images")
     parser.add_argument("--images", type=int, default=1, help="hospitals of one record, each attacked alone")
     parser.add_argument("--records", type=int, nargs="*", default=[2, 4, 8], help="hospitals of more, without privacy")
-    parser.add_argument("--sums", type=int, nargs="*", default=[1, 4, 15], help="records of each other hospital in a sum")
+    parser.add_argument("--sums", type=int, nargs="*", default=[1, 4, 15], help="records at each other in a sum")
     parser.add_argument("--steps", type=int, default=Search.steps, help="of each stage of the search")
     return parser.parse_args()
 
@@ -138,7 +138,7 @@ def several_records(data: list[str], records: int, options: argparse.Namespace) 
 
 
 def heard(
-    overrides: tuple[str, ...], records: int, seed: int, folder: Path, rounds: int = ROUNDS, others: int = OTHERS
+    overrides: tuple[str, ...], records: int, seed: int, folder: Path, *, rounds: int = ROUNDS, others: int = OTHERS
 ) -> Received:
     """A run, and what its server received."""
     place = folder / "run"
@@ -176,7 +176,7 @@ def attacked(
 
 
 def sums(data: list[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The secure sum without noise, of hospitals with more and more other records: does it tell who is in it?
+    """The secure sum without noise, with more and more records of others: whether it tells who is in it.
 
     The attack finds an image for every record of the sum, so some are like any record by chance. A record's gain is the
     PSNR of the likest of them, less that of the mean image; beside it stand records of nobody in the sum, and the
@@ -192,7 +192,8 @@ def sums(data: list[str], options: argparse.Namespace) -> Iterator[dict[str, Any
         chosen = np.random.default_rng(options.seed).permutation(nobody)[:100]
         inside, outside = (gains(received, images, train[places]) for places in (rows, chosen))
         row = {
-            "others": others, "records": len(inside), "gain": float(np.median(inside)), "best_gain": float(inside.max()),
+            "others": others, "records": len(inside),
+            "gain": float(np.median(inside)), "best_gain": float(inside.max()),
             "gain_of_nobody": float(np.median(outside)), "auc": float(np.mean(inside[:, None] > outside[None])),
         }  # fmt: skip
         print(row, flush=True)
@@ -229,7 +230,7 @@ def linear_heads(data: list[str], options: argparse.Namespace) -> Iterator[dict[
     for privacy in ((NONE,), LOCAL):
         for records, rounds in ((1, 1), (8, 50)):
             overrides = (*data, "model=scatternet", "model.basis=none", "model.num_views=1", *privacy)
-            received = heard(overrides, records, options.seed, options.folder, rounds)
+            received = heard(overrides, records, options.seed, options.folder, rounds=rounds)
             found = head_of(received)
             features, labels = (each.numpy() for each in received.prepared.client(0))
             apart = np.linalg.norm(features[:, None] - found.features[None], axis=2)
