@@ -25,7 +25,7 @@ from medx.federation.server import Server
 from medx.federation.setup import Job, Setup, build_module, data_key, make_job
 from medx.federation.strategies import Federation
 from medx.federation.sums import aggregation_result, with_sums
-from medx.folder import RESULT_FILE, RunFolder
+from medx.folder import RESULT_FILE, RunFolder, load_result
 from medx.machine import environment, resolve_device
 from medx.measurement import check_model, count_parameters, describe, measure, measure_clients, own_test_rows
 from medx.metrics.evaluate import refuse_unknown_metric
@@ -122,6 +122,8 @@ def run_experiment(
 
     try:
         outcome = run_rounds(experiment, Hospitals(job, prepared), on_round, begin=reached)
+        if outcome.noise is None and place.resumed:
+            outcome = replace(outcome, noise=noise_before(place.path))
         trained = time.perf_counter()
         result = finish(experiment, job, prepared, outcome, config, planned=baselines, config_hash=place.config_hash)
         if attacks is not None and result.status == "finished":
@@ -141,6 +143,12 @@ def run_experiment(
         observer.on_end(result)
     write_down(result, place.path)  # again: now it says where it is tracked
     return result
+
+
+def noise_before(folder: Path) -> NoiseMeasured | None:
+    """What the run's earlier result says of its noise, for a resume that has no round left to do; None without one."""
+    before = load_result(folder)
+    return None if before is None else before.privacy.noise
 
 
 def write_down(result: ExperimentResult, folder: Path) -> None:

@@ -130,7 +130,7 @@ def _added(noise: NoiseMeasured | None, executed: bool) -> list[str]:
     if not executed:
         return []
     if noise is None:
-        return ["The noise as it was added was not looked at: the hospitals were processes of their own."]
+        return ["The noise as it was added was not looked at: not in this process, or before the run was gone on with."]
     if noise.doubts:
         return [f"THE NOISE AS IT WAS ADDED IS NOT AS PLANNED: {'; '.join(noise.doubts)}."]
     return ["As it was added, its size and tail, and what coordinates, rounds and hospitals share, are as planned."]

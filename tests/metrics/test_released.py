@@ -14,6 +14,8 @@ from tests.tracking.examples import make_record, make_result
 KINDS = dict(marked(ExperimentResult))
 # Exact functions of training records, as the outside reading found them, and their siblings.
 EXACT = {
+    "attacks",
+    "privacy.noise",
     "dataset.content_hash", "dataset.md5", "dataset.class_counts", "dataset.shared_patients", "clients",
     "majority_accuracy", "rounds.seconds",
     "timing", "error", "config_hash", "validation", "test", "rounds.metrics", "curves", "degenerate", "baselines",
