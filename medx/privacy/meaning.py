@@ -116,11 +116,13 @@ def in_words(found: Mapping[str, Meaning]) -> Iterator[str]:
             yield f"In other words, for one {unit}: {UNKNOWN}."
             continue
         meaning = found[unit]
+        flagged, guessed = (_of_100(share) for share in (meaning.detected["0.01"], meaning.reconstructed["0.1"]))
+        shown = "an image shows" if unit == "image" else "a patient's images show"
         yield (
-            f"In other words, for one {unit}: whoever wrongly accuses 1 in 100 {unit}s of strangers of having been "
-            f"trained on finds at most {_of_100(meaning.detected['0.01'])} of 100 that were. Whoever would have "
-            f"guessed what is in {'it' if unit == 'image' else 'the images'} 1 time in 10 guesses it at most "
-            f"{_of_100(meaning.reconstructed['0.1'])} times in 100 with all that this epsilon covers."
+            f"In other words, for one {unit}: an attacker who wrongly flags 1 in 100 unused {unit}s as used in training "
+            f"rightly flags at most {flagged} of 100 used ones; pure luck gives 1. An attacker who would guess what "
+            f"{shown} 1 time in 10 without this run does so at most {guessed} times in 100 with all that the guarantee "
+            "covers."
         )
 
 
@@ -131,9 +133,9 @@ def in_short(meaning: Meaning) -> str:
 
 
 def _of_100(share: float) -> str:
-    """Upwards, as it is a bound."""
+    """Upwards, as it is a bound; 100 is none."""
     count = round(100 * upwards(share, 2))
-    return "100 (nothing prevents it)" if count == 100 else str(count)
+    return "100 (no limit)" if count == 100 else str(count)
 
 
 def _histories(privacy: PrivacyResult) -> list[list[Event]]:

@@ -45,7 +45,8 @@ class NoiseFound:
 class Residuals:
     """Adds up what is left of releases beside the span of ``known``, orthonormal rows ``[k, dimension]``.
 
-    Nothing is kept but sums: a run of many rounds takes no more memory than one of few.
+    Nothing is kept but sums: a run of many rounds takes no more memory than one of few. In which order hospitals come
+    moves no digit.
     """
 
     known: np.ndarray
@@ -54,7 +55,7 @@ class Residuals:
     _squares: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     _sums: dict[int, np.ndarray] = field(default_factory=dict)
     _counts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    _round: tuple[int, list[np.ndarray]] = field(default=(0, []))
+    _round: tuple[int, list[tuple[int, np.ndarray]]] = field(default=(0, []))
     _between: list[float] = field(default_factory=list)
 
     def add(self, number: int, hospital: int, release: np.ndarray) -> None:
@@ -66,15 +67,17 @@ class Residuals:
         if number != self._round[0]:
             self._close()
             self._round = (number, [])
-        self._round[1].append(rest / max(float(np.linalg.norm(rest)), np.finfo(np.float64).tiny))
+        unit = rest / max(float(np.linalg.norm(rest)), np.finfo(np.float64).tiny)
+        self._round[1].append((hospital, unit))
 
     def found(self) -> NoiseFound:
         """What the noise is like."""
         self._close()
         self._round = (0, [])
         releases = sum(self._counts.values())
-        size = math.sqrt(sum(self._squares.values()) / (releases * self._free)) / self.planned
-        rounds = [self._over_rounds(hospital) for hospital, count in self._counts.items() if count > 1]
+        squares = sum(self._squares[hospital] for hospital in sorted(self._squares))
+        size = math.sqrt(squares / (releases * self._free)) / self.planned
+        rounds = [self._over_rounds(hospital) for hospital in sorted(self._counts) if self._counts[hospital] > 1]
         return NoiseFound(size, size / math.sqrt(2 * releases * self._free), _joined(rounds), _joined(self._between),
                           self.sampled)  # fmt: skip
 
@@ -91,7 +94,7 @@ class Residuals:
 
     def _close(self) -> None:
         """The same of all pairs of hospitals in the round that is over; their rests are one long."""
-        rests = self._round[1]
+        rests = [rest for _, rest in sorted(self._round[1], key=lambda each: each[0])]
         if len(rests) > 1:
             total = np.sum(rests, axis=0)
             pairs = (float(total @ total) - len(rests)) / 2

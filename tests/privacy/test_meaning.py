@@ -224,11 +224,11 @@ def test_the_statement_says_it_for_whoever_does_not_know_epsilon() -> None:
     told = privacy_result(plan, {0: 1}, False)
     assert told.meaning["image"].detected["0.01"] == pytest.approx(0.37225, abs=2e-4)
     assert (
-        "In other words, for one image: whoever wrongly accuses 1 in 100 images of strangers of having been trained on "
-        "finds at most 38 of 100 that were. Whoever would have guessed what is in it 1 time in 10 guesses it at most "
-        "77 times in 100 with all that this epsilon covers." in told.statement
+        "In other words, for one image: an attacker who wrongly flags 1 in 100 unused images as used in training rightly "
+        "flags at most 38 of 100 used ones; pure luck gives 1. An attacker who would guess what an image shows 1 time in "
+        "10 without this run does so at most 77 times in 100 with all that the guarantee covers." in told.statement
     ), "upwards, as these are bounds"
-    assert "at most 100 (nothing prevents it) of 100" in next(iter(in_words(nothing_kept())))
+    assert "at most 100 (no limit) of 100" in next(iter(in_words(nothing_kept())))
 
 
 @pytest.mark.parametrize("q", [1.0, 0.2])
@@ -262,7 +262,7 @@ def test_a_server_that_adds_the_noise_itself_is_bounded_by_nothing() -> None:
     told = privacy_result(plan, {0: 30, 1: 30}, False)
     assert list(told.meaning_by_observer) == [TRUSTED]
     assert told.meaning_by_observer[TRUSTED].advantage == 1 > told.meaning["image"].advantage
-    assert f"Towards {TRUSTED}: no epsilon, that is at most 100 (nothing prevents it) of 100 found" in told.statement
+    assert f"Towards {TRUSTED}: no epsilon, that is at most 100 (no limit) of 100 found" in told.statement
     assert observers_of(without_meaning(told)) == told.meaning_by_observer
     summed = replace(plan, shared_noise=SharedNoise(2, 0, trusted_aggregator=False))
     assert TRUSTED not in privacy_result(summed, {0: 30, 1: 30}, False).meaning_by_observer

@@ -59,6 +59,15 @@ def test_nothing_heard_is_nothing_told() -> None:
     assert health_of(lambda number, client: stream(number, client)[:5], rounds=1, hospitals=1).found().doubts == []
 
 
+def test_the_order_of_hospitals_moves_no_digit() -> None:
+    one, other = NoiseHealth(), NoiseHealth()
+    for number in range(1, 4):
+        for client in range(5):
+            one.hear(number, client, stream(number, client), 1000)
+            other.hear(number, 4 - client, stream(number, 4 - client), 1000)
+    assert one.found() == other.found()
+
+
 def test_threads_may_tell_at_once() -> None:
     health = NoiseHealth()
     threads = [
