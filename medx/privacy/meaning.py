@@ -120,9 +120,9 @@ def in_words(found: Mapping[str, Meaning]) -> Iterator[str]:
         shown = "an image shows" if unit == "image" else "a patient's images show"
         yield (
             f"In other words, for one {unit}: an attacker who wrongly flags 1 in 100 unused {unit}s as used in "
-            f"training rightly flags at most {flagged} of 100 used ones; pure luck gives 1. An attacker who would guess what "
-            f"{shown} 1 time in 10 without this run does so at most {guessed} times in 100 with all that the guarantee "
-            "covers."
+            f"training rightly flags at most {flagged} of 100 used ones; pure luck gives 1. An attacker who would "
+            f"guess what {shown} 1 time in 10 without this run does so at most {guessed} times in 100 "
+            "with all that the guarantee covers."
         )
 
 

@@ -225,8 +225,9 @@ def test_the_statement_says_it_for_whoever_does_not_know_epsilon() -> None:
     assert told.meaning["image"].detected["0.01"] == pytest.approx(0.37225, abs=2e-4)
     assert (
         "In other words, for one image: an attacker who wrongly flags 1 in 100 unused images as used in training "
-        "rightly flags at most 38 of 100 used ones; pure luck gives 1. An attacker who would guess what an image shows "
-        "1 time in 10 without this run does so at most 77 times in 100 with all that the guarantee covers." in told.statement
+        "rightly flags at most 38 of 100 used ones; pure luck gives 1. An attacker who would guess what an image "
+        "shows 1 time in 10 without this run does so at most 77 times in 100 with all that the guarantee covers."
+        in told.statement
     ), "upwards, as these are bounds"
     assert "at most 100 (no limit) of 100" in next(iter(in_words(nothing_kept())))
 
