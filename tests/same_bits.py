@@ -89,7 +89,8 @@ def tell(name: str, base: dict[str, str], here: dict[str, str]) -> bool:
     wrong = sorted(key for key in base.keys() | here.keys() if base.get(key) != here.get(key))
     digest = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:16]
     print(f"{'DIFFERS' if wrong else 'equal  '}  {digest}  {len(here):4d} items  {name}", flush=True)
-    for key in wrong[:20]:
+    known = [key for key in wrong if key in base]  # a field that is new moves no bit
+    for key in (known or wrong)[:20]:
         print(f"           {key}: {base.get(key, 'missing')[:90]} -> {here.get(key, 'missing')[:90]}")
     return not wrong
 
