@@ -18,8 +18,7 @@ from medx.api import composed
 from medx.attacks.audit import Finding, audit, unit_of
 from medx.files import write_text
 from medx.job import cache_at
-from medx.output import Parser, as_called, plain_text, say
-from medx.schema import MedxError, one_line
+from medx.output import Parser, as_called, plain_text, refusing, say
 from medx.tables import Table
 
 EPILOG = """\
@@ -102,7 +101,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to it")
     options = parser.parse_intermixed_args()
     output.shown_by(output.Line())
-    try:
+    with refusing():
         audits = []
         for each in audits_of(options):
             audits.append(each)
@@ -112,12 +111,6 @@ def main() -> None:
                     print(plain_text(f"{each.name}: {finding.result().line()}"), flush=True)
         if options.json is not None:
             write_text(options.json, json.dumps([row for each in audits for row in each.rows()], indent=1))
-    except (MedxError, OSError) as error:
-        if (line := one_line(error)) is None:
-            raise
-        say("")
-        print(f"medx: {' '.join(line.split())}", file=sys.stderr)
-        sys.exit(2)
     say("")
     rows = [row for each in audits for row in each.rows()]
     need = ("s", "canaries", "guesses", "planned", "shift", "against the claim", "observer")

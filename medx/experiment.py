@@ -1,5 +1,6 @@
 """One experiment: typed, planned before it runs, run, measured, and written down."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -48,9 +49,10 @@ from medx.results import (
     Status,
 )
 from medx.runtime import Runtime
-from medx.schema import CheckpointError, LedgerError, Place, component, option_of
+from medx.schema import CheckpointError, LedgerError, MedxError, Place, component, option_of
 from medx.trainer.local_training import Trainer
 
+log = logging.getLogger(__name__)
 Baseline = Literal["local_only", "centralized"]
 Attacks = Callable[[dict[str, Any], Prepared, Path], list[AttackResult]]
 
@@ -126,23 +128,29 @@ def run_experiment(
             outcome = replace(outcome, noise=noise_before(place.path))
         trained = time.perf_counter()
         result = finish(experiment, job, prepared, outcome, config, planned=baselines, config_hash=place.config_hash)
+        ended = time.perf_counter()
+        phases = {"prepare": loaded - began, "rounds": trained - loaded, "measure": ended - trained}
+        result.timing = phases | {"total": ended - began}
+        write_down(result, place.path)
         if attacks is not None and result.status == "finished":
-            result.attacks = attacks(config, prepared, place.path)
+            result.attacks = attacked(attacks, config, prepared, place.path)
     except BaseException as error:
         for observer in observers:
             observer.on_error(error)
         raise
-    result.timing = {
-        "prepare": loaded - began,
-        "rounds": trained - loaded,
-        "measure": time.perf_counter() - trained,
-        "total": time.perf_counter() - began,
-    }
-    write_down(result, place.path)
     for observer in observers:
         observer.on_end(result)
-    write_down(result, place.path)  # again: now it says where it is tracked
+    write_down(result, place.path)  # again: now it says where it is tracked, and what attacks found
     return result
+
+
+def attacked(attacks: Attacks, config: dict[str, Any], prepared: Prepared, folder: Path) -> list[AttackResult]:
+    """What attacks find; where they end in an error a person is told, and the run, which is complete, has none."""
+    try:
+        return attacks(config, prepared, folder)
+    except MedxError as error:
+        log.warning("attack=standard came to no end: %s; the run itself is complete", error)
+        return []
 
 
 def noise_before(folder: Path) -> NoiseMeasured | None:

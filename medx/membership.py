@@ -17,9 +17,9 @@ from medx import output
 from medx.attacks.membership import ATTACKS, SMALLEST, Found, Membership, attack
 from medx.figures import COLOURS, DASHES, FAINT, Picture, drawing, finish, legend
 from medx.files import write_text
-from medx.output import Parser, as_called, say
+from medx.output import Parser, as_called, refusing, say
 from medx.released import Record
-from medx.schema import ConfigError, MedxError, one_line
+from medx.schema import ConfigError
 from medx.shadows import Shadows
 
 EPILOG = """\
@@ -60,16 +60,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("membership"), help="folder of what is written (membership)")
     options = parser.parse_intermixed_args()
     output.shown_by(output.Line())
-    try:
+    with refusing():
         chosen = read(options.file)
         found = dict(attacked(chosen, options.overrides, options.runs or chosen.runs, options.jobs))
         write(options.out, chosen.title, found)
-    except (MedxError, OSError) as error:
-        if (line := one_line(error)) is None:
-            raise
-        say("")
-        print(f"medx: {' '.join(line.split())}", file=sys.stderr)
-        sys.exit(2)
     say("")
     print("\n".join([*table(found), "", *by_hospital(found)]))
     print(f"Output: {options.out}")

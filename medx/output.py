@@ -11,9 +11,12 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from shutil import get_terminal_size
 from typing import NoReturn
+
+from medx.schema import MedxError, one_line
 
 SPELLED = {"ε": "epsilon", "δ": "delta", "σ": "sigma", "α": "alpha", "±": "+-", "–": "-", "—": "-", "…": "..."}
 SPELL_OUT = "medx.spell_out"
@@ -129,6 +132,19 @@ def as_called(text: str) -> str:
         for module, verb in _VERBS.items():
             text = text.replace(module, verb)
     return text
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Within the block what a person can act on ends the program: one line on standard error, exit code 2."""
+    try:
+        yield
+    except (MedxError, OSError) as error:
+        if (line := one_line(error)) is None:
+            raise
+        say("")
+        print(f"medx: {' '.join(line.split())}", file=sys.stderr)
+        sys.exit(2)
 
 
 class Parser(argparse.ArgumentParser):

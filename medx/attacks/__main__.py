@@ -12,10 +12,10 @@ from rich.table import Table
 
 from medx import output
 from medx.folder import read_result
-from medx.output import Parser, as_called
+from medx.output import Parser, as_called, refusing
 from medx.privacy.meaning import UNKNOWN, in_short, meanings_of, observers_of, upwards
 from medx.results import ExperimentResult, Meaning, told_epsilon
-from medx.schema import ConfigError, MedxError, one_line
+from medx.schema import ConfigError, MedxError
 
 HELP = """
 RUN is the output folder of a finished run, its result.json or its released.json;
@@ -54,8 +54,8 @@ class Told:
     observers: dict[str, Meaning]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 for a refusal."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read, tell."""
     parser = Parser(
         prog="python -m medx.attacks",
         description=__doc__,
@@ -65,18 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a finished run, or its result.json")
     parser.add_argument("--json", action="store_true", help="all figures, with the curves")
     chosen = parser.parse_args(arguments)
-    try:
+    with refusing():
         told = [read(text) for text in chosen.runs]
-    except (MedxError, OSError) as error:
-        if (line := one_line(error)) is None:
-            raise
-        print(f"medx: {' '.join(line.split())}", file=sys.stderr)
-        return 2
     if chosen.json:
         print(json.dumps([as_record(each) for each in told], indent=1))
     else:
         show(told)
-    return 0
 
 
 def read(text: str) -> Told:
@@ -141,4 +135,4 @@ def percent(share: float) -> str:
 
 if __name__ == "__main__":
     output.take_all()
-    sys.exit(main())
+    main()

@@ -97,7 +97,7 @@ class Finding:
 
     @property
     def doubts(self) -> list[str]:
-        """What does not agree with the plan, in words; each is a fault, or one chance in several hundred thousand."""
+        """What does not agree with the plan, in words; each is a fault, or one chance in a hundred thousand."""
         found = [doubt for noise in self.noise for doubt in noise.doubts]
         if self.planned is not None and self.evidence.shift > self.planned + DOUBTFUL * self.evidence.error:
             found.append(f"a record shows {self.evidence.shift / self.planned:.2f} times as strongly as planned")

@@ -1,13 +1,14 @@
 """What the server of a run receives, heard at the grid: the messages themselves, whatever the runtime."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from medx.federation.flower import to_record
 from medx.federation.replies import config_of, integer_of
+from medx.runtime.passing import PassingOn
 from medx.trainer.state import ModelState
 
 Hears = Callable[[Message, Message], None]  # a message and its answer
@@ -24,37 +25,12 @@ class Listener(Protocol):
         """The model of the server before and after a round, which everybody gets."""
 
 
-class Overheard(Grid):
+class Overheard(PassingOn):
     """A grid that tells ``hears`` of each message with its answer, and changes neither."""
 
     def __init__(self, grid: Grid, hears: Hears) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._hears = hears
-
-    def set_run(self, run: Any) -> None:
-        """Hand it on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The run."""
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Hand it on."""
-        return self._grid.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Hand it on."""
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand it on."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Hand it on."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Hand it on, and tell of each answer."""

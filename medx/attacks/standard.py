@@ -1,8 +1,8 @@
 """``attack=standard``: after a run, what attacks get on a copy of it."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from medx.attacks.audit import audit, unit_of
@@ -33,8 +33,6 @@ def attacked(config: Mapping[str, Any], prepared: Prepared, folder: Path) -> lis
         count = int(config["federation"]["num_clients"])
     elif prepared.features is not None:
         count = min(count, prepared.inputs["train"].shape[1:].numel())
-    place = folder / "attack"
-    try:
-        return [finding.result() for finding in audit(config, place, canaries=count, seeds=[int(config["seed"])])]
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    with TemporaryDirectory(prefix="attack-", dir=folder) as place:
+        found = audit(config, Path(place), canaries=count, seeds=[int(config["seed"])])
+    return [finding.result() for finding in found]

@@ -23,8 +23,8 @@ from medx.dataset.checks import check_splits
 from medx.dataset.folder import Folder
 from medx.files import write_text
 from medx.hints import NO_OVERRIDE, nearest, option, options_of
-from medx.output import Parser, as_called
-from medx.schema import ConfigError, MedxError, one_line
+from medx.output import Parser, as_called, refusing
+from medx.schema import ConfigError, MedxError
 
 EPILOG = """\
 examples:
@@ -54,19 +54,13 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     if not options.json:
         output.shown_by(output.Line())
-    try:
+    with refusing():
         name, dataset = configured(options.what)
         found, records = examine(dataset)
         if options.html is not None:
             if not options.html.parent.is_dir():
                 raise ConfigError(f"--html={options.html}: there is no such folder; accepted: a file in one that is")
             write_text(options.html, as_page(f"Data check: {name}", found, records))
-    except (MedxError, OSError) as error:
-        if (line := one_line(error)) is None:
-            raise
-        output.say("")
-        print(f"medx: {' '.join(line.split())}", file=sys.stderr)
-        sys.exit(2)
     output.say("")
     print(json.dumps(found, indent=1) if options.json else as_text(f"Data check: {name}", found), end="")
     sys.exit(1 if found["refusal"] else 0)

@@ -114,7 +114,11 @@ class SiteServer(Server):
             begun, signature, reached = integer_of(proof, "begun"), proof.get("signature"), proof.get("reached")
             if not 0 <= client < len(self.study.hospitals) or client in self.nodes or begun < 0:
                 raise ReplyError(f"node {node} claims to be hospital {client}, which is none or is there already")
-            if not isinstance(reached, list) or [type(each) for each in reached] != [int, int]:
+            if (
+                not isinstance(reached, list)
+                or [type(each) for each in reached] != [int, int]
+                or min(int(each) for each in reached) < 0
+            ):
                 raise ReplyError(f"node {node} does not say which round and attempt it has reached")
             said = canonical("node", [self.study.digest, challenges[node].hex(), node, client, begun, reached])
             if not isinstance(signature, bytes) or not verified(self._identity(client), said, signature):

@@ -18,6 +18,8 @@ import httpx
 from flwr.app import Context, Message
 from flwr.serverapp import Grid
 
+from medx.runtime.passing import PassingOn
+
 POLL = 0.1  # seconds between two looks for messages
 IDLE_POLL = 1.0  # the same where none has come for a while, as every look costs all sides a request
 IDLE_AFTER = 20.0  # seconds
@@ -114,7 +116,7 @@ def _runtime_client(address: str, interceptor: Any) -> Any:
     )
 
 
-class Patient(Grid):
+class Patient(PassingOn):
     """A grid that waits for nodes which restart, looks for answers often, and lets messages end with their time.
 
     ``timeout`` bounds an exchange in seconds, ``patience`` the wait for nodes before it. ``asked`` counts by node the
@@ -125,28 +127,11 @@ class Patient(Grid):
         self, grid: Grid, *, timeout: float, patience: float, genuine: Callable[[Message], bool] = lambda answer: True
     ) -> None:
         look_again_soon()
-        self._grid = grid
+        super().__init__(grid)
         self._timeout = timeout
         self._patience = patience
         self._genuine = genuine
         self.asked: Counter[int] = Counter()
-
-    def set_run(self, run: Any) -> None:
-        """Hand it on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The run."""
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Hand it on."""
-        return self._grid.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """The nodes that are there."""
-        return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send, and count what may cost budget."""
@@ -155,10 +140,6 @@ class Patient(Grid):
             if message.metadata.message_type in ASKS_FOR_WORDS:
                 self.asked[message.metadata.dst_node_id] += 1
         return self._grid.push_messages(given)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The answers that are there."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Answers as they come, until all have or the time is over."""

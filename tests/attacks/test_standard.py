@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import medx
+from medx import job
 from medx.schema import ConfigError
 
 QUICK = (
@@ -44,3 +45,15 @@ def test_what_cannot_be_attacked_is_refused_before_anything_is_trained(tmp_path)
     with pytest.raises(ConfigError, match=r"attack=standard: privacy.unit=patient: canaries are images"):
         medx.run(*patients, folder=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stands_where_its_attacks_come_to_no_end(tmp_path, monkeypatch, caplog) -> None:
+    def fails(*args: object) -> None:
+        raise ConfigError("canaries=400: too few features")
+
+    monkeypatch.setattr(job, "attacked", fails)
+    result = medx.run(*QUICK, "privacy=local_dp", "attack=standard", folder=tmp_path, quiet=True)
+    assert result.status == "finished"
+    assert result.attacks == []
+    assert medx.load_result(tmp_path).test == result.test
+    assert "attack=standard came to no end: canaries=400: too few features" in caplog.text
