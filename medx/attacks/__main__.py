@@ -6,25 +6,26 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import get_terminal_size
 
 from rich.console import Console
-from rich.table import Table
 
 from medx import output
 from medx.folder import read_result
-from medx.output import Parser, as_called, refusing
+from medx.output import Parser, as_called, plain_text, refusing
 from medx.privacy.meaning import UNKNOWN, in_short, meanings_of, observers_of, upwards
 from medx.results import ExperimentResult, Meaning, told_epsilon
 from medx.schema import ConfigError, MedxError
+from medx.tables import Table
 
 HELP = """
 RUN is the output folder of a finished run, its result.json or its released.json;
 this machine need not have made it. Nothing is trained and no image is read.
 
-  true positives at 1 %   of 100 that were trained on, as many are told at most
-                          by a test that wrongly accuses 1 in 100 that were not
-  advantage               the most that true positives can exceed false ones
-  guessed, from 10 %      who would guess right 1 time in 10 without the run
+  found, 1 %              of 100 that were trained on, as many are told at most
+                          by a test that wrongly flags 1 in 100 that were not
+  advantage               the most by which the found can exceed the wrongly flagged
+  guessed, 10 %           who would guess right 1 time in 10 without the run
                           does so at most this often with it
   mu                      of the Gaussian mechanism with this epsilon
 
@@ -39,8 +40,9 @@ examples:
 
 exit code: 0, or 2 where a run cannot be read.
 """
-HEADER = ("run", "mechanism", "for one", "epsilon", "mu", "true positives at 0.1 %", "at 1 %", "at 10 %", "advantage",
-          "guessed, from 1 %", "from 10 %")  # fmt: skip
+HEADER = ("run", "mechanism", "for one", "epsilon", "mu", "found, 0.1 %", "found, 1 %", "found, 10 %", "advantage",
+          "guessed, 1 %", "guessed, 10 %")  # fmt: skip
+NEED = ("mu", "found, 0.1 %", "guessed, 1 %", "found, 10 %", "advantage", "mechanism")  # the first may go first
 NOTE = "Upper bounds for every attack; a patient's is of all images of one."
 
 
@@ -93,25 +95,32 @@ def as_record(told: Told) -> dict[str, object]:
 
 
 def show(told: Sequence[Told]) -> None:
-    """The table, with its note."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    table = Table(*HEADER, title="What the bounds mean", title_justify="left")
-    for number, each in enumerate(told, start=1):
-        console.print(f"{number}  {each.name}", soft_wrap=True)
-        for row in rows(each):
-            table.add_row(str(number), *row)
-    console.print(table)
-    if any("patient" not in each.meanings for each in told):
-        console.print(f"A patient is {UNKNOWN}.")
-    deltas = sorted({each.result.privacy.delta for each in told if each.result.privacy.delta is not None})
+    """The table, as wide as there is room, with its notes."""
+    numbered = list(enumerate(told, start=1))
+    for number, each in numbered:
+        print(plain_text(f"{number}  {each.name}"))
+    table = Table(HEADER, tuple((str(number), *row) for number, each in numbered for row in rows(each)), NEED)
+    if sys.stdout.isatty():
+        table.draw(Console(highlight=False), "What the bounds mean")
+    else:
+        print("\n".join(table.plain(get_terminal_size().columns)))
+    for line in notes(numbered):
+        print(plain_text(line))
+
+
+def notes(numbered: Sequence[tuple[int, Told]]) -> Iterator[str]:
+    """What a reader of the table must know, and what stands beside it: other observers, attacks that were made."""
+    if any("patient" not in each.meanings for _, each in numbered):
+        yield f"A patient is {UNKNOWN}."
+    deltas = sorted({each.result.privacy.delta for _, each in numbered if each.result.privacy.delta is not None})
     at = f" Epsilon and mu at delta {', '.join(f'{delta:g}' for delta in deltas)}." if deltas else ""
-    console.print(NOTE + at)
-    for number, each in enumerate(told, start=1):
+    yield NOTE + at
+    for number, each in numbered:
         for observer, meaning in each.observers.items():
             epsilon = "no epsilon" if meaning.epsilon is None else f"epsilon {told_epsilon(meaning.epsilon)}"
-            console.print(f"{number}  towards {observer}: {epsilon}, {in_short(meaning)}", soft_wrap=True)
+            yield f"{number}  towards {observer}: {epsilon}, {in_short(meaning)}"
         for found in each.result.attacks:
-            console.print(f"{number}  {found.line()}", soft_wrap=True)
+            yield f"{number}  {found.line()}"
 
 
 def rows(told: Told) -> Iterator[list[str]]:
@@ -120,7 +129,7 @@ def rows(told: Told) -> Iterator[list[str]]:
         who = [told.result.privacy.mechanism, unit]
         meaning = told.meanings.get(unit)
         if meaning is None:
-            yield [*who, UNKNOWN.partition(":")[0]]
+            yield [*who, UNKNOWN.partition(":")[0], *["-"] * (len(HEADER) - 4)]
             continue
         epsilon = "none" if meaning.epsilon is None else told_epsilon(meaning.epsilon)
         shares = (*meaning.detected.values(), meaning.advantage, *meaning.reconstructed.values())
