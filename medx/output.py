@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from shutil import get_terminal_size
 from typing import NoReturn
 
-from medx.schema import MedxError, one_line
-
 SPELLED = {"ε": "epsilon", "δ": "delta", "σ": "sigma", "α": "alpha", "±": "+-", "–": "-", "—": "-", "…": "..."}
 SPELL_OUT = "medx.spell_out"
 Show = Callable[[str], None]
@@ -139,7 +137,9 @@ def refusing() -> Iterator[None]:
     """Within the block what a person can act on ends the program: one line on standard error, exit code 2."""
     try:
         yield
-    except (MedxError, OSError) as error:
+    except Exception as error:
+        from medx.schema import one_line  # which brings pydantic, and help needs none
+
         if (line := one_line(error)) is None:
             raise
         say("")
