@@ -4,18 +4,16 @@ It trains the shadow runs that are not in the cache, and writes a table, a figur
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from medx import output
-from medx.attacks.membership import ATTACKS, SMALLEST, Found, Membership, attack
-from medx.figures import COLOURS, DASHES, FAINT, Picture, drawing, finish, legend
+from medx.attacks.membership import ATTACKS, STUDY_FILE, Found, Membership, MembershipStudy, attack
+from medx.attacks.pictures import NAMES, member_roc
 from medx.files import write_text
 from medx.output import Parser, as_called, refusing, say
 from medx.released import Record
@@ -32,7 +30,6 @@ What has been trained is in cache=FOLDER and is not trained again.
 exit code: 0 where nothing speaks against a claim, 1 where something does, 2
 where this command line is wrong.
 """
-NAMES = {"lira": "LiRA", "rmia": "RMIA"}
 
 
 class Settings(Record):
@@ -92,11 +89,10 @@ def attacked(chosen: Settings, more: Sequence[str], runs: int, at_once: int | No
 def write(folder: Path, title: str, found: Mapping[str, Membership]) -> None:
     """All numbers as JSON, the tables, and a figure for each attack."""
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {name: each.model_dump() for name, each in found.items()}
-    write_text(folder / "membership.json", json.dumps(numbers, indent=1))
+    write_text(folder / STUDY_FILE, MembershipStudy(title=title, settings=dict(found)).model_dump_json() + "\n")
     write_text(folder / "table.md", "\n".join([*table(found), "", *by_hospital(found), ""]))
     for name in ATTACKS:
-        curve(name, title, found).save(folder)
+        member_roc(name, title, found).save(folder)
 
 
 def table(found: Mapping[str, Membership]) -> Iterator[str]:
@@ -131,23 +127,6 @@ def figures(row: Found) -> str:
 def told(value: float | None, digits: int = 2) -> str:
     """A number, or that there is none."""
     return "none" if value is None else f"{value:.{digits}f}"
-
-
-def curve(name: str, title: str, found: Mapping[str, Membership]) -> Picture:
-    """The balanced ROC of one attack on all records, both rates on logarithmic scales."""
-    with drawing(size=(4.7, 4.5)) as (figure, (axes,)):
-        axes.plot([SMALLEST, 1], [SMALLEST, 1], color=FAINT, linewidth=1, label="chance")
-        for index, (setting, each) in enumerate(found.items()):
-            false, true = zip(*each.of(name).roc, strict=True)
-            style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
-            axes.plot(false, true, label=setting, **style)
-        axes.set(xscale="log", yscale="log", xlim=(SMALLEST, 1), ylim=(SMALLEST, 1), aspect="equal")
-        axes.set(xlabel="false positive rate", ylabel="true positive rate")
-        legend(axes)
-        runs = ", ".join(f"{setting}: {each.runs} runs" for setting, each in found.items())
-        return finish(
-            figure, f"membership_{name}", f"{title} {NAMES[name]}", f"Half of the trials are members. {runs}."
-        )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,10 @@ class Grid(Record):
 
 
 class Study(Record):
-    """``experiments/NAME/study.yaml``. ``limits`` are sentences that hold for this study and not for every one."""
+    """``experiments/NAME/study.yaml``. ``limits`` are sentences that hold for this study and not for every one.
+
+    ``attacks`` are folders of `medx membership` and of `experiments.reconstruction`, seen from the file's own.
+    """
 
     name: str = ""
     title: str
@@ -62,6 +65,7 @@ class Study(Record):
     seeds: Seeds
     claim: Claim | None = None
     limits: list[str] = Field(default_factory=list)
+    attacks: list[Path] = Field(default_factory=list)
     grids: Annotated[list[Grid], Field(min_length=1)]
 
 
@@ -90,7 +94,8 @@ def load_study(name: str, folder: Path = STUDIES) -> Study:
         known = ", ".join(sorted(found.parent.name for found in folder.glob("*/study.yaml")))
         raise ConfigError(f"study={name}: {path} is not there; accepted: {known or 'none'}")
     try:
-        return Study.model_validate(yaml.safe_load(path.read_text())).model_copy(update={"name": name})
+        read = Study.model_validate(yaml.safe_load(path.read_text()))
+        return read.model_copy(update={"name": name, "attacks": [path.parent / each for each in read.attacks]})
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
     except ValidationError as error:

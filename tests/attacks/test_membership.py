@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from medx import membership
-from medx.attacks.membership import Gaussians, Membership, attack, left_out, lira, some
+from medx.attacks.membership import Gaussians, Membership, MembershipStudy, attack, left_out, lira, some
 from medx.attacks.rates import Counts, Curve, Guesses, epsilons, threshold_for
 from medx.attacks.shadows import Halves, Observed, halves, logits
 from medx.configuration import typed
@@ -207,7 +207,7 @@ def test_what_has_finished_is_not_trained_again(cache, tmp_path, monkeypatch) ->
     assert command("--runs", "16") == 0
     assert len(list(tmp_path.glob("shadows/*/result.json"))) == 16
     assert all((folder / "result.json").stat().st_mtime_ns == time for folder, time in folders.items())
-    found = Membership.model_validate(json.loads((out / "membership.json").read_text())["none"])
+    found = MembershipStudy.model_validate_json((out / "membership.json").read_text()).settings["none"]
     assert found.runs == 16
     assert (out / "membership_lira.svg").exists()
     assert "no such" not in (out / "table.md").read_text()
