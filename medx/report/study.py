@@ -86,6 +86,11 @@ class Job:
         """Name of its output folder."""
         return f"{self.config_hash}-{self.seed}"
 
+    @property
+    def attacked(self) -> bool:
+        """Whether attacks follow the run; its hash does not say so, as its numbers do not depend on it."""
+        return bool(self.config["attack"] == "standard")
+
 
 def load_study(name: str, folder: Path = STUDIES) -> Study:
     """Read a study; raises ConfigError with one line."""
@@ -136,7 +141,8 @@ def plan_jobs(
                 for job in _jobs_of(study, grid, seeds or study.seeds, extra):
                     known = jobs.get(job.folder, job)
                     roles = tuple(dict.fromkeys([*known.roles, *job.roles]))
-                    jobs[job.folder] = replace(known, roles=roles, alone=known.alone or job.alone)
+                    more = job if job.attacked else known  # which is the same run, and something after it
+                    jobs[job.folder] = replace(more, roles=roles, alone=known.alone or job.alone)
             except HydraException as error:
                 if not (grid.optional and isinstance(error, MissingConfigException)):
                     raise ConfigError(f"study={study.name}: {explain(error, [])}") from error

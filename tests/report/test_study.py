@@ -59,6 +59,15 @@ def test_hashes_know_settings_and_not_seeds() -> None:
     assert [job.folder for job in only] == [f"{jobs[0].config_hash}-7", f"{jobs[2].config_hash}-7"]
 
 
+def test_a_job_is_attacked_if_any_grid_wants_it_and_is_the_same_job() -> None:
+    plain, attacked = (Grid(role="utility", overrides={**TINY, **more}) for more in ({}, {"attack": "standard"}))
+    for grids in ((plain, attacked), (attacked, plain)):
+        jobs, _ = plan_jobs(study_of(*grids), seeds=[0])
+        assert [job.attacked for job in jobs] == [True]
+        assert "attack=standard" in jobs[0].overrides
+    assert [job.folder for job in plan_jobs(study_of(plain), seeds=[0])[0]] == [jobs[0].folder]
+
+
 def test_extra_overrides_reach_their_data_set_alone() -> None:
     grid = Grid(role="utility", overrides={"dataset": ["pneumoniamnist", "retinamnist"]})
     jobs, _ = plan_jobs(study_of(grid), [0], ["pneumoniamnist:dataset.md5=" + "0" * 32, "trainer.momentum=0.5"])
