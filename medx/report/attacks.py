@@ -87,7 +87,8 @@ def canary_table(made: Material) -> Table:
         "one in twenty may be too high. As planned: the ε that the plan's noise leaves to this observer, so not much "
         "more was to be found this way. By guesses alone: a bound that takes nothing for granted, of the most that so "
         "many canaries could have shown. Found at 1 %: of images that were trained on, how many can be told where 1 in "
-        "100 that were not is wrongly accused, by the claim at most, and as shown at least; luck finds 1 %."
+        "100 that were not is wrongly accused, by the claim at most, and as shown at least; luck finds 1 %. Where no "
+        "noise hides a record any bound is found."
     )
     return Table.of("attacks", "Claim, meaning, and what canaries found", note, rows)
 

@@ -188,7 +188,7 @@ def test_an_overfitted_model_is_found_out_and_one_with_privacy_is_not(cache) -> 
     assert all(max(each.by_rates.epsilon, each.by_pairs.epsilon) < private.claimed for each in private.found)
 
 
-def test_what_has_finished_is_not_trained_again(cache, tmp_path, monkeypatch) -> None:
+def test_what_has_finished_is_not_trained_again(cache, tmp_path, monkeypatch, capfd) -> None:
     """The command, in processes of their own; a second call with more runs trains those alone."""
     file, out = tmp_path / "settings.yaml", tmp_path / "out"
     quick = ["federation.num_rounds=2", "dataset.num_train=40", "privacy=none"]
@@ -201,7 +201,13 @@ def test_what_has_finished_is_not_trained_again(cache, tmp_path, monkeypatch) ->
             membership.main()
         return ended.value.code
 
+    monkeypatch.setenv("COLUMNS", "80")
     assert command() == 0
+    shown = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("job ")]
+    assert shown[-1].startswith(f"Output: {out}")
+    (heading,) = [line for line in shown if line.startswith("setting ")]
+    assert "bound by rates" in heading
+    assert max(map(len, shown[shown.index(heading) : -1])) <= 80
     folders = {path.parent: path.stat().st_mtime_ns for path in tmp_path.glob("shadows/*/result.json")}
     assert len(folders) == 12
     assert command("--runs", "16") == 0

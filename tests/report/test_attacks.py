@@ -10,7 +10,7 @@ from medx.attacks.evidence import gaussian_epsilon
 from medx.attacks.membership import STUDY_FILE, MembershipStudy
 from medx.attacks.sought import RECONSTRUCTION_FILE, Reconstruction
 from medx.figures import Kept
-from medx.membership import by_hospital, table
+from medx.membership import markdown, rows, rows_by_hospital
 from medx.privacy.meaning import meanings_of
 from medx.report.attack_studies import read_all
 from medx.report.page import Report, build_report, render, write_report
@@ -104,8 +104,8 @@ def test_the_reference_study_shows_what_is_committed_and_its_readmes_say_the_sam
     text = (MEMBERSHIP / "README.md").read_text()
     for folder in (MEMBERSHIP, MEMBERSHIP / "few_records"):
         found = MembershipStudy.model_validate_json((folder / STUDY_FILE).read_bytes()).settings
-        assert "\n".join(table(found)) in text
-        assert folder != MEMBERSHIP or "\n".join(by_hospital(found)) in text
+        assert markdown(rows(found)) in text
+        assert folder != MEMBERSHIP or markdown(rows_by_hospital(found)) in text
     text = (RECONSTRUCTION / "README.md").read_text()
     kept = Reconstruction.model_validate_json((RECONSTRUCTION / RECONSTRUCTION_FILE).read_bytes())
     told = re.findall(r"\| ([\d.]+), ([\d.]+) \| ([\d.]+), ([\d.]+) \|", text)
