@@ -1,7 +1,7 @@
 """What attacks found, beside the claim and what it means; and what was not tried."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -66,10 +66,11 @@ def canary_table(made: Material) -> Table:
     """Claim, meaning and finding, by setting and observer."""
     rows = []
     for setting, part, run, each in strongest(made):
+        against = "; ".join(_against(made, part, each.observer))
         meaning = meanings_of(made.results[run].privacy)["image"].detected[str(FALSE)]
         shown = _detected(each.at_least(CONFIDENCE))
         data = each.model_dump(exclude={"against", "attack", "seconds"}) | {"true_at_1_claimed": meaning,
-                "true_at_1_found": shown, "against": "; ".join(each.against)}  # fmt: skip
+                "true_at_1_found": shown, "against": against}  # fmt: skip
         cells = {
             "observer": each.observer,
             "claimed ε": _epsilon(each.claimed, "none"),
@@ -79,18 +80,24 @@ def canary_table(made: Material) -> Table:
             "found at 1 %: allowed": f"≤ {number(upwards(meaning, 3), True)}",
             "found at 1 %: shown": f"≥ {number(math.floor(1000 * shown) / 1000, True)}",
             "canaries": str(each.trials),
-            "against the claim": "; ".join(each.against) or "nothing",
+            "against the claim": against or "nothing",
         }
         rows.append(settled(setting, "dataset", *WHO) | Row(data, cells) | cited(part))
     note = (
         f"The highest bound of any run{deltas(attacked(made))}, each at {100 * CONFIDENCE:.0f} % confidence: of many, "
         "one in twenty may be too high. As planned: the ε that the plan's noise leaves to this observer, so not much "
         "more was to be found this way. By guesses alone: a bound that takes nothing for granted, of the most that so "
-        "many canaries could have shown. Found at 1 %: of images that were trained on, how many can be told where 1 in "
-        "100 that were not is wrongly accused, by the claim at most, and as shown at least; luck finds 1 %. Where no "
-        "noise hides a record any bound is found."
+        "many canaries could have shown. Found at 1 %: of records that were trained on (hospitals, where they are "
+        "the unit), how many can be told where 1 in 100 that were not is wrongly accused, by the claim at most, and as "
+        "shown at least; luck finds 1 %. Where no noise hides a record any bound is found."
     )
     return Table.of("attacks", "Claim, meaning, and what canaries found", note, rows)
+
+
+def _against(made: Material, part: pd.DataFrame, observer: str) -> Iterable[str]:
+    """What any run's attacks by this observer say against the claim, each once."""
+    found = [each for run in part["run"] for each in made.results[int(run)].attacks if each.observer == observer]
+    return dict.fromkeys(text for each in found for text in each.against)
 
 
 def _epsilon(value: float | None, otherwise: str) -> str:

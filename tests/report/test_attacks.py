@@ -86,6 +86,8 @@ def test_what_speaks_against_a_claim_stands_on_top_of_the_page() -> None:
     ]
     beyond = attacked(noised[1], against=["the lower bound found is above the claim"])
     assert report_of(attacked(noised[0])).gaps == []
+    (both,) = section_of(report_of(attacked(result, found=9.0), beyond)).tables
+    assert both.data["against"].tolist() == ["the lower bound found is above the claim"] * 2, "of whichever run"
     assert "chance explains all of it" in " ".join(section_of(report_of(attacked(noised[0]))).words)
     gaps = report_of(beyond).gaps
     assert gaps[0] == "run 1: NOISE NOT AS PLANNED: its size is"
