@@ -100,7 +100,7 @@ def one_study(study: Study, jobs: list[Job], gaps: list[str], chosen: argparse.N
 
 def unattacked(jobs: list[Job], results: dict[str, ExperimentResult], store: Path) -> list[str]:
     """A line for every finished job whose attacks are lacking."""
-    lacking = [job for job in jobs if job.attacked and job.folder in results and not results[job.folder].attacks]
+    lacking = [job for job in jobs if job.folder in results and job.attacked and not results[job.folder].attacks]
     return [
         f"{job.name}: was not attacked: it was there before, or the attacks came to no end; it is run anew where "
         f"{store / job.folder} is deleted"
