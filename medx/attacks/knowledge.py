@@ -75,7 +75,7 @@ class Gradients:
     """Clipped per-record gradients in clip norms, a backward pass each; of a client they are its update's direction."""
 
     def __init__(self, job: Job, prepared: Prepared) -> None:
-        self._objective = prepared.objective
+        self._objective = job.setup.trainer.trained_objective(prepared.objective)
         self._module = build_module(job.setup, prepared.spec)
         self._parameters = [parameter for _, parameter in trained_parameters(self._module)]
         step = job.plan.clients[0].step
