@@ -20,18 +20,20 @@ class Moments(nn.Module):
 
     ``svec`` is the upper triangle by rows, off the diagonal times sqrt 2, so that its norm is ``|x|^2``. With
     ``cross_share`` = b^2 = 1 - a^2 a record with features and targets of norm 1 is 1 long. The gradient of the loss of
-    ``MomentsObjective`` is ``(a svec(x x^T), b t x^T)`` with the sign changed, at every value of the parameters.
+    ``MomentsObjective`` is ``(a svec(x x^T), b t x^T)`` with the sign changed, at every value of the parameters. With a
+    ``constant`` targets go with it too, as with one feature more: so their means are known.
     """
 
     positions: torch.Tensor
     weights: torch.Tensor
 
-    def __init__(self, num_features: int, num_targets: int, cross_share: float) -> None:
+    def __init__(self, num_features: int, num_targets: int, cross_share: float, constant: float = 0.0) -> None:
         super().__init__()
+        self.constant = constant
         self.of_features, self.of_targets = math.sqrt(1 - cross_share), math.sqrt(cross_share)
         rows, columns = torch.triu_indices(num_features, num_features)
         self.gram = nn.Parameter(torch.zeros(len(rows)))
-        self.cross = nn.Parameter(torch.zeros(num_targets, num_features))
+        self.cross = nn.Parameter(torch.zeros(num_targets, num_features + (constant > 0)))
         positions = torch.empty(num_features, num_features, dtype=torch.int64)
         positions[rows, columns] = positions[columns, rows] = torch.arange(len(rows))
         self.register_buffer("positions", positions, persistent=False)
@@ -42,7 +44,11 @@ class Moments(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """``[n, d]`` to ``[n, 1 + targets]``."""
         square = ((inputs @ self.matrix(self.gram)) * inputs).sum(1, keepdim=True)
-        return torch.cat((self.of_features * square, self.of_targets * inputs @ self.cross.T), 1)
+        return torch.cat((self.of_features * square, self.of_targets * self.extended(inputs) @ self.cross.T), 1)
+
+    def extended(self, inputs: torch.Tensor) -> torch.Tensor:
+        """``[n, d]`` with the constant behind them, where there is one."""
+        return functional.pad(inputs, (0, 1), value=self.constant) if self.constant else inputs
 
     def matrix(self, vector: torch.Tensor) -> torch.Tensor:
         """The symmetric ``[d, d]`` of which the vector is the svec."""
@@ -59,8 +65,9 @@ class MomentsObjective:
     """The loss whose gradient a record's moments are; ``task`` is the objective of the head that they give.
 
     Targets are public numbers for each class, at most 1 long: -1 and 1 of two; of more the class's indicator less
-    1 / classes, scaled to norm 1; of ordered ones evenly from -1 to 1; of several labels -1 or 1 for each that is
-    known, over the root of their number.
+    1 / classes, scaled to norm 1; of ordered ones -1 or 1 for each cut point that the class is below or above, and of
+    several labels for each that is known, over the root of their number. What ordered classes come to on a scale from
+    -1 to 1 is the mean over cut points: its regression has the noise of one target.
     """
 
     task: Objective
@@ -89,7 +96,7 @@ class MomentsObjective:
 
 
 def num_targets(task: Objective) -> int:
-    """One for two classes and for ordered ones, else one for each."""
+    """One for two classes, of ordered ones one for each cut point, else one for each class or label."""
     return task.num_outputs if isinstance(task, MultilabelObjective) else class_targets(task).shape[1]
 
 
@@ -98,7 +105,8 @@ def class_targets(task: Objective) -> torch.Tensor:
     if isinstance(task, BinaryObjective):
         return torch.tensor([[-1.0], [1.0]])
     if isinstance(task, OrdinalObjective):
-        return torch.linspace(-1, 1, task.num_outputs + 1)[:, None]
+        cuts = task.num_outputs
+        return (2.0 * (torch.arange(cuts + 1)[:, None] > torch.arange(cuts)) - 1) / math.sqrt(cuts)
     if isinstance(task, MulticlassObjective):
         classes = task.num_outputs
         return functional.normalize(torch.eye(classes) - 1 / classes)

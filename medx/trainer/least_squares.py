@@ -11,11 +11,15 @@ from torch import nn
 from medx.model import Objective
 from medx.model.layers import LinearHead
 from medx.model.moments import Moments, MomentsObjective, num_targets
+from medx.model.objectives import OrdinalObjective
 from medx.privacy.base import PrivacyPlan
 from medx.privacy.units import CLIENT, Unit
 from medx.schema import ConfigError, component
 from medx.trainer.local_training import Trainer
 from medx.trainer.state import Tensors
+
+CONSTANT = 0.25  # beside features of norm 1: a cut point's share of records has four times the noise of a mean target
+SURE = 0.02  # the least share of records on a side of a cut point that is believed
 
 
 @component("trainer/least_squares")
@@ -34,7 +38,9 @@ class LeastSquares(Trainer):
     2.3), and what ``ridge_noise`` 1 adds is as much as the noise can take away. Both follow from the plan alone.
 
     ``temperature`` makes a regression's value v the logit ``temperature * v``. For normal classes alike in spread,
-    whose regression explains a share R^2, it is ``2 / (1 - R^2)``: 4 at one half. It is public, and not fitted.
+    whose regression explains a share R^2, it is ``2 / (1 - R^2)``: 4 at one half. It is public, and not fitted. Ordered
+    classes have one score, whose cut points follow from the shares of records below each, which moments tell
+    (``cut_points``).
     """
 
     ridge: Annotated[float, Gt(0)]
@@ -83,26 +89,34 @@ class LeastSquares(Trainer):
     def trained_module(self, network: nn.Module, objective: Objective) -> nn.Module:
         """The moments of the features that a linear head is on."""
         layer = linear_layer(network)
-        return Moments(layer.in_features, num_targets(objective), self.cross_share)
+        constant = CONSTANT if isinstance(objective, OrdinalObjective) else 0.0
+        return Moments(layer.in_features, num_targets(objective), self.cross_share, constant)
 
     def trained_objective(self, objective: Objective) -> Objective:
         """The loss whose gradients moments are."""
         return MomentsObjective(objective)
 
     def solved(self, network: nn.Module, objective: Objective, average: Tensors, plan: PrivacyPlan) -> Tensors:
-        """The head's tensors; those of a model of ordered classes keep its cut points."""
-        layer = linear_layer(network)
-        moments = Moments(layer.in_features, num_targets(objective), self.cross_share).double()
+        """The head's tensors."""
+        layer, moments = linear_layer(network), self.trained_module(network, objective)
+        assert isinstance(moments, Moments)
         mean = {name: tensor.detach().cpu().double() for name, tensor in average.items()}
         gram = moments.matrix(mean["gram"]) / moments.of_features
         cross = mean["cross"] / moments.of_targets
         noise = noise_stddev(plan) / moments.of_features
         ridge = self.ridge + self.ridge_noise * noise * math.sqrt(2 * layer.in_features)
         start = layer.weight.detach().cpu().double() / self.temperature
-        weight = self.temperature * ridge_solution(gram, cross, ridge, start)
-        (name,) = (name for name, each in network.named_parameters() if each is layer.weight)
-        kept = {key: each.detach().clone() for key, each in network.named_parameters()}
-        return kept | {name: weight.to(layer.weight)}
+        if not moments.constant:
+            weight = self.temperature * ridge_solution(gram, cross, ridge, start)
+            return {"0.weight": weight.to(layer.weight)}
+        # Ordered classes: all records weigh what the clip norm leaves of one whose features have norm 1.
+        step, cuts = plan.clients[0].step, math.sqrt(len(cross))
+        left = 1.0 if step is None else min(1.0, step.clip_norm)
+        means = cross[:, -1] * cuts / moments.constant / left
+        weight = ridge_solution(gram, (cross[:, :-1] * cuts).mean(0, keepdim=True), ridge, start)
+        spread = float((weight @ gram @ weight.T).clamp(min=0)) / left - float(means.mean()) ** 2
+        points = cut_points(means, self.temperature, self.temperature**2 * max(0.0, spread))
+        return {"0.weight": (self.temperature * weight).to(layer.weight), "1.cutpoints": points.to(layer.weight)}
 
 
 def linear_layer(network: nn.Module) -> nn.Linear:
@@ -124,6 +138,17 @@ def ridge_solution(gram: torch.Tensor, cross: torch.Tensor, ridge: float, start:
     values, vectors = torch.linalg.eigh(gram)
     solution: torch.Tensor = ((cross + ridge * start) @ vectors / (values.clamp(min=0) + ridge)) @ vectors.T
     return solution
+
+
+def cut_points(means: torch.Tensor, temperature: float, variance: float) -> torch.Tensor:
+    """``[cuts]``: those at which a normal score has the records' shares below them, as far as these are believed.
+
+    ``means [cuts]`` are of targets that are -1 below a cut point and 1 above. The score's mean is that of targets times
+    ``temperature``; the mean of ``sigmoid(c - score)`` is about ``sigmoid((c - mean) / sqrt(1 + pi variance / 8))``
+    (MacKay 1992).
+    """
+    below = ((1 - means) / 2).clamp(SURE, 1 - SURE).sort().values
+    return temperature * means.mean() + math.sqrt(1 + math.pi / 8 * variance) * torch.logit(below)
 
 
 def noise_stddev(plan: PrivacyPlan) -> float:

@@ -25,7 +25,7 @@ from medx.schema import ConfigError
 from medx.trainer.gradients import MODES, build_mode
 from medx.trainer.gradients.moment_sums import MomentSums
 from medx.trainer.gradients.record_loss import RecordLoss, float32_slack
-from medx.trainer.least_squares import LeastSquares, noise_stddev
+from medx.trainer.least_squares import CONSTANT, LeastSquares, cut_points, noise_stddev
 from medx.trainer.local_training import Trainer
 from medx.trainer.state import ModelState
 from tests.trainer.examples import relative_error
@@ -52,6 +52,10 @@ def head_of(spec: InputSpec, features: int = FEATURES) -> nn.Module:
     return initialise(head, seed=0)
 
 
+def constant_of(name: str) -> float:
+    return CONSTANT if name == "ordinal" else 0.0
+
+
 def batch(name: str = "binary", records: int = RECORDS) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of norms from far below 1 to far above it."""
     generator = torch.Generator().manual_seed(1)
@@ -63,18 +67,20 @@ def batch(name: str = "binary", records: int = RECORDS) -> tuple[torch.Tensor, t
 
 def record_loss(name: str, **more: int) -> RecordLoss:
     objective = task(name)[1]
-    return RecordLoss(Moments(FEATURES, num_targets(objective), 0.4), MomentsObjective(objective).loss, **more)
+    moments = Moments(FEATURES, num_targets(objective), 0.4, constant_of(name))
+    return RecordLoss(moments, MomentsObjective(objective).loss, **more)
 
 
-def by_hand(loss: RecordLoss, inputs: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def by_hand(name: str, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """``[records, numbers]``: each record's moments, written out in float64 without anything of the package."""
-    rows = []
+    rows, targets = [], MomentsObjective(task(name)[1]).targets(labels)
     for x, t in zip(inputs.double(), targets.double(), strict=True):
         gram = [
             float(x[i] * x[j]) * (1 if i == j else math.sqrt(2)) for i in range(FEATURES) for j in range(i, FEATURES)
         ]
+        beside = torch.cat((x, torch.tensor([constant_of(name)] if constant_of(name) else []).double()))
         rows.append(
-            torch.cat([math.sqrt(0.6) * torch.tensor(gram).double(), math.sqrt(0.4) * torch.outer(t, x).ravel()])
+            torch.cat([math.sqrt(0.6) * torch.tensor(gram).double(), math.sqrt(0.4) * torch.outer(t, beside).ravel()])
         )
     return torch.stack(rows)
 
@@ -88,7 +94,7 @@ def flat(sums: list[torch.Tensor]) -> torch.Tensor:
 def test_the_closed_form_is_a_loop_over_records(name: str, clip_norm: float) -> None:
     inputs, labels = batch(name)
     loss = record_loss(name)
-    own = -by_hand(loss, inputs, labels, MomentsObjective(task(name)[1]).targets(labels))
+    own = -by_hand(name, inputs, labels)
     exact = (own * (clip_norm / own.norm(dim=1, keepdim=True)).clamp(max=1)).sum(0)
     assert (flat(MomentSums(loss).clipped_sum(inputs, labels, clip_norm)) - exact).norm() < 1e-6 * exact.norm()
     modes = [MODES[mode](loss) for mode in ("naive", "vmap", "auto")]
@@ -102,8 +108,8 @@ def test_the_closed_form_is_a_loop_over_records(name: str, clip_norm: float) -> 
 def test_records_with_features_and_targets_of_norm_one_are_at_most_one_long(name: str) -> None:
     inputs, labels = batch(name)
     inputs = functional.normalize(inputs)
-    own = by_hand(record_loss(name), inputs, labels, MomentsObjective(task(name)[1]).targets(labels))
-    assert own.norm(dim=1).max() < 1 + 1e-6
+    own = by_hand(name, inputs, labels)
+    assert own.norm(dim=1).max() < 1 + 1e-6 + constant_of(name) ** 2
     assert own.norm(dim=1).max() > 0.999
 
 
@@ -212,10 +218,12 @@ def test_without_privacy_the_head_is_numpys_ridge(name: str) -> None:
     solved = trainer.solved(network, objective, update.state.parameter_tensors(), whole)
     x, start = inputs.double().numpy(), network[0].weight.detach().double().numpy() / 3.0
     targets = MomentsObjective(objective).targets(labels).double().numpy()
+    if name == "ordinal":  # one score, on a scale from -1 to 1
+        targets = 2 * labels.double().numpy()[:, None] / 3 - 1
     gram, cross = x.T @ x / RECORDS, targets.T @ x / RECORDS
     ridge = 3.0 * np.linalg.solve(gram + 0.01 * np.eye(FEATURES), (cross + 0.01 * start).T).T
     assert np.abs(solved["0.weight"].double().numpy() - ridge).max() < 1e-3 * np.abs(ridge).max()
-    assert solved.keys() == dict(network.named_parameters()).keys()  # of ordered classes the cut points too
+    assert solved.keys() == dict(network.named_parameters()).keys()
     network.load_state_dict(solved)
     assert objective.probabilities(network(inputs)).shape == (RECORDS, spec.num_classes)
 
@@ -232,7 +240,7 @@ def test_targets_are_public_numbers_of_norm_one_at_most() -> None:
     for name in TASKS[:3]:
         table = MomentsObjective(task(name)[1]).targets(torch.arange(task(name)[0].num_classes))
         assert table.norm(dim=1).max() == pytest.approx(1)
-        assert table.sum(0).abs().max() < 1e-6
+        assert name == "ordinal" or table.sum(0).abs().max() < 1e-6
     several = MomentsObjective(MultilabelObjective(4)).targets(torch.tensor([[1, 0, -1, 1]]))
     assert several.tolist() == [[0.5, -0.5, 0.0, 0.5]]
 
@@ -279,3 +287,39 @@ def test_the_noise_of_a_sum_and_of_a_mean_follow_from_the_plan() -> None:
     assert noise_stddev(together) == pytest.approx(1.5 * math.sqrt(3 / 2) / 100)  # two of three would have made it
     silent = tuple(replace(client, step=None) for client in clients)
     assert noise_stddev(PrivacyPlan(mechanism=NoPrivacy(), clients=silent)) == 0
+
+
+def test_cut_points_leave_the_shares_of_records_below_them() -> None:
+    shares, temperature, spread = torch.tensor([0.3, 0.45, 0.8]), 4.0, 0.09
+    points = cut_points(1 - 2 * shares, temperature, temperature**2 * spread)
+    mean = float((1 - 2 * shares).mean())
+    scores = temperature * (mean + math.sqrt(spread) * torch.randn(100_000, generator=torch.Generator().manual_seed(0)))
+    below = torch.sigmoid(points[:, None] - scores).mean(1)
+    assert (below - shares).abs().max() < 0.01
+    noised = cut_points(torch.tensor([1.4, -0.2, 0.1]), temperature, 0.0)  # what noise may make of means
+    assert torch.isfinite(noised).all()
+    assert (noised.diff() >= 0).all()
+
+
+def test_ordered_classes_get_cut_points_of_their_shares_at_any_clip_norm() -> None:
+    """Where all records are clipped alike, the head is the same."""
+    spec, objective = task("ordinal")
+    inputs, labels = batch("ordinal")
+    inputs, labels = functional.normalize(inputs), labels.clamp(max=2)  # nobody has the last grade
+    heads = []
+    for clip_norm in (10.0, 0.1):
+        trainer, network = make_trainer(ridge=1e-9), head_of(spec)
+        plan = make_plan(steps=1, records=RECORDS)
+        plan = replace(plan, step=replace(plan.step, clip_norm=clip_norm, noise_multiplier=0.0))
+        module = trainer.trained_module(network, objective)
+        state = trainer.train(
+            module, objective, inputs, labels, plan=plan, state=ModelState.of(module), device=CPU,
+            sample_generator=torch_generator(0), noise_stream=NoiseStream(derive_key(0, "noise")),
+        ).state  # fmt: skip
+        plans = PrivacyPlan(mechanism=NoPrivacy(), clients=(plan,))
+        heads.append(trainer.solved(network, objective, state.parameter_tensors(), plans))
+    assert relative_error([heads[1]["0.weight"]], [heads[0]["0.weight"]]) < 1e-2
+    points = heads[0]["1.cutpoints"]
+    assert points.diff().min() > 0
+    assert points[2] - points[1] > points[1] - points[0]  # almost all are believed to be below the last
+    assert (heads[1]["1.cutpoints"] - points).abs().max() < 0.3

@@ -30,11 +30,12 @@ class MomentSums:
         of_features, of_targets = module.of_features * slopes[..., :1], module.of_targets * slopes[..., 1:]
         products = rows @ rows.mT
         squared = (of_features @ of_features.mT * products.square()).sum((1, 2)).clamp(min=0)
-        squared += gram_norms(products, of_targets @ of_targets.mT, of_targets.shape[2], rows.shape[2])
+        beside = products + module.constant**2
+        squared += gram_norms(beside, of_targets @ of_targets.mT, of_targets.shape[2], rows.shape[2] + 1)
         factors = clip_factors(squared, clip_norm)[:, None, None]
         flat = rows.flatten(0, 1)
         gram = flat.mT @ (flat * (factors * of_features).flatten(0, 1))
-        return [module.vector(gram), (factors * of_targets).flatten(0, 1).mT @ flat]
+        return [module.vector(gram), (factors * of_targets).flatten(0, 1).mT @ module.extended(flat)]
 
     def _slopes(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """``[rows, 1 + targets]``: each record's loss by the outputs for its images, whatever these are."""
