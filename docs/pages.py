@@ -15,6 +15,7 @@ PAGES = (
     "SECURITY.md",
     "experiments/membership/README.md",
     "experiments/reconstruction/README.md",
+    "experiments/least_squares/README.md",
 )
 LINK = re.compile(r"\]\(([\w./-]+)")
 GROUPS = {

@@ -16,7 +16,7 @@ from medx.federation.ledgers import finish_ledgers, recorded_steps
 from medx.federation.plain_rounds import RoundAborted
 from medx.federation.prepared import Prepared
 from medx.federation.server import Server
-from medx.federation.setup import Job, Setup, make_job
+from medx.federation.setup import Job, Setup, make_job, solved
 from medx.federation.sums import alone, with_sums
 from medx.measurement import Measurement, TestRows, mean_intervals, measure, own_test_rows
 from medx.output import counted
@@ -173,5 +173,5 @@ def run_baseline(baseline: Baseline) -> Measurement | None:
         return None
     finally:
         hospitals.close()
-    average = states[-1].average.tensors()
-    return measure(server.module, average, prepared, job.setup.device, job.setup.seed, test_rows=baseline.test_rows)
+    average = solved(job, server.network, states[-1].average.tensors())
+    return measure(server.network, average, prepared, job.setup.device, job.setup.seed, test_rows=baseline.test_rows)

@@ -23,7 +23,7 @@ from medx.federation.ledgers import check_ledgers, finish_ledgers, recorded_step
 from medx.federation.plain_rounds import RoundAborted
 from medx.federation.prepared import Prepared, prepare
 from medx.federation.server import Server
-from medx.federation.setup import Job, Setup, build_module, data_key, make_job
+from medx.federation.setup import Job, Setup, build_network, data_key, make_job, solved
 from medx.federation.strategies import Federation
 from medx.federation.sums import aggregation_result, with_sums
 from medx.folder import RESULT_FILE, RunFolder, load_result
@@ -295,8 +295,8 @@ def finish(
     """Measure the averaged model, account for what was executed, export the checkpoint."""
     say("measuring the model")
     setup = job.setup
-    module = build_module(setup, prepared.spec).to(setup.device)
-    average = outcome.server.average.tensors()
+    module = build_network(setup, prepared.spec).to(setup.device)
+    average = solved(job, module, outcome.server.average.tensors())
     measured = measure(module, average, prepared, setup.device, setup.seed, test_rows=own_test_rows(prepared))
     module.load_state_dict(module.state_dict() | average)  # what is not trained stays as it was built
     checkpoint = job.folder / "model.safetensors"

@@ -11,7 +11,7 @@ from medx.dataset import DataSplits, Split
 from medx.dataset.labels import count_classes
 from medx.federation.prepared import Prepared
 from medx.federation.server import predict
-from medx.federation.setup import Job, build_module
+from medx.federation.setup import Job, build_module, build_network
 from medx.metrics import (
     bootstrap,
     choose_threshold,
@@ -55,22 +55,23 @@ class Measurement(Record):
 
 def check_model(job: Job, prepared: Prepared) -> None:
     """Refuse a model that does not fit, could not be saved, or cannot be private, before any training."""
-    module, splits, labels = build_module(job.setup, prepared.spec), prepared.splits, prepared.labels["validation"]
+    network, splits, labels = build_network(job.setup, prepared.spec), prepared.splits, prepared.labels["validation"]
     trainer, seen = job.setup.trainer, prepared.inputs["validation"][:2]
+    module, objective = build_module(job.setup, prepared.spec), trainer.trained_objective(prepared.objective)
     inputs = torch.cat((seen, -seen))  # independence needs two records, of which some validation splits have one
-    check_module(module, job.plan.private)
-    check_outputs(module, prepared.objective, inputs)
+    check_module(network, job.plan.private)
+    check_outputs(network, prepared.objective, inputs)
     images = splits.to_tensor(splits.validation.images[:2])
-    check_export(job.setup.model, splits, prepared.features, perturbed(module).float(), images)
+    check_export(job.setup.model, splits, prepared.features, perturbed(network).float(), images)
     if job.plan.private:
-        check_independence(module, prepared.objective, inputs, torch.zeros(len(inputs), *labels.shape[1:]).long())
+        check_independence(module, objective, inputs, torch.zeros(len(inputs), *labels.shape[1:]).long())
     if any(plan.step is not None for plan in job.plan.clients):
         # A hospital's patients may have one image each.
         for each in (1, TRIED_IMAGES) if job.plan.unit is PATIENT else (1,):
             try_mode(
                 trainer.gradient_mode,
                 module,
-                prepared.objective,
+                objective,
                 views=trainer.augmentation_multiplicity,
                 shape=inputs.shape[1:],
                 num_classes=prepared.spec.num_classes,

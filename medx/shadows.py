@@ -19,7 +19,7 @@ from medx.configuration import Composed, typed
 from medx.experiment import make_setup
 from medx.federation.prepared import Prepared, prepare
 from medx.federation.server import predict
-from medx.federation.setup import Setup, build_module, draw_key
+from medx.federation.setup import Setup, build_network, draw_key
 from medx.folder import CONFIG_FILE, read_result
 from medx.job import cache_at, run_job
 from medx.launcher.outcomes import FAILURE_FILE, failures_kept, is_done, why_unfinished
@@ -118,7 +118,7 @@ class Shadows:
         """The averaged model's signals of training and of test records."""
         saved, _ = read_tensors(folder / "model.safetensors")
         state = {name.removeprefix("head."): each for name, each in saved.items() if name.startswith("head.")}
-        module = build_module(self._setup, self.prepared.spec)
+        module = build_network(self._setup, self.prepared.spec)
         inputs, labels = self.prepared.inputs, self.prepared.labels
         with torch.no_grad():
             train, test = (

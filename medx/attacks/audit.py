@@ -143,7 +143,9 @@ def settled(config: Mapping[str, Any], canaries: int, changes: Settings) -> dict
     whole = dict(config) | {"resume": None, "baseline": [], "select": None}
     more: Settings = {"federation": {"num_clients": canaries}} if unit == "client" else {}
     own: Settings = {} if unit == "none" else {"privacy": {"ledger": None, "budget": None, "num_runs": 1}}
-    for settings in (SETTINGS[unit], more, own, changes):
+    experiment = typed({"resume": None} | dict(config)).experiment
+    kept: Settings = {"trainer": getattr(experiment.trainer, "fixed", {})}  # what it takes no other value of
+    for settings in (SETTINGS[unit], more, own, kept, changes):
         for group, values in settings.items():
             replaced = "_target_" in values
             whole[group] = dict(values) if replaced else whole[group] | dict(values)

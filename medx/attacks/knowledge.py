@@ -10,6 +10,7 @@ import torch
 
 from medx.attacks.canaries import CanaryData
 from medx.attacks.evidence import Knowledge, basis
+from medx.dataset import refuse_beyond_memory
 from medx.federation.prepared import Prepared
 from medx.federation.setup import Job, build_module
 from medx.schema import ConfigError
@@ -75,7 +76,7 @@ class Gradients:
     """Clipped per-record gradients in clip norms, a backward pass each; of a client they are its update's direction."""
 
     def __init__(self, job: Job, prepared: Prepared) -> None:
-        self._objective = prepared.objective
+        self._objective = job.setup.trainer.trained_objective(prepared.objective)
         self._module = build_module(job.setup, prepared.spec)
         self._parameters = [parameter for _, parameter in trained_parameters(self._module)]
         step = job.plan.clients[0].step
@@ -84,6 +85,8 @@ class Gradients:
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
         """``float64 [n, dimension]``."""
         size = sum(parameter.numel() for parameter in self._parameters)
+        what = f"an audit: {size} numbers of each of {len(labels)} records"
+        refuse_beyond_memory(what, 8 * size * len(labels), "a model with fewer parameters, or fewer records")
         rows = np.zeros((len(labels), size))
         for place in range(len(labels)):
             rows[place] = self._one(inputs[place : place + 1], labels[place : place + 1])

@@ -15,7 +15,7 @@ from medx.federation.clipped_updates import drawn_clients
 from medx.federation.plain_rounds import PlainRounds, RoundAborted
 from medx.federation.prepared import Prepared
 from medx.federation.replies import ReplyError, ask, config_of, first_of, integer_of, refuse_exhausted
-from medx.federation.setup import Job, build_module
+from medx.federation.setup import Job, build_network, solved
 from medx.federation.summed_rounds import SumRounds
 from medx.metrics import evaluate
 from medx.privacy.spending import epsilon_after
@@ -51,7 +51,7 @@ class Server:
         self.timeout = timeout
         self._read = False  # true once the ledgers of all clients have been looked at
         self.started = False  # true once every hospital that takes part has reserved its budget
-        self.module: nn.Module = build_module(job.setup, job.declared.spec).to(job.setup.device)
+        self.network: nn.Module = build_network(job.setup, job.declared.spec).to(job.setup.device)
         self.engine = PlainRounds(job, timeout) if job.sums is None else SumRounds(job, prepared, timeout)
 
     def noise_found(self) -> NoiseMeasured | None:
@@ -61,7 +61,9 @@ class Server:
 
     def initial_state(self) -> ServerState:
         """Round 0: the seeded initial values of the trained parameters, momentum at zero."""
-        state = ModelState.of(self.module, momentum=self.job.keeps_momentum)
+        setup, spec = self.job.setup, self.job.declared.spec
+        trained = setup.trainer.trained_module(self.network, setup.model.objective(spec))
+        state = ModelState.of(trained, momentum=self.job.keeps_momentum)
         return ServerState(0, state, state.without_momentum(), run=self.job.run_id, data=self.job.declared.dealt)
 
     def rounds(self, grid: Grid, server: ServerState) -> Iterator[ServerState]:
@@ -176,7 +178,8 @@ class Server:
         wanted = number % federation.evaluate_every == 0 or number == federation.num_rounds
         if self.on_round is None or self.prepared is None or not wanted:
             return {}
-        return round_metrics(self.module, average.tensors(), self.prepared, self.job.setup.device)
+        tensors = solved(self.job, self.network, average.tensors())
+        return round_metrics(self.network, tensors, self.prepared, self.job.setup.device)
 
 
 def round_metrics(module: nn.Module, state: Tensors, prepared: Prepared, device: str) -> dict[str, float | None]:

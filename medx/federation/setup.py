@@ -24,9 +24,9 @@ from medx.partition import Partition
 from medx.privacy.base import Exposure, PatientImages, PrivacyMechanism, PrivacyPlan
 from medx.privacy.units import PATIENT
 from medx.randomness import NUMERICS, Key, derive_key, derive_seed, system_key
-from medx.schema import CheckpointError
+from medx.schema import CheckpointError, identity_of
 from medx.trainer.local_training import Trainer
-from medx.trainer.state import ModelLayout, trained_parameters
+from medx.trainer.state import ModelLayout, Tensors, trained_parameters
 
 log = logging.getLogger(__name__)
 ON_A_GPU = 1024  # images at once that a GPU has memory for; pieces are halved where it has not
@@ -138,9 +138,20 @@ class Job:
         return self.sums is not None and self.sums.kind == "gradient"
 
 
-def build_module(setup: Setup, spec: InputSpec) -> nn.Module:
-    """The trainable module, initialised from the seed: the same in every process."""
+def build_network(setup: Setup, spec: InputSpec) -> nn.Module:
+    """The model's own module, initialised from the seed: the same in every process."""
     return setup.model.build(spec, derive_seed(setup.seed, "initialisation"))
+
+
+def build_module(setup: Setup, spec: InputSpec) -> nn.Module:
+    """What is trained: the model's own module, or what the trainer puts in its place."""
+    return setup.trainer.trained_module(build_network(setup, spec), setup.model.objective(spec))
+
+
+def solved(job: Job, network: nn.Module, average: Tensors) -> Tensors:
+    """The tensors of the model's own module, as ``build_network`` gives it, that the trained ones stand for."""
+    objective = job.setup.model.objective(job.declared.spec)
+    return job.setup.trainer.solved(network, objective, average, job.plan)
 
 
 def data_key(seed: int, **configs: Any) -> str:
@@ -203,6 +214,8 @@ def make_job(setup: Setup, declared: Declared, run_id: str, folder: Path, reache
     if setup.variant == ():
         _tell_of_small_hospitals(setup.trainer.expected_batch_size, sizes)
         _tell_of_small_pieces(setup, exposure.num_records)
+    named = identity_of(type(setup.federation))
+    setup.trainer.check_round(setup.federation.num_rounds, named, setup.privacy.protected)
     plan = setup.privacy.plan(exposure)
     charged = reached.charged if reached is not None and plan.private else {}
     layout = ModelLayout.of(dict(trained_parameters(build_module(setup, declared.spec))))

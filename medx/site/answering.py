@@ -15,6 +15,7 @@ from medx.federation.hospital import SERVER, config_of
 from medx.federation.ledgers import check_entries, keeps_ledger, recorded_steps
 from medx.federation.replies import AbstainedError, Code, error_of
 from medx.federation.server import round_metrics
+from medx.federation.setup import build_network, solved
 from medx.privacy.spending import client_epsilon
 from medx.schema import LedgerError, MedxError, one_line
 from medx.site.audit import AuditError
@@ -189,7 +190,9 @@ class Answers:
         counts = {name: len(prepared.labels[name]) for name in ("validation", "test")}
         site.audit.write("reported", study=study.digest, counts=counts)
         site.mark(study, "reported")
-        metrics = round_metrics(admitted.hospitals.module(), state.parameter_tensors(), prepared, job.setup.device)
+        network = build_network(job.setup, study.spec).to(job.setup.device)
+        average = solved(job, network, state.parameter_tensors())
+        metrics = round_metrics(network, average, prepared, job.setup.device)
         told = {
             name: None if value is None or not math.isfinite(value) else round(value, DIGITS)
             for name, value in metrics.items()

@@ -15,7 +15,7 @@ from medx.configuration import build
 from medx.experiment import Outcome, follow, guarantee, write_down
 from medx.federation.checkpoint import resumed_state
 from medx.federation.prepared import Prepared, prepare_own
-from medx.federation.setup import Job, build_module
+from medx.federation.setup import Job, build_network, solved
 from medx.federation.sums import aggregation_result
 from medx.folder import LOCK_FILE
 from medx.hints import option
@@ -195,8 +195,8 @@ def _concluded(held: Conduct, side: Place, server: SiteServer, outcome: Outcome)
             log.warning("the receipt of %s shows %d steps of %d", receipt.hospital, receipt.steps, least)
         steps = steps | {client: max(receipt.steps, least)} if job.plan.private else steps
     privacy = privacy_result(job.plan, steps, study.synthetic, aggregation_result(job))
-    module = build_module(job.setup, study.spec)
-    module.load_state_dict(module.state_dict() | state.average.tensors())
+    module = build_network(job.setup, study.spec)
+    module.load_state_dict(module.state_dict() | solved(job, module, state.average.tensors()))
     measured = _measured(held, server, outcome)
     about = describe_model(
         *(job.setup.model, study.spec, study.mean, study.std),
@@ -232,8 +232,8 @@ def _signed(receipt: Receipt) -> dict[str, Any]:
 def _measured(held: Conduct, server: SiteServer, outcome: Outcome) -> Measurement | None:
     if held.prepared is None:
         return None
-    average, setup = outcome.server.average.tensors(), held.job.setup
-    return measure(server.module, average, held.prepared, setup.device, held.study.seed, test_rows={})
+    average = solved(held.job, server.network, outcome.server.average.tensors())
+    return measure(server.network, average, held.prepared, held.job.setup.device, held.study.seed, test_rows={})
 
 
 def _dataset(held: Conduct) -> DatasetInfo:

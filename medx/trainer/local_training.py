@@ -10,13 +10,14 @@ from torch import nn
 
 from medx.aggregation.integer_noise import NoiseStream
 from medx.model import Objective
-from medx.privacy.base import ClientPlan
+from medx.privacy.base import ClientPlan, PrivacyPlan
+from medx.privacy.units import Unit
 from medx.schema import ConfigError, PrivacyError, component
 from medx.trainer.augmentation import AugmentationName, RandomViews
 from medx.trainer.batches import MicroBatches, Patients, drawn_batches
 from medx.trainer.gradients import GradientModeName, build_mode
 from medx.trainer.gradients.record_loss import Loss, NonFiniteGradientError, RecordLoss, refuse_non_finite
-from medx.trainer.state import ModelState, trained_parameters
+from medx.trainer.state import ModelState, Tensors, trained_parameters
 
 ScheduleName = Literal["constant", "cosine", "linear"]
 
@@ -122,6 +123,21 @@ class Trainer:
         if self.class_weights is not None and len(self.class_weights) != num_classes:
             raise ConfigError(f"trainer.class_weights={list(self.class_weights)}: takes {num_classes} weights, or null")
 
+    def check_round(self, num_rounds: int, federation: str, protected: Unit | None) -> None:
+        """Raise ConfigError where a run of so many rounds, with this strategy and unit, is not what is trained here."""
+
+    def trained_module(self, network: nn.Module, objective: Objective) -> nn.Module:
+        """What is trained for the model's ``network``: that itself."""
+        return network
+
+    def trained_objective(self, objective: Objective) -> Objective:
+        """What is minimised over it, for a task's ``objective``: that itself."""
+        return objective
+
+    def solved(self, network: nn.Module, objective: Objective, average: Tensors, plan: PrivacyPlan) -> Tensors:
+        """The trained tensors of ``network``, which is at its initial values, from those of what was trained."""
+        return average
+
     def train(
         self,
         module: nn.Module,
@@ -220,7 +236,7 @@ class Trainer:
             module.to(device)
         module.train()
         state.load_into(module)
-        loss = weighted(objective.loss, self.class_weights, device)
+        loss = weighted(self.trained_objective(objective).loss, self.class_weights, device)
         images = 1 if patients is None else patients.views
         return RecordLoss(module, loss, self.precision == "bf16", self.augmentation_multiplicity * images, images)
 

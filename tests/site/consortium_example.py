@@ -39,6 +39,10 @@ MODEL = ("model=cnn", "model.widths=[4,8]", "model.num_groups=2")
 ROUNDS = 5
 LOCAL = ("privacy=local_dp", "trainer.expected_batch_size=20", "trainer.local_steps=2")
 SECURE = ("privacy=distributed_dp", "aggregation=secure", "trainer.sampling_probability=0.3")
+SQUARES = (
+    *("model=scatternet", "model.num_phantoms=60", "model.num_components=20", "model.num_views=1"),
+    *("trainer=least_squares", "privacy=distributed_dp", "federation.num_rounds=1"),
+)
 POLICY = {"noise_sources": ["seed", "system"], "approval": "prompt", "minimum_records": 10}
 
 
@@ -108,7 +112,8 @@ def draw(folder: Path, names: tuple[str, ...]) -> Path:
 def overrides_of(example: Example, *own: str) -> list[str]:
     """What simulation and study are made of."""
     data = ("dataset=folder", f"dataset.path={example.images / 'all'}", "dataset.size=28", "partition=site")
-    given = (*data, *MODEL, f"federation.num_rounds={ROUNDS}", "noise=seed", "device=cpu", "tracking=none")
+    model = () if any(part.startswith("model=") for part in own) else MODEL
+    given = (*data, *model, f"federation.num_rounds={ROUNDS}", "noise=seed", "device=cpu", "tracking=none")
     return [*given, f"cache={example.images.parent / 'cache'}", *own]
 
 

@@ -1,5 +1,6 @@
 """A client's round: the noise of a released step, what may differ between runs, and what must not."""
 
+import dataclasses
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -245,7 +246,7 @@ def test_presets_build_and_name_every_field(preset):
     fields = yaml.safe_load(preset.read_text())
     trainer = instantiate(fields)
     assert isinstance(trainer, Trainer)
-    assert fields.keys() - {"_target_"} == trainer.__dataclass_fields__.keys()
+    assert fields.keys() - {"_target_"} == {field.name for field in dataclasses.fields(trainer)}
 
 
 def test_learning_rate_keeps_the_noise_of_a_step():

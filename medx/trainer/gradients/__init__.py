@@ -16,10 +16,12 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from medx.model import Objective
+from medx.model.moments import Moments
 from medx.privacy.preflight import check_gradients, perturbed
 from medx.schema import PrivacyError
 from medx.trainer.gradients.book_keeping import BookKeeping
 from medx.trainer.gradients.hooks import Hooks
+from medx.trainer.gradients.moment_sums import MomentSums
 from medx.trainer.gradients.record_loss import (
     RecordLoss,
     UnsupportedModuleError,
@@ -45,11 +47,14 @@ class GradientMode(Protocol):
 
 
 class Auto:
-    """Book-keeping where every trained layer has a rule and is used once, else Opacus's hooks."""
+    """Book-keeping where every trained layer has a rule and is used once, else hooks; of moments a closed form."""
 
     def __init__(self, record_loss: RecordLoss) -> None:
         self.record_loss = record_loss
         self.chosen: GradientMode
+        if isinstance(record_loss.module, Moments):
+            self.chosen = MomentSums(record_loss)
+            return
         try:
             self.chosen = BookKeeping(record_loss)
         except UnsupportedModuleError:
