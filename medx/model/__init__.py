@@ -33,12 +33,31 @@ class FixedFeatures(nn.Module, ABC):
     """A transform with no trained parameter, computed once per image: ``[n, c, h, w]`` to ``[n, ...]``.
 
     ``fingerprint`` names everything that its output depends on besides the image; caches are keyed by it.
+    What is made of other features has them as ``parts``, which are computed and cached each for itself, and says in
+    ``joined`` what becomes of theirs. ``costly`` features of phantoms are cached too. ``images_at_once`` is for one
+    thread (None: as many as have 25,000 pixels).
     """
+
+    costly = False
+    images_at_once: int | None = None
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 in hexadecimal over the transform's settings, code and tensors."""
+
+    @property
+    def parts(self) -> tuple["FixedFeatures", ...]:
+        """The features that this is made of; none where it is computed from images."""
+        return ()
+
+    def joined(self, *outputs: torch.Tensor) -> torch.Tensor:
+        """``[n, ...]`` from the features ``[n, ...]`` of each part."""
+        raise NotImplementedError
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """``[n, c, h, w]`` to ``[n, ...]``."""
+        return self.joined(*(part(images) for part in self.parts))
 
 
 class Model(Protocol):
