@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from medx.dataset import InputSpec
+from medx.results import PublicWeights
 
 
 class Objective(Protocol):
@@ -61,7 +62,11 @@ class FixedFeatures(nn.Module, ABC):
 
 
 class Model(Protocol):
-    """A configured model: one class, one yaml."""
+    """A configured model: one class, one yaml.
+
+    It may have ``check_data(splits)``, which refuses data before anything is computed of them, and ``public_weights``
+    (``medx.results.PublicWeights``), what is declared of weights from elsewhere.
+    """
 
     def objective(self, spec: InputSpec) -> Objective:
         """The loss and the probabilities for this task."""
@@ -78,3 +83,9 @@ class Model(Protocol):
     def build(self, spec: InputSpec, seed: int) -> nn.Module:
         """The trainable module on top of ``features`` (or on images), initialised from ``seed`` alone."""
         ...
+
+
+def weights_of(model: Model) -> PublicWeights | None:
+    """What a model declares of weights from elsewhere; None where it has none."""
+    found: PublicWeights | None = getattr(model, "public_weights", None)
+    return found

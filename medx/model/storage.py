@@ -123,7 +123,9 @@ def cached_features(
 
     def compute() -> Tensors:
         if features.parts:
-            return {"features": features.joined(*(cached_features(x, images, normalise, cache) for x in features.parts))}
+            return {
+                "features": features.joined(*(cached_features(x, images, normalise, cache) for x in features.parts))
+            }
         return {"features": compute_features(lambda x: features(normalise(x)), images, features.images_at_once)}
 
     return cached("features", key, compute, cache)["features"]
