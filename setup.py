@@ -6,7 +6,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-CARRIED = ("conf/**/*.yaml", "experiments/*/*.yaml")
+CARRIED = ("conf/**/*.yaml", "experiments/*/*.yaml", "experiments/**/*.json")
 
 
 class WithData(build_py):

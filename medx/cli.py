@@ -16,6 +16,8 @@ VERBS: dict[str, tuple[str, list[str], str]] = {
     "report": ("medx.report", [], "run what a study still lacks, and render its page"),
     "compare": ("medx.report", ["compare"], "two runs side by side"),
     "attack": ("medx.attacks", [], "what the epsilon of finished runs leaves possible"),
+    "predict": ("medx.predict", [], "what a trained model says of the images in a folder"),
+    "export": ("medx.export", [], "a trained model as ONNX"),
     "ui": ("medx.tracking", ["ui"], "MLflow's pages on this machine"),
     "sync": ("medx.tracking", ["sync"], "bring what waits below a folder to MLflow"),
     "data": ("medx.data", [], "look at your own images before anybody trains: data check DIR"),

@@ -319,6 +319,8 @@ def finish(
         threshold=measured.threshold if measured.thresholds is None else measured.thresholds,
         privacy=guarantee(privacy),
         run=job.run_id,
+        classes=splits.class_names,
+        recipe=getattr(experiment.dataset, "recipe", None),
     )
     save_model(checkpoint, about, prepared.features, module.cpu())
     return ExperimentResult(

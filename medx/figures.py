@@ -3,6 +3,7 @@
 A run's ROC, calibration and answers are drawn here alone, for MLflow and for the report.
 """
 
+import base64
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import matplotlib as mpl
@@ -24,6 +26,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":")
 INK, FAINT, GROUND = "#1b1f24", "#8c959f", "#fdfefe"
+ROOM = 0.1  # inches beside long labels, which an SVG draws wider than they were laid out
 SIZE = (4.7, 3.5)  # inches: legible at the width of a phone
 SETTINGS: dict[Any, Any] = {
     "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "text.color": INK, "xtick.color": INK,
@@ -78,6 +81,30 @@ class Picture:
         body = re.sub(r'id="([^"]+)"', rf'id="{self.name}-\1"', body)
         body = re.sub(r'href="#([^"]+)"', rf'href="#{self.name}-\1"', body)
         return re.sub(r"url\(#([^)]+)\)", rf"url(#{self.name}-\1)", body)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A figure that lies finished in a folder, as ``Picture.save`` writes it, with pictures in it that are no lines."""
+
+    name: str
+    title: str
+    caption: str
+    folder: Path
+
+    def save(self, folder: Path) -> None:
+        """Copy ``NAME.svg`` and ``NAME.png``."""
+        for ending in ("svg", "png"):
+            copyfile(self.folder / f"{self.name}.{ending}", folder / f"{self.name}.{ending}")
+
+    @property
+    def inline(self) -> str:
+        """The PNG for a page, inside it, as wide as the page."""
+        content = base64.b64encode((self.folder / f"{self.name}.png").read_bytes()).decode()
+        return f'<img class="wide" alt="{self.title}" src="data:image/png;base64,{content}">'
+
+
+Shown = Picture | Kept
 
 
 @contextmanager

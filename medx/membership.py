@@ -4,23 +4,24 @@ It trains the shadow runs that are not in the cache, and writes a table, a figur
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from shutil import get_terminal_size
+from textwrap import wrap
 
 import yaml
 from pydantic import ValidationError
 
 from medx import output
-from medx.attacks.membership import ATTACKS, SMALLEST, Found, Membership, attack
-from medx.figures import COLOURS, DASHES, FAINT, Picture, drawing, finish, legend
+from medx.attacks.membership import ATTACKS, STUDY_FILE, Found, Membership, MembershipStudy, attack
+from medx.attacks.pictures import NAMES, member_roc
 from medx.files import write_text
-from medx.output import Parser, as_called, refusing, say
+from medx.output import Parser, as_called, plain_text, refusing, say
 from medx.released import Record
 from medx.schema import ConfigError
 from medx.shadows import Shadows
+from medx.tables import Table
 
 EPILOG = """\
 examples:
@@ -32,7 +33,14 @@ What has been trained is in cache=FOLDER and is not trained again.
 exit code: 0 where nothing speaks against a claim, 1 where something does, 2
 where this command line is wrong.
 """
-NAMES = {"lira": "LiRA", "rmia": "RMIA"}
+
+
+TABLE_FILE = "table.md"
+NEED = ("test AUC", "of one replaced", "by pairs", "claimed ε", "AUC", "at 1 %")  # the first may go first
+NOTE = (
+    "TPR: of records that were trained on, how many are told where 1 in 1000, or 1 in 100, of the others is wrongly "
+    "accused; luck tells as many. A bound is a lower bound for ε at 95 %, of the most that so many trials could prove."
+)
 
 
 class Settings(Record):
@@ -65,8 +73,9 @@ def main() -> None:
         found = dict(attacked(chosen, options.overrides, options.runs or chosen.runs, options.jobs))
         write(options.out, chosen.title, found)
     say("")
-    print("\n".join([*table(found), "", *by_hospital(found)]))
-    print(f"Output: {options.out}")
+    width = get_terminal_size().columns
+    print("\n".join([*Table.of(list(rows(found)), NEED).plain(width), *wrap(plain_text(NOTE), width)]))
+    print(f"Output: {options.out}; {TABLE_FILE} there has every column, and hospitals")
     sys.exit(1 if any(each.refutes for each in found.values()) else 0)
 
 
@@ -92,62 +101,52 @@ def attacked(chosen: Settings, more: Sequence[str], runs: int, at_once: int | No
 def write(folder: Path, title: str, found: Mapping[str, Membership]) -> None:
     """All numbers as JSON, the tables, and a figure for each attack."""
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {name: each.model_dump() for name, each in found.items()}
-    write_text(folder / "membership.json", json.dumps(numbers, indent=1))
-    write_text(folder / "table.md", "\n".join([*table(found), "", *by_hospital(found), ""]))
+    write_text(folder / STUDY_FILE, MembershipStudy(title=title, settings=dict(found)).model_dump_json() + "\n")
+    write_text(folder / TABLE_FILE, f"{markdown(rows(found))}\n\n{markdown(rows_by_hospital(found))}\n")
     for name in ATTACKS:
-        curve(name, title, found).save(folder)
+        member_roc(name, title, found).save(folder)
 
 
-def table(found: Mapping[str, Membership]) -> Iterator[str]:
+def rows(found: Mapping[str, Membership]) -> Iterator[dict[str, str]]:
     """A row for each setting and attack, on all records and on the most exposed."""
-    yield "| setting | claimed ε | of one replaced | test AUC | attack | records | AUC | TPR at 0.1 % | at 1 % | bound by rates | by pairs |"  # noqa: E501
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for name, each in found.items():
+        claim = {"claimed ε": told(each.claimed), "of one replaced": told(each.replaced)}
         for row in each.found:
             if not row.whose.startswith("hospital"):
-                claim = f"{name} | {told(each.claimed)} | {told(each.replaced)} | {told(each.test_auc, 3)}"
-                yield f"| {claim} | {figures(row)} |"
+                yield {"setting": name, **claim, "test AUC": told(each.test_auc, 3), **figures(row)}
 
 
-def by_hospital(found: Mapping[str, Membership]) -> Iterator[str]:
+def rows_by_hospital(found: Mapping[str, Membership]) -> Iterator[dict[str, str]]:
     """A row for each setting and hospital, by the first attack."""
-    yield "| setting | attack | records | AUC | TPR at 0.1 % | at 1 % | bound by rates | by pairs |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for name, each in found.items():
         for row in each.found:
             if row.whose.startswith("hospital") and row.attack == next(iter(ATTACKS)):
-                yield f"| {name} | {figures(row)} |"
+                yield {"setting": name, **figures(row)}
 
 
-def figures(row: Found) -> str:
+def figures(row: Found) -> dict[str, str]:
     """An attack's figures as cells; a bound beside the most that it could be."""
-    bounds = (f"{bound.epsilon:.2f} of {bound.ceiling:.2f}" for bound in (row.by_rates, row.by_pairs))
-    rates = f"{row.true_at_0_1:.2%} | {row.true_at_1:.2%}"
-    cells = f"{row.whose} ({row.records}) | {row.auc:.3f} | {rates} | {' | '.join(bounds)}"
-    return f"{NAMES[row.attack]} | {cells}"
+    return {
+        "attack": NAMES[row.attack],
+        "records": f"{row.whose} ({row.records})",
+        "AUC": f"{row.auc:.3f}",
+        "TPR at 0.1 %": f"{row.true_at_0_1:.2%}",
+        "at 1 %": f"{row.true_at_1:.2%}",
+        "bound by rates": f"{row.by_rates.epsilon:.2f} of {row.by_rates.ceiling:.2f}",
+        "by pairs": f"{row.by_pairs.epsilon:.2f} of {row.by_pairs.ceiling:.2f}",
+    }
+
+
+def markdown(given: Iterable[dict[str, str]]) -> str:
+    """Rows of the same keys as a table."""
+    every = list(given)
+    lines = [[*every[0]], ["---"] * len(every[0]), *([*row.values()] for row in every)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def told(value: float | None, digits: int = 2) -> str:
     """A number, or that there is none."""
     return "none" if value is None else f"{value:.{digits}f}"
-
-
-def curve(name: str, title: str, found: Mapping[str, Membership]) -> Picture:
-    """The balanced ROC of one attack on all records, both rates on logarithmic scales."""
-    with drawing(size=(4.7, 4.5)) as (figure, (axes,)):
-        axes.plot([SMALLEST, 1], [SMALLEST, 1], color=FAINT, linewidth=1, label="chance")
-        for index, (setting, each) in enumerate(found.items()):
-            false, true = zip(*each.of(name).roc, strict=True)
-            style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
-            axes.plot(false, true, label=setting, **style)
-        axes.set(xscale="log", yscale="log", xlim=(SMALLEST, 1), ylim=(SMALLEST, 1), aspect="equal")
-        axes.set(xlabel="false positive rate", ylabel="true positive rate")
-        legend(axes)
-        runs = ", ".join(f"{setting}: {each.runs} runs" for setting, each in found.items())
-        return finish(
-            figure, f"membership_{name}", f"{title} {NAMES[name]}", f"Half of the trials are members. {runs}."
-        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ the house is ``released.json``.
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
@@ -239,6 +240,10 @@ class AttackResult(Record):
     trials: int
     seconds: float
     against: list[str]
+
+    def at_least(self, confidence: float) -> float:
+        """A shift that is exceeded with this confidence."""
+        return max(0.0, self.shift - NormalDist().inv_cdf(confidence) * self.error)
 
     def line(self) -> str:
         """For a person."""

@@ -37,6 +37,7 @@ RUNS = {
     "cnn, a client's": (*MODEL, "privacy=central_dp", "privacy.epsilon=90"),
     "cnn, plain": (*MODEL, "privacy=none"),
     "cnn, views": (*MODEL, "privacy=local_dp", "trainer.augmentation=affine", "trainer.augmentation_multiplicity=2"),
+    "cnn, changes of low rank": (*MODEL, "privacy=local_dp", "model.train=low_rank", "model.rank=2"),
     "scatternet": ("privacy=local_dp", *SCATTERNET),
     "resnet18": ("privacy=local_dp", "model=resnet18", "dataset.size=32"),
 }

@@ -4,12 +4,11 @@ See the README beside this file.
 """
 
 import argparse
-import json
 import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from medx.attacks.inversion import NOISY, Inversion, Search
 from medx.attacks.likeness import assigned, psnr, ssim
 from medx.attacks.linear_head import Records, several, single
 from medx.attacks.received import ONE_STEP, Received, receive
+from medx.attacks.sought import MEAN, NEAREST, RECONSTRUCTION_FILE, Reconstruction, Sought
 from medx.figures import FAINT, INK, SETTINGS, Picture
 
 HOSPITALS = 3
@@ -55,22 +55,6 @@ CONDITIONS = (
     Condition("epsilon 10, secure:\nits words", (*DISTRIBUTED, RATE), noisy=True),
     Condition("epsilon 10, secure:\nthe sum", (*DISTRIBUTED, RATE), of_sum=True, noisy=True),
 )
-MEAN, NEAREST = "mean image", "nearest image\nelsewhere"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image that was sought, and how like it is what was found."""
-
-    pixels: int
-    condition: str
-    records: int
-    record: int
-    psnr: float
-    ssim: float
-    epsilon: float | None
-    distance: float | None
-    seconds: float
 
 
 def main() -> None:
@@ -78,9 +62,9 @@ def main() -> None:
     options = parsed()
     logging.disable(logging.WARNING)  # of patients in train and validation, which are nothing to an attack
     options.folder.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
+    rows: list[Sought] = []
     heads: list[dict[str, Any]] = []
-    pictures: list[tuple[str, dict[str, np.ndarray], list[Row]]] = []
+    pictures: list[tuple[str, dict[str, np.ndarray], list[Sought]]] = []
     for data in (options.small, options.large):
         for seed in range(options.seed, options.seed + options.images):
             images, found = one_record(data.split(), seed, options)
@@ -110,10 +94,10 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def one_record(data: list[str], seed: int, options: argparse.Namespace) -> tuple[dict[str, np.ndarray], list[Row]]:
+def one_record(data: list[str], seed: int, options: argparse.Namespace) -> tuple[dict[str, np.ndarray], list[Sought]]:
     """A hospital of one record under every condition: images by column, and their rows."""
     images: dict[str, np.ndarray] = {}
-    rows: list[Row] = []
+    rows: list[Sought] = []
     for condition in CONDITIONS:
         received = heard((*data, "model=cnn", *condition.overrides), 1, seed, options.folder)
         found, row = attacked(received, condition, options)
@@ -122,19 +106,23 @@ def one_record(data: list[str], seed: int, options: argparse.Namespace) -> tuple
     images = {"the image": truth[0], **images}
     for name, image in baselines(received, truth[0]):
         images[name] = image
-        rows.append(Row(truth.shape[1], name, 1, 0, psnr(image, truth[0]), ssim(image, truth[0]), None, None, 0.0))
+        rows.append(beside(name, image, truth[0], 1, 0))
     return images, rows
 
 
-def several_records(data: list[str], records: int, options: argparse.Namespace) -> list[Row]:
+def several_records(data: list[str], records: int, options: argparse.Namespace) -> list[Sought]:
     """A hospital of several records without privacy, and the baselines of each."""
     received = heard((*data, "model=cnn", NONE), records, options.seed, options.folder)
     _, rows = attacked(received, CONDITIONS[0], options)
     for number, truth in enumerate(received.data.targets / white(received)):
-        for name, image in baselines(received, truth):
-            likeness = psnr(image, truth), ssim(image, truth)
-            rows.append(Row(truth.shape[0], name, records, number, *likeness, None, None, 0.0))
+        rows += [beside(name, image, truth, records, number) for name, image in baselines(received, truth)]
     return rows
+
+
+def beside(name: str, image: np.ndarray, truth: np.ndarray, records: int, number: int) -> Sought:
+    """The row of an image that no attack has found."""
+    likeness = {"psnr": psnr(image, truth), "ssim": ssim(image, truth)}
+    return Sought(pixels=truth.shape[0], condition=name, records=records, record=number, **likeness)
 
 
 def heard(
@@ -152,7 +140,7 @@ def heard(
 
 def attacked(
     received: Received, condition: Condition, options: argparse.Namespace
-) -> tuple[list[np.ndarray], list[Row]]:
+) -> tuple[list[np.ndarray], list[Sought]]:
     """What was found of each record of hospital 0, in the best order, and a row for each."""
     began = time.perf_counter()
     records = received.data.records
@@ -165,8 +153,8 @@ def attacked(
     seconds = time.perf_counter() - began
     name = condition.name.replace("\n", " ")
     rows = [
-        Row(truth.shape[0], name, records, number, psnr(image, truth), ssim(image, truth), received.claimed,
-            found.distance, seconds)
+        Sought(pixels=truth.shape[0], condition=name, records=records, record=number, psnr=psnr(image, truth),
+               ssim=ssim(image, truth), epsilon=received.claimed, distance=found.distance, seconds=seconds)
         for number, (image, truth) in enumerate(zip(images, truths, strict=True))
     ]  # fmt: skip
     for row in rows:
@@ -255,18 +243,18 @@ def head_of(received: Received) -> Records:
 
 def keep(
     folder: Path,
-    rows: list[Row],
+    rows: list[Sought],
     heads: list[dict[str, Any]],
     options: argparse.Namespace,
     in_sums: Sequence[dict[str, Any]] = (),
 ) -> None:
     """The table so far."""
     told = {key: value for key, value in vars(options).items() if key != "folder"}
-    content = {"options": told, "images": [asdict(row) for row in rows], "linear_head": heads, "sums": list(in_sums)}
-    (folder / "reconstruction.json").write_text(json.dumps(content, indent=1) + "\n")
+    content = {"options": told, "images": rows, "linear_head": heads, "sums": list(in_sums)}
+    (folder / RECONSTRUCTION_FILE).write_text(Reconstruction.model_validate(content).model_dump_json(indent=1) + "\n")
 
 
-def figure(pictures: list[tuple[str, dict[str, np.ndarray], list[Row]]]) -> Picture:
+def figure(pictures: list[tuple[str, dict[str, np.ndarray], list[Sought]]]) -> Picture:
     """A row for each image that was sought, a column for each condition."""
     columns = list(pictures[0][1])
     with mpl.rc_context(SETTINGS):
@@ -281,11 +269,11 @@ def figure(pictures: list[tuple[str, dict[str, np.ndarray], list[Row]]]) -> Pict
                 axis.set(xticks=[], yticks=[])
                 axis.grid(False)
                 axis.spines[:].set_color(FAINT)
-                row = known.get(name.replace("\n", " "), known.get(name))
+                row = known.get(name.replace("\n", " "))
                 under = title if row is None else f"{row.psnr:.1f} dB, SSIM {row.ssim:.2f}"
                 axis.set_xlabel(under, fontsize=7, color=INK)
                 if line == 0:
-                    axis.set_title(name, fontsize=7.5)
+                    axis.set_title(name.replace(NEAREST, "nearest image\nelsewhere"), fontsize=7.5)
         drawn.draw_without_rendering()
         drawn.set_layout_engine("none")
     caption = "What a server finds again of a hospital's one record by inverting gradients."

@@ -19,6 +19,7 @@ PRIOR = 64  # runs from which on records' own variances count as much as that of
 RATIO = 2.0  # RMIA's gamma: by how much a record must be likelier than another
 EXPOSED = 0.01  # of all records
 MOST_EXPOSED = "most exposed"
+STUDY_FILE = "membership.json"
 SMALLEST = 1e-4  # false positive rate that is drawn
 DELTA = 1e-5  # of bounds where the runs have none of their own
 
@@ -93,6 +94,13 @@ class Membership(Record):
         """One row."""
         (row,) = [each for each in self.found if (each.attack, each.whose) == (attack, whose)]
         return row
+
+
+class MembershipStudy(Record):
+    """What ``medx membership`` leaves in ``STUDY_FILE``: its settings, side by side."""
+
+    title: str
+    settings: dict[str, Membership]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Data sets: medical images with labels, verified before use, in three splits, and the facts a run needs of them."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
@@ -111,10 +111,18 @@ class DataSplits:
 
     def to_tensor(self, images: np.ndarray) -> torch.Tensor:
         """Normalised ``float32 [n, channels, height, width]`` from images ``[n, height, width, channels]``."""
-        white = int(np.iinfo(images.dtype).max)
-        tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(torch.float32).div_(white)
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        return tensor.sub_(mean).div_(std).contiguous()
+        return normalised(images, self.mean, self.std)
+
+
+def normalised(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """``float32 [n, channels, height, width]`` from whole numbers ``[n, height, width, channels]``.
+
+    ``mean`` and ``std`` are one a channel, on the scale on which white is 1.
+    """
+    white = int(np.iinfo(images.dtype).max)
+    tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(torch.float32).div_(white)
+    means, stds = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    return tensor.sub_(means).div_(stds).contiguous()
 
 
 class Dataset(Protocol):

@@ -102,6 +102,12 @@ class Folder:
         """How a file is read."""
         return Reading(self.window, self.frame)
 
+    @property
+    def recipe(self) -> dict[str, object]:
+        """How a picture is fitted and read: what a model's file keeps, so that others are read in the same way."""
+        window = None if self.window is None else list(self.window)
+        return {"fit": self.fit, "colour": self.colour, "window": window, "frame": self.frame}
+
     def fingerprint(self) -> str:
         """Another text once a row or a file has changed: where a process runs again, so that it reads again."""
         table = self.table()

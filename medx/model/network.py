@@ -1,7 +1,7 @@
 """What models share that train the whole network on images."""
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from medx.dataset import InputSpec
 from medx.model import FixedFeatures, Objective
 from medx.model.layers import head_names
+from medx.model.low_rank import add_low_rank_changes
 from medx.model.objectives import objective_for
 from medx.model.phantoms import pretrained_body
 from medx.schema import component
@@ -36,15 +37,19 @@ class ConvolutionalStart(ABC):
 
     ``weight_standardisation`` standardises every convolution's weights (Qiao et al. 2019). ``pretrain`` phantom
     starts from a body trained on drawn phantoms, the head at zero (``phantoms.py``). ``train`` head leaves the
-    convolutions as they start, and trains the head and the norms' scales and shifts.
+    convolutions as they start, and trains the head and the norms' scales and shifts; low_rank trains beside these a
+    change of each convolution that has no more than ``rank`` (``low_rank.py``).
     """
+
+    added: ClassVar[tuple[str, ...]] = ("rank",)
 
     weight_standardisation: bool
     pretrain: Literal["none", "phantom"]
     num_phantoms: Annotated[int, Ge(1)]
     pretrain_epochs: Annotated[int, Ge(1)]
     pretrain_seed: Annotated[int, Ge(0)]
-    train: Literal["all", "head"]
+    train: Literal["all", "head", "low_rank"]
+    rank: Annotated[int, Ge(1)] = 8
 
     @abstractmethod
     def start(self, spec: InputSpec, seed: int) -> nn.Module:
@@ -62,8 +67,10 @@ class ConvolutionalStart(ABC):
             missing, unexpected = network.load_state_dict(body, strict=False)
             assert not unexpected
             assert set(missing) == head_names(network)
-        if self.train == "head":
+        if self.train != "all":
             freeze_body(network)
+        if self.train == "low_rank":
+            add_low_rank_changes(network, self.rank, seed)
         return network
 
 

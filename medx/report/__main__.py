@@ -92,9 +92,20 @@ def one_study(study: Study, jobs: list[Job], gaps: list[str], chosen: argparse.N
         print(f"medx: study={study.name}: every job failed; each line above says why", file=sys.stderr)
         return 1
     gaps = gaps + [f"{job.name}: {errors.get(job.folder, 'not run')}" for job in jobs if job.folder not in results]
+    gaps += unattacked(jobs, results, store)
     page = render(study, [job for job in jobs if job.folder in results], results, gaps, chosen)
     print(f"{page} ({time.monotonic() - began:.1f} s)")
     return 1 if errors else 0
+
+
+def unattacked(jobs: list[Job], results: dict[str, ExperimentResult], store: Path) -> list[str]:
+    """A line for every finished job whose attacks are lacking."""
+    lacking = [job for job in jobs if job.folder in results and job.attacked and not results[job.folder].attacks]
+    return [
+        f"{job.name}: was not attacked: it was there before, or the attacks came to no end; it is run anew where "
+        f"{store / job.folder} is deleted"
+        for job in lacking
+    ]
 
 
 def render(

@@ -15,7 +15,7 @@ from medx.schema import MedxError
 
 WORDS = (
     "What ε leaves possible to whoever sees what it covers: the most that any attack can find, whatever it knows and "
-    "however it computes. What attacks really found is a lower bound, and another matter."
+    "however it computes. What attacks really found is another matter, and stands in a section of its own."
 )
 UNITS = {"image": "image", "patient": "patient"}
 Meanings = Mapping[int, dict[str, Meaning]]
@@ -51,17 +51,17 @@ def meaning_table(frame: pd.DataFrame, found: Meanings) -> Table:
         rows.append(row)
     bounded = any("patient" in each for each in found.values())
     note = (
-        f"Upper bounds, the largest of any seed{deltas(chosen)}. True positives: of those that were trained on, how "
-        "many any test finds at most that wrongly accuses 1 in 100 that were not. Guessed: how often somebody is right "
-        "at most who would be 1 time in 10 without the run. Advantage: the most by which true positives exceed false "
-        f"ones. {'A patient is all images of one.' if bounded else f'A patient is {UNKNOWN}.'}"
+        f"Upper bounds, the largest of any seed{deltas(chosen)}. Found: of those that were trained on, how many any "
+        "test tells at most that wrongly accuses 1 in 100 that were not; luck finds 1 %. Guessed: how often somebody "
+        "is right at most who would be 1 time in 10 without the run. Advantage: the most by which the found exceed the "
+        f"wrongly accused. {'A patient is all images of one.' if bounded else f'A patient is {UNKNOWN}.'}"
     )
     return Table.of("meaning", "What any attack finds at most", note, rows)
 
 
 def _largest(unit: str, known: list[Meaning]) -> Row:
     figures = {
-        "true positives at 1 %": max(each.detected["0.01"] for each in known),
+        "found at 1 %": max(each.detected["0.01"] for each in known),
         "guessed, from 10 %": max(each.reconstructed["0.1"] for each in known),
         "advantage": max(each.advantage for each in known),
     }

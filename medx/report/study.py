@@ -53,7 +53,10 @@ class Grid(Record):
 
 
 class Study(Record):
-    """``experiments/NAME/study.yaml``. ``limits`` are sentences that hold for this study and not for every one."""
+    """``experiments/NAME/study.yaml``. ``limits`` are sentences that hold for this study and not for every one.
+
+    ``attacks`` are folders of `medx membership` and of `experiments.reconstruction`, seen from the file's own.
+    """
 
     name: str = ""
     title: str
@@ -62,6 +65,7 @@ class Study(Record):
     seeds: Seeds
     claim: Claim | None = None
     limits: list[str] = Field(default_factory=list)
+    attacks: list[Path] = Field(default_factory=list)
     grids: Annotated[list[Grid], Field(min_length=1)]
 
 
@@ -82,6 +86,11 @@ class Job:
         """Name of its output folder."""
         return f"{self.config_hash}-{self.seed}"
 
+    @property
+    def attacked(self) -> bool:
+        """Whether attacks follow the run; its hash does not say so, as its numbers do not depend on it."""
+        return bool(self.config["attack"] == "standard")
+
 
 def load_study(name: str, folder: Path = STUDIES) -> Study:
     """Read a study; raises ConfigError with one line."""
@@ -90,7 +99,8 @@ def load_study(name: str, folder: Path = STUDIES) -> Study:
         known = ", ".join(sorted(found.parent.name for found in folder.glob("*/study.yaml")))
         raise ConfigError(f"study={name}: {path} is not there; accepted: {known or 'none'}")
     try:
-        return Study.model_validate(yaml.safe_load(path.read_text())).model_copy(update={"name": name})
+        read = Study.model_validate(yaml.safe_load(path.read_text()))
+        return read.model_copy(update={"name": name, "attacks": [path.parent / each for each in read.attacks]})
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
     except ValidationError as error:
@@ -131,7 +141,8 @@ def plan_jobs(
                 for job in _jobs_of(study, grid, seeds or study.seeds, extra):
                     known = jobs.get(job.folder, job)
                     roles = tuple(dict.fromkeys([*known.roles, *job.roles]))
-                    jobs[job.folder] = replace(known, roles=roles, alone=known.alone or job.alone)
+                    more = job if job.attacked else known  # which is the same run, and something after it
+                    jobs[job.folder] = replace(more, roles=roles, alone=known.alone or job.alone)
             except HydraException as error:
                 if not (grid.optional and isinstance(error, MissingConfigException)):
                     raise ConfigError(f"study={study.name}: {explain(error, [])}") from error

@@ -205,6 +205,7 @@ def _concluded(held: Conduct, side: Place, server: SiteServer, outcome: Outcome)
         threshold=None if measured is None else measured.thresholds or measured.threshold,
         privacy=guarantee(privacy),
         run=study.run,
+        classes=study.class_names,
     )
     checkpoint = held.folder / "model.safetensors"
     save_model(checkpoint, about, job.setup.model.features(study.spec), module.cpu())

@@ -210,8 +210,25 @@ def superlink(arguments: list[str], operators: Iterable[str]) -> None:
     flower_superlink()
 
 
+def forgotten_where_its_run_ended(pull: Callable[..., dict[str, bytes]]) -> Callable[..., dict[str, bytes]]:
+    """How a node pulls a message's parts, so that it forgets a message whose run ended meanwhile.
+
+    Flower's own ``pull`` raises what its node does not take for a failure: the message stays without its parts, and an
+    executor that is given it asks for them for more than an hour.
+    """
+    from flwr.supercore.run import RunNotRunningException
+
+    def pulled(*args: Any, **kwargs: Any) -> dict[str, bytes]:
+        try:
+            return pull(*args, **kwargs)
+        except RunNotRunningException as ended:
+            raise RuntimeError("its run has ended") from ended
+
+    return pulled
+
+
 def supernode(arguments: list[str]) -> None:
-    """Flower's ``flower-supernode`` in this process, which looks for messages often."""
+    """Flower's ``flower-supernode`` in this process, which looks for messages often and keeps none of ended runs."""
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
@@ -224,6 +241,7 @@ def supernode(arguments: list[str]) -> None:
         rest.take()
 
     start_client_internal.time = SimpleNamespace(sleep=sleep)  # type: ignore[assignment]
+    start_client_internal.pull_objects = forgotten_where_its_run_ended(start_client_internal.pull_objects)
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -114,7 +114,13 @@ def end_tags(result: ExperimentResult) -> dict[str, str]:
         "warning": result.privacy.warning or "none",
         "error": told[:5000],
     }
-    return tags | ({} if result.degenerate is None else {"degenerate": _flag(result.degenerate)})
+    tags |= {} if result.degenerate is None else {"degenerate": _flag(result.degenerate)}
+    if result.attacks:
+        against = (f"{each.observer}: {words}" for each in result.attacks for words in each.against)
+        tags["against_claim"] = _listed(against)
+    if result.privacy.noise is not None:
+        tags["noise_doubts"] = _listed(result.privacy.noise.doubts)
+    return tags
 
 
 def round_metrics(record: RoundRecord) -> dict[str, float]:
@@ -139,6 +145,7 @@ def final_metrics(result: ExperimentResult) -> dict[str, float]:
         values |= {f"meaning/{unit}/mu": meaning.mu, f"meaning/{unit}/advantage": meaning.advantage}
         values |= {f"meaning/{unit}/detected_at_{rate}": share for rate, share in meaning.detected.items()}
         values |= {f"meaning/{unit}/reconstructed_from_{prior}": p for prior, p in meaning.reconstructed.items()}
+    values |= _attacked(result)
     values |= {f"timing/{name}": value for name, value in result.timing.items()}
     splits = {"test": result.test, "validation": result.validation}
     splits |= {f"baseline/{name}": intervals for name, intervals in result.baselines.items()}
@@ -147,6 +154,19 @@ def final_metrics(result: ExperimentResult) -> dict[str, float]:
             key = f"final/{split}/{name}"
             values |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
     return _defined(values)
+
+
+def _attacked(result: ExperimentResult) -> dict[str, float | None]:
+    """What attacks found, by observer, and what the noise was like; a released result has neither."""
+    values: dict[str, float | None] = {}
+    for each in result.attacks:
+        figures = {"lower_bound_found": each.found, "claimed": each.claimed, "shift": each.shift,
+                   "shift_planned": each.planned, "by_guesses": each.one_run,
+                   "by_guesses_ceiling": each.ceiling}  # fmt: skip
+        values |= {f"attack/{each.observer}/{name}": value for name, value in figures.items()}
+    if (noise := result.privacy.noise) is not None:
+        values |= {f"noise/{name}": value for name, value in noise.model_dump(exclude={"doubts"}).items()}
+    return values
 
 
 def times(run: TrackedRun, records: Sequence[RoundRecord]) -> tuple[dict[int, int], int]:
@@ -177,6 +197,10 @@ def dataset(info: DatasetInfo) -> dict[str, str]:
 
 def _defined(values: dict[str, float | None]) -> dict[str, float]:
     return {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items() if value is not None}
+
+
+def _listed(words: Iterable[str]) -> str:
+    return "; ".join(words)[:5000] or "none"
 
 
 def _flag(value: bool) -> str:

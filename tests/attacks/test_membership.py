@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from medx import membership
-from medx.attacks.membership import Gaussians, Membership, attack, left_out, lira, some
+from medx.attacks.membership import Gaussians, Membership, MembershipStudy, attack, left_out, lira, some
 from medx.attacks.rates import Counts, Curve, Guesses, epsilons, threshold_for
 from medx.attacks.shadows import Halves, Observed, halves, logits
 from medx.configuration import typed
@@ -188,7 +188,7 @@ def test_an_overfitted_model_is_found_out_and_one_with_privacy_is_not(cache) -> 
     assert all(max(each.by_rates.epsilon, each.by_pairs.epsilon) < private.claimed for each in private.found)
 
 
-def test_what_has_finished_is_not_trained_again(cache, tmp_path, monkeypatch) -> None:
+def test_what_has_finished_is_not_trained_again(cache, tmp_path, monkeypatch, capfd) -> None:
     """The command, in processes of their own; a second call with more runs trains those alone."""
     file, out = tmp_path / "settings.yaml", tmp_path / "out"
     quick = ["federation.num_rounds=2", "dataset.num_train=40", "privacy=none"]
@@ -201,13 +201,19 @@ def test_what_has_finished_is_not_trained_again(cache, tmp_path, monkeypatch) ->
             membership.main()
         return ended.value.code
 
+    monkeypatch.setenv("COLUMNS", "80")
     assert command() == 0
+    shown = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("job ")]
+    assert shown[-1].startswith(f"Output: {out}")
+    (heading,) = [line for line in shown if line.startswith("setting ")]
+    assert "bound by rates" in heading
+    assert max(map(len, shown[shown.index(heading) : -1])) <= 80
     folders = {path.parent: path.stat().st_mtime_ns for path in tmp_path.glob("shadows/*/result.json")}
     assert len(folders) == 12
     assert command("--runs", "16") == 0
     assert len(list(tmp_path.glob("shadows/*/result.json"))) == 16
     assert all((folder / "result.json").stat().st_mtime_ns == time for folder, time in folders.items())
-    found = Membership.model_validate(json.loads((out / "membership.json").read_text())["none"])
+    found = MembershipStudy.model_validate_json((out / "membership.json").read_text()).settings["none"]
     assert found.runs == 16
     assert (out / "membership_lira.svg").exists()
     assert "no such" not in (out / "table.md").read_text()

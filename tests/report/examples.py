@@ -10,6 +10,7 @@ from medx.report.page import Report, build_report, render, write_csv
 from medx.report.rows import Run
 from medx.report.study import Claim, Grid, Role, Study, job_name
 from medx.results import (
+    AttackResult,
     ClientEvents,
     ClientResult,
     CurveData,
@@ -143,6 +144,31 @@ def make_result(
     )  # fmt: skip
 
 
+def attacked(result: ExperimentResult, **changes: Any) -> ExperimentResult:
+    """The same, with what two observers of a copy of it found."""
+    claimed = result.privacy.epsilon
+    mu = None if claimed is None else gaussian_mu(claimed, 1e-5)
+    every = [
+        AttackResult(
+            attack="canaries",
+            observer=observer,
+            claimed=claimed,
+            delta=1e-5,
+            found=None if claimed is None else round(share * claimed, 3),
+            shift=50.0 if mu is None else round(share * mu + 0.1, 3),
+            error=0.1,
+            planned=None if mu is None else round(share * mu, 3),
+            one_run=3.76 if claimed is None else 0.3 * claimed,
+            ceiling=3.76,
+            trials=400,
+            seconds=2.5,
+            against=[],
+        ).model_copy(update=changes)
+        for observer, share in (("server", 0.9), ("whoever gets the model", 0.5))
+    ]
+    return result.model_copy(update={"attacks": every})
+
+
 def interval(value: float) -> Interval:
     return Interval(value=round(value, 3), low=round(value - 0.02, 3), high=round(value + 0.01, 3))
 
@@ -153,11 +179,11 @@ def make_all() -> list[tuple[tuple[Role, ...], ExperimentResult]]:
     return [
         (("utility",), make_result(pneumonia, 1.0, 0, 0.90)),
         (("utility",), make_result(pneumonia, 1.0, 1, 0.92)),
-        (both, make_result(pneumonia, 10.0, 0, 0.95)),
+        (both, attacked(make_result(pneumonia, 10.0, 0, 0.95))),
         (both, make_result(pneumonia, 10.0, 1, 0.96)),
         (("utility",), make_result(pneumonia, 10.0, 0, 0.97, mode="distributed_dp", aggregation="secure")),
         (("utility",), make_result(pneumonia, 10.0, 1, 0.98, mode="distributed_dp", aggregation="secure")),
-        (("utility",), make_result(pneumonia, None, 0, 0.985)),
+        (("utility",), attacked(make_result(pneumonia, None, 0, 0.985))),
         (("utility",), make_result(retina, 10.0, 0, 0.72)),
         (("convergence",), make_result(pneumonia, 10.0, 0, 0.91, rounds=5)),
         (("skew",), make_result(pneumonia, 10.0, 0, 0.88, alpha=0.1)),

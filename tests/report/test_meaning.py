@@ -32,7 +32,7 @@ def test_the_section_has_every_private_setting_and_a_patient_where_one_is_bounde
     table = meaning_table(frame, found)
     assert list(table.data["runs"]) == ["1-2", "3"]
     cells = dict(zip(table.header, table.rows[1], strict=True))
-    assert (cells["image: true positives at 1 %"], cells["image: guessed, from 10 %"]) == ("36.7 %", "75.9 %")
+    assert (cells["image: found at 1 %"], cells["image: guessed, from 10 %"]) == ("36.7 %", "75.9 %")
     assert ("patient: advantage" in cells) == patients == ("A patient is all images" in table.note)
     assert ("A patient is not bounded" in table.note) != patients
     (picture,) = meaning_figure(frame, found)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from medx.report.__main__ import main
+from medx.report.__main__ import main, unattacked
 from medx.report.runner import collect, prepare_folder, run_jobs
 from medx.report.study import Grid, Study, Value, combinations, load_study, parse_seeds, plan_jobs
 from medx.results import ExperimentResult
 from medx.schema import ConfigError
+from tests.report.examples import attacked as attacked_result
 from tests.report.examples import make_result
 
 TINY: dict[str, Value | list[Value]] = {
@@ -57,6 +58,20 @@ def test_hashes_know_settings_and_not_seeds() -> None:
     assert [job.roles for job in jobs] == [("utility",)] * 2 + [("utility", "skew")] * 2
     only, _ = plan_jobs(study_of(grid), seeds=[7])
     assert [job.folder for job in only] == [f"{jobs[0].config_hash}-7", f"{jobs[2].config_hash}-7"]
+
+
+def test_a_job_is_attacked_if_any_grid_wants_it_and_is_the_same_job() -> None:
+    plain, attacked = (Grid(role="utility", overrides={**TINY, **more}) for more in ({}, {"attack": "standard"}))
+    for grids in ((plain, attacked), (attacked, plain)):
+        jobs, _ = plan_jobs(study_of(*grids), seeds=[0])
+        assert [job.attacked for job in jobs] == [True]
+        assert "attack=standard" in jobs[0].overrides
+    assert [job.folder for job in plan_jobs(study_of(plain), seeds=[0])[0]] == [jobs[0].folder]
+    result = make_result("pneumoniamnist", 10.0, 0, 0.9)
+    (line,) = unattacked(jobs, {jobs[0].folder: result}, Path("outputs"))
+    assert f"outputs/{jobs[0].folder} is deleted" in line
+    assert unattacked(jobs, {jobs[0].folder: attacked_result(result)}, Path("outputs")) == []
+    assert unattacked(jobs, {}, Path("outputs")) == [], "it is told to be missing already"
 
 
 def test_extra_overrides_reach_their_data_set_alone() -> None:

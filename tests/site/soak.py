@@ -214,7 +214,7 @@ def until_finished(example: Example, study: Study) -> tuple[ExperimentResult, in
     """Submit the study until it has finished; how often it took."""
     (example.coordinator / "coordinator.yaml").write_text("timeout: 60\npatience: 90\n")
     for tries in range(1, MOST_TRIES + 1):
-        wait_until(lambda: is_open(example.coordinator, HERE, example.consortium.port), 120)
+        wait_until(lambda: is_open(example.coordinator, HERE, example.consortium.port), 600)  # all may start at once
         try:
             result = submit(example.coordinator, signed(example, study))
         except Exception as error:

@@ -10,7 +10,16 @@ import numpy as np
 from medx.federation.checkpoint import append_record
 from medx.folder import RESULT_FILE, SWEEP_FILE
 from medx.metrics import curve_data
-from medx.results import DatasetInfo, ExperimentResult, Interval, PrivacyResult, RoundRecord, RunContext
+from medx.results import (
+    AttackResult,
+    DatasetInfo,
+    ExperimentResult,
+    Interval,
+    NoiseMeasured,
+    PrivacyResult,
+    RoundRecord,
+    RunContext,
+)
 from medx.tracking.store import Destination
 from medx.tracking.tracker import MlflowTracker, MlflowTracking
 
@@ -137,3 +146,20 @@ def make_result(epsilon: float | None = 5.0, auc: float = 0.95, **changes: Any) 
         "config": {"seed": 0},
     }
     return ExperimentResult(**(values | changes))
+
+
+def make_attack(**changes: Any) -> AttackResult:
+    values: dict[str, Any] = {
+        "attack": "canaries", "observer": "server", "claimed": 4.95, "delta": 1e-5, "found": 4.2, "shift": 1.1,
+        "error": 0.1, "planned": 1.2, "one_run": 2.0, "ceiling": 3.76, "trials": 400, "seconds": 2.5, "against": [],
+    }  # fmt: skip
+    return AttackResult(**(values | changes))
+
+
+def with_noise(**changes: Any) -> PrivacyResult:
+    """A guarantee whose noise was looked at, and had a tail."""
+    values: dict[str, Any] = {
+        "values": 1000, "size": 0.99, "tail": 5.0, "coordinates": 0.1, "rounds": 0.2, "hospitals": 0.3,
+        "doubts": ["the tail: 5 standard deviations from chance"],
+    }  # fmt: skip
+    return make_result().privacy.model_copy(update={"noise": NoiseMeasured(**(values | changes))})

@@ -22,12 +22,12 @@ from medx.results import STUDY_ONLY, Meaning
 from medx.tracking import sync as syncing
 from medx.tracking import tracker
 from medx.tracking.__main__ import main
-from medx.tracking.content import WITHHELD, as_markdown, final_metrics, flatten, round_metrics
+from medx.tracking.content import WITHHELD, as_markdown, end_tags, final_metrics, flatten, round_metrics
 from medx.tracking.record import RUN_FILE, SYNCED_FILE, change_backlog, read_run, read_synced
 from medx.tracking.store import VIEW_TAG, Destination, Store, connect, embedded_uri, has_experiment
 from medx.tracking.sync import LINGER, Followed, sync
 from medx.tracking.tracker import MlflowTracking
-from tests.tracking.examples import ToldRun, make_context, make_record, make_result
+from tests.tracking.examples import ToldRun, make_attack, make_context, make_record, make_result, with_noise
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,6 +147,7 @@ def test_the_owners_view_is_recorded_of_public_data_or_where_it_is_asked_for(
     sync(tmp_path)
     data = make_result().dataset.model_copy(update={"class_counts": {"test": [90210902109021, 390]}})
     ended: dict[str, Any] = {"status": "failed", "error": "row 17 is 9", "seed": 471147114711, "dataset": data}
+    ended |= {"attacks": [make_attack(found=3.8247193)], "privacy": with_noise(size=0.9871123)}
     told.finish(**ended, config=config, config_hash="beefbeefbeef")
     assert sync(tmp_path) == [(tmp_path / "job", None)]
 
@@ -159,7 +160,7 @@ def test_the_owners_view_is_recorded_of_public_data_or_where_it_is_asked_for(
     shown = (run.data.params, run.data.metrics, run.data.tags, run.info.run_name, run.inputs.to_dictionary())
     everything = "\n".join([*map(str, shown), *texts, (tmp_path / "job" / RUN_FILE).read_text()])
     secrets = ("471147114711", "f00df00df00d", "row 17", "beefbeefbeef", "final/test/auc", "0.625", "timing/total")
-    for secret in (*secrets, "90210902109021"):
+    for secret in (*secrets, "90210902109021", "attack/server/lower_bound_found", "3.8247193", "0.9871123", "the tail"):
         assert (secret in everything) == whole, secret
     assert "4708" in everything, "counts of splits are no secret"
     assert (kept / "result.json").exists() == whole
@@ -566,6 +567,31 @@ def test_what_epsilon_means_is_among_the_metrics_and_undefined_figures_are_not()
         "meaning/image/detected_at_0.01": 0.3,
         "meaning/image/reconstructed_from_0.1": 0.7,
     }
+
+
+def test_what_attacks_found_and_what_the_noise_was_like_are_among_metrics_and_tags() -> None:
+    plain = make_result()
+    assert not [name for name in final_metrics(plain) if name.startswith(("attack/", "noise/"))]
+    assert not {"against_claim", "noise_doubts"} & end_tags(plain).keys()
+    every = [make_attack(), make_attack(observer="whoever gets the model", found=None, against=["more was found"])]
+    told = make_result(attacks=every, privacy=with_noise(rounds=None))
+    metrics = final_metrics(told)
+    assert {name: value for name, value in metrics.items() if name.startswith(("attack/server/", "noise/"))} == {
+        "attack/server/lower_bound_found": 4.2, "attack/server/claimed": 4.95, "attack/server/shift": 1.1,
+        "attack/server/shift_planned": 1.2, "attack/server/by_guesses": 2.0, "attack/server/by_guesses_ceiling": 3.76,
+        "noise/values": 1000, "noise/size": 0.99, "noise/tail": 5.0, "noise/coordinates": 0.1, "noise/hospitals": 0.3,
+    }  # fmt: skip
+    public = {
+        name.rpartition("/")[2] for name in final_metrics(told) if name.startswith("attack/whoever gets the model/")
+    }
+    assert public == {"claimed", "shift", "shift_planned", "by_guesses", "by_guesses_ceiling"}, "no bound: any epsilon"
+    tags = end_tags(told)
+    assert tags["against_claim"] == "whoever gets the model: more was found"
+    assert tags["noise_doubts"] == "the tail: 5 standard deviations from chance"
+    assert end_tags(make_result(attacks=every[:1]))["against_claim"] == "none"
+    released = told.released()
+    assert not [name for name in final_metrics(released) if name.startswith(("attack/", "noise/"))]
+    assert not {"against_claim", "noise_doubts"} & end_tags(released).keys()
 
 
 def test_an_embedded_store_in_a_folder_of_any_name(tmp_path: Path) -> None:
