@@ -80,10 +80,16 @@ class Composed:
         if key not in GROUPS:
             return value
         part = self.tracking if key == "tracking" else getattr(self.experiment, key)
-        kept = {name: each for name, each in value.items() if name != "_target_" and (key, name) not in PLACES}
+        places = places_of(key, type(part))
+        kept = {name: each for name, each in value.items() if name not in places and name != "_target_"}
         before = {name: getattr(type(part), name) for name in getattr(type(part), "added", ())}
         kept = {name: each for name, each in kept.items() if name not in before or each != before[name]}
         return {"component": identity_of(type(part)), **kept}
+
+
+def places_of(group: str, kind: Any) -> tuple[str, ...]:
+    """The keys of a component that only say where files lie."""
+    return (*(name for owner, name in PLACES if owner == group), *getattr(kind, "places", ()))
 
 
 def typed(config: dict[str, Any]) -> Composed:
@@ -175,6 +181,8 @@ def resumed_config(folder: Path, current: dict[str, Any], overrides: list[str]) 
         for key, value in current.items()
     }
     now, then = dict(flat(current)), dict(flat(saved))
+    kinds = {group: locate(str(current[group].get("_target_"))) for group in GROUPS if group in groups}
+    places = {f"{group}.{name}" for group, kind in kinds.items() for name in places_of(group, kind)}
     differences = []
     for override in overrides:
         name = override.lstrip("+~").split("=", 1)[0].split("@")[0]
@@ -185,10 +193,11 @@ def resumed_config(folder: Path, current: dict[str, Any], overrides: list[str]) 
         if group in WHERE:
             saved[group] = current[group]
             continue
-        if (place := tuple(name.split("."))) in PLACES:
-            saved[place[0]][place[1]] = current[place[0]][place[1]]
+        if name in places:
+            key = name.removeprefix(f"{group}.")
+            saved[group][key] = current[group][key]
             continue
-        for key in sorted(set(now) | set(then)):
+        for key in sorted((set(now) | set(then)) - places):
             if (key == name or key.startswith(name + ".")) and listed(now.get(key)) != listed(then.get(key)):
                 differences.append(f"{key}: {then.get(key)!r} in the run, {now.get(key)!r} now")
     if differences:

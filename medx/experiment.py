@@ -28,9 +28,9 @@ from medx.federation.strategies import Federation
 from medx.federation.sums import aggregation_result, with_sums
 from medx.folder import RESULT_FILE, RunFolder, load_result
 from medx.machine import environment, resolve_device
-from medx.measurement import check_model, count_parameters, describe, measure, measure_clients, own_test_rows
+from medx.measurement import check_model, describe, described, measure, measure_clients, own_test_rows
 from medx.metrics.evaluate import refuse_unknown_metric
-from medx.model import Model
+from medx.model import Model, weights_of
 from medx.model.export import describe as describe_model
 from medx.model.export import save_model
 from medx.output import say
@@ -214,7 +214,9 @@ def make_context(
         synthetic=splits.synthetic,
         public=splits.public,
         warning=job.plan.warning,
-        statement=statement(job.plan, splits.synthetic, aggregation=aggregation_result(job)),
+        statement=statement(
+            *(job.plan, splits.synthetic), aggregation=aggregation_result(job), weights=weights_of(experiment.model)
+        ),
         plan_rows=summarise(job.plan),
         partition_rows=partition_table(list(prepared.parts), splits.train.labels, splits.class_names),
     )
@@ -303,8 +305,11 @@ def finish(
     splits = prepared.splits
     baselines = run_baselines(planned if outcome.status == "finished" else [])  # else a resume would find them spent
     steps = executed_steps(job, outcome)
+    weights = weights_of(setup.model)
     privacy = privacy_result(
-        job.plan, steps, splits.synthetic, aggregation_result(job), baselines.spent, noise=outcome.noise
+        *(job.plan, steps, splits.synthetic, aggregation_result(job), baselines.spent),
+        noise=outcome.noise,
+        weights=weights,
     )
     about = describe_model(
         setup.model,
@@ -325,7 +330,7 @@ def finish(
         seed=experiment.seed,
         config_hash=config_hash,
         dataset=describe(prepared.splits),
-        model={"name": option_of("model", config["model"]["_target_"]), "parameters": count_parameters(module)},
+        model=described(option_of("model", config["model"]["_target_"]), module, weights),
         **{name: value for name, value in measured if name != "by_hospital"},
         clients=measure_clients(
             *(module.to(setup.device), average, prepared, setup.device),

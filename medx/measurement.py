@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from medx.privacy.preflight import check_independence, check_module, perturbed
 from medx.privacy.units import PATIENT
 from medx.randomness import Key, derive_seed, numpy_generator
 from medx.released import Record
-from medx.results import ClientResult, CurveData, DatasetInfo, Interval, SubgroupResult
+from medx.results import ClientResult, CurveData, DatasetInfo, Interval, PublicWeights, SubgroupResult
 from medx.trainer.gradients import try_mode
 from medx.trainer.state import Tensors
 
@@ -198,6 +199,12 @@ def mean_intervals(measured: list[dict[str, Interval]]) -> dict[str, Interval]:
             continue
         merged[name] = Interval(value=float(np.mean(known)), low=min(known), high=max(known))
     return merged
+
+
+def described(name: str, module: nn.Module, weights: PublicWeights | None) -> dict[str, Any]:
+    """What a result says of its model: the option, its trainable numbers, and weights from elsewhere if it has some."""
+    public = {} if weights is None else {"weights": weights.model_dump()}
+    return {"name": name, "parameters": count_parameters(module), **public}
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -22,6 +22,7 @@ KEPT_BACK = ("seed", "cache", "resume")
 KEPT_BACK_OF = {
     "dataset": ("md5", "path", "csv", "columns", "subgroups", "root"),
     "tracking": ("uri",),
+    "model": ("weights",),
     "privacy": ("ledger",),
     "aggregation": ("roster",),
 }
@@ -152,6 +153,23 @@ class PrivacyResult(Record):
     aggregation: AggregationResult | None = None
     noise: Owner[NoiseMeasured | None] = None
     statement: Named[str]
+
+
+class PublicWeights(Record):
+    """Weights that a run took from elsewhere, by the SHA-256 of their file, and what is declared of them."""
+
+    backbone: str
+    sha256: str
+    licence: str
+    trained_on: list[str]
+
+    def line(self) -> str:
+        """For a privacy statement."""
+        return (
+            f"Public weights: {self.backbone} (SHA-256 {self.sha256}, licence {self.licence}), declared to be trained "
+            f"on {', '.join(self.trained_on)}. Epsilon covers the hospitals' training records, not the public images "
+            "behind these weights: whoever is among those has no guarantee from this run."
+        )
 
 
 class DatasetInfo(Record):

@@ -78,7 +78,8 @@ def component(given: type[T] | str, /) -> type[T] | Callable[[type[T]], type[T]]
     Unknown keys, wrong types and values out of range fail at construction. Ranges are written
     ``Annotated[float, Gt(0)]``. Infinite and NaN floats are refused. Defaults live in the yaml alone; but keys that
     came later, which the class names in ``added``, have what was before as theirs: a run that leaves them so keeps its
-    hash and its draws, and one that began before them goes on.
+    hash and its draws, and one that began before them goes on. ``places`` are keys that only say where files lie, of
+    which no hash knows: what is in them is told by another key.
     ``@component("privacy/local_dp")`` also declares the name, group and option, by which draws, hashes and saved models
     know the class, wherever its module lies.
     """

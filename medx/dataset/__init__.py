@@ -75,6 +75,7 @@ class DataSplits:
     ``mean`` and ``std`` (one a channel, on the 0..1 scale) are public constants, never computed from the data.
     ``public`` is true where everybody has these records: drawn images, a published benchmark's very file.
     ``copies_accepted``: whoever configured it knows that test images may be in train too. ``phantoms``: see InputSpec.
+    ``published_as``: other names of these images, by which public weights may say that they were trained on them.
     """
 
     name: str
@@ -92,6 +93,7 @@ class DataSplits:
     public: bool = False
     copies_accepted: bool = False
     phantoms: str | None = None
+    published_as: tuple[str, ...] = ()
 
     @property
     def spec(self) -> InputSpec:

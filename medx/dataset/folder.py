@@ -174,6 +174,7 @@ class Folder:
             std=(NORMALISATION,) * channels,
             copies_accepted=self.shared_patients == "accept",
             phantoms=self.phantoms,
+            published_as=() if self.path is None else (self.path.name,),
         )
 
     def _check_phantoms(self, channels: int, classes: int) -> None:

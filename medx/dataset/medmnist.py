@@ -43,6 +43,21 @@ TASKS: dict[str, Task] = {
 }
 DATA_FOLDER = "MEDX_DATA"  # environment variable that names a folder to look in first
 DRAWN_ALIKE = {"pneumoniamnist": "chest", "retinamnist": "fundus"}  # by the kinds of phantoms
+# Where the images come from (Yang et al. 2023, table 2), by which other publications call them.
+PUBLISHED_AS = {
+    "pathmnist": ("nct-crc-he-100k",),
+    "chestmnist": ("chestx-ray14", "nih-chest"),
+    "dermamnist": ("ham10000", "isic2018"),
+    "octmnist": ("kermany2018",),
+    "pneumoniamnist": ("kermany2018", "chestx-ray2017"),
+    "retinamnist": ("deepdrid",),
+    "breastmnist": ("busi",),
+    "bloodmnist": ("pbc", "acevedo2020"),
+    "tissuemnist": ("bbbc051",),
+    "organamnist": ("lits",),
+    "organcmnist": ("lits",),
+    "organsmnist": ("lits",),
+}
 NORMALISATION = 0.5
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 HINT = "dataset=phantom needs no file"
@@ -90,6 +105,7 @@ class MedMNIST:
             mean=(NORMALISATION,) * channels,
             std=(NORMALISATION,) * channels,
             phantoms=DRAWN_ALIKE.get(self.name),
+            published_as=("medmnist", *PUBLISHED_AS[self.name]),
             public=md5 == info[f"MD5{suffix}"].lower(),  # another file of this layout may be a hospital's own
         )
 

@@ -139,6 +139,9 @@ def prepare_own(setup: Setup, client: int) -> Prepared:
 
 
 def _in_memory(setup: Setup, splits: DataSplits, parts: tuple[np.ndarray, ...]) -> Prepared:
+    check = getattr(setup.model, "check_data", None)
+    if check is not None:
+        check(splits)
     features = setup.model.features(splits.spec)
     if features is not None:
         _check_memory(splits, features)

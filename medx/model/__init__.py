@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from medx.dataset import InputSpec
+from medx.results import PublicWeights
 
 
 class Objective(Protocol):
@@ -33,16 +34,39 @@ class FixedFeatures(nn.Module, ABC):
     """A transform with no trained parameter, computed once per image: ``[n, c, h, w]`` to ``[n, ...]``.
 
     ``fingerprint`` names everything that its output depends on besides the image; caches are keyed by it.
+    What is made of other features has them as ``parts``, which are computed and cached each for itself, and says in
+    ``joined`` what becomes of theirs. ``costly`` features of phantoms are cached too. ``images_at_once`` is for one
+    thread (None: as many as have 25,000 pixels).
     """
+
+    costly = False
+    images_at_once: int | None = None
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 in hexadecimal over the transform's settings, code and tensors."""
 
+    @property
+    def parts(self) -> tuple["FixedFeatures", ...]:
+        """The features that this is made of; none where it is computed from images."""
+        return ()
+
+    def joined(self, *outputs: torch.Tensor) -> torch.Tensor:
+        """``[n, ...]`` from the features ``[n, ...]`` of each part."""
+        raise NotImplementedError
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """``[n, c, h, w]`` to ``[n, ...]``."""
+        return self.joined(*(part(images) for part in self.parts))
+
 
 class Model(Protocol):
-    """A configured model: one class, one yaml."""
+    """A configured model: one class, one yaml.
+
+    It may have ``check_data(splits)``, which refuses data before anything is computed of them, and ``public_weights``
+    (``medx.results.PublicWeights``), what is declared of weights from elsewhere.
+    """
 
     def objective(self, spec: InputSpec) -> Objective:
         """The loss and the probabilities for this task."""
@@ -59,3 +83,9 @@ class Model(Protocol):
     def build(self, spec: InputSpec, seed: int) -> nn.Module:
         """The trainable module on top of ``features`` (or on images), initialised from ``seed`` alone."""
         ...
+
+
+def weights_of(model: Model) -> PublicWeights | None:
+    """What a model declares of weights from elsewhere; None where it has none."""
+    found: PublicWeights | None = getattr(model, "public_weights", None)
+    return found

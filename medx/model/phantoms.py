@@ -5,7 +5,7 @@ Each is cached by the code that makes it, and by a few phantoms, which stand for
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
@@ -16,12 +16,10 @@ from torch.nn import functional
 
 from medx.dataset import InputSpec
 from medx.dataset.phantom import KINDS, Kind, kind_of
-from medx.model import layers, objectives, warping
+from medx.model import FixedFeatures, layers, objectives, warping
 from medx.model.layers import LinearHead, head_names, initialise
 from medx.model.objectives import objective_for
-from medx.model.scattering import CODE as FEATURES_CODE
-from medx.model.scattering import ScatterFeatures, ScatterSettings
-from medx.model.storage import Tensors, cached, compute_features, source_digest, tensors_digest
+from medx.model.storage import Tensors, cached, cached_features, compute_features, source_digest, tensors_digest
 from medx.model.warping import AffineRange, affine_matrices, warp
 from medx.output import counted, say
 from medx.randomness import derive_seed, numpy_generator, torch_generator
@@ -63,7 +61,7 @@ def scaled(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
-def _kind(spec: InputSpec | ScatterSettings, key: str) -> Kind:
+def _kind(spec: InputSpec, key: str) -> Kind:
     kind = kind_of(spec.num_channels)
     if kind is None:
         raise ConfigError(f"model.{key}=phantom: draws images of 1 or 3 channels, not {spec.num_channels}")
@@ -75,29 +73,43 @@ def _probe(kind: Kind, size: int, seed: int, purpose: str, state: Tensors | None
     return tensors_digest({"images": images, "labels": labels} | (state or {}))
 
 
-def phantom_basis(settings: ScatterSettings, num_phantoms: int, whitening_exponent: float, seed: int) -> Tensors:
-    """``centre [d]``, ``basis [d, components]`` and ``scales [components]`` for a ScatterFeatures; cached.
+@dataclass(frozen=True)
+class PhantomBasis:
+    """How a basis is fitted: how many phantoms of which seed, on how many components, how far whitened."""
+
+    num_phantoms: int
+    seed: int
+    num_components: int
+    whitening_exponent: float
+
+
+def phantom_basis(raw: FixedFeatures, num_raw: int, spec: InputSpec, how: PhantomBasis) -> Tensors:
+    """``centre [num_raw]``, ``basis [num_raw, components]`` and ``scales [components]`` of raw features; cached.
 
     Raises ConfigError where there are no phantoms of so many channels, or fewer phantoms than components.
     """
-    kind = _kind(settings, "basis")
-    if not settings.num_components < min(num_phantoms, settings.num_coefficients):
-        most = min(num_phantoms, settings.num_coefficients) - 1
-        raise ConfigError(f"model.num_components={settings.num_components}: must be at most {most}")
-    # Views, colours and the constant come after the projection: every choice of them shares one basis.
-    settings = replace(settings, num_views=1, colour_cells=0, colour_weight=0, bias=0)
-    recipe = (CODE, FEATURES_CODE, asdict(settings), num_phantoms, whitening_exponent, seed)
-    probe = _probe(kind, settings.image_size, seed, "phantom-basis")
+    kind = _kind(spec, "basis")
+    if not how.num_components < min(how.num_phantoms, num_raw):
+        most = min(how.num_phantoms, num_raw) - 1
+        raise ConfigError(f"model.num_components={how.num_components}: must be at most {most}")
+    probe = _probe(kind, spec.image_size, how.seed, "phantom-basis")
 
     def fit() -> Tensors:
-        images, _ = _of_the_basis(kind, settings.image_size, num_phantoms, seed)
-        # The projection is linear: the views of a phantom would add little that another phantom does not.
-        scatter = ScatterFeatures(replace(settings, num_components=0))
-        rows = compute_features(lambda part: scatter.coefficients(scaled(part)), images)
-        say(f"preparing: principal components of {num_phantoms} phantoms, up to a minute")
-        return principal_components(rows, settings.num_components, whitening_exponent)
+        images, _ = _of_the_basis(kind, spec.image_size, how.num_phantoms, how.seed)
+        rows = _features_of(raw, images)
+        say(f"preparing: principal components of {how.num_phantoms} phantoms, up to a minute")
+        return principal_components(rows, how.num_components, how.whitening_exponent)
 
-    return cached("basis", f"{recipe} {probe}", fit)
+    return cached("basis", f"{CODE} {raw.fingerprint} {how} {probe}", fit)
+
+
+def _features_of(features: FixedFeatures, phantoms: np.ndarray) -> torch.Tensor:
+    """``float32 [n, d]`` of phantoms ``uint8``; what is costly, of the whole or of a part, from the cache."""
+    if features.parts:
+        return features.joined(*(_features_of(part, phantoms) for part in features.parts))
+    if features.costly:
+        return cached_features(features, phantoms, scaled)
+    return compute_features(lambda images: features(scaled(images)), phantoms, features.images_at_once)
 
 
 def principal_components(rows: torch.Tensor, num_components: int, whitening_exponent: float) -> Tensors:
@@ -128,14 +140,14 @@ def phantoms_fit(spec: InputSpec) -> bool:
     return spec.phantoms is not None and KINDS[spec.phantoms] == kind_of(spec.num_channels)
 
 
-def phantom_head(features: ScatterFeatures, spec: InputSpec, num_phantoms: int, seed: int) -> Tensors:
+def phantom_head(features: FixedFeatures, spec: InputSpec, num_phantoms: int, seed: int) -> Tensors:
     """The state of a linear head on ``features``, fitted to ``num_phantoms`` drawn phantoms; cached."""
     kind = _kind(spec, "basis")
     probe = _probe(kind, spec.image_size, seed, "phantom-basis")
 
     def fit() -> Tensors:
         drawn, classes = _of_the_basis(kind, spec.image_size, num_phantoms, seed)
-        rows, labels = compute_features(lambda part: features(scaled(part)), drawn), torch.from_numpy(classes)
+        rows, labels = _features_of(features, drawn), torch.from_numpy(classes)
         with torch.device("meta"):
             head: nn.Module = LinearHead(rows.shape[1], spec, bias=False)
         head, objective = initialise(head, seed), objective_for(spec)

@@ -2,13 +2,14 @@
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from medx.model import FixedFeatures, warping
+from medx.model import FixedFeatures, projection, warping
+from medx.model.projection import ProjectedFeatures
 from medx.model.storage import Tensors, source_digest, tensors_digest
 from medx.model.warping import warp
 from medx.schema import ConfigError
@@ -25,7 +26,7 @@ OPPONENT_COLOURS = (
 SMALLEST_NORM = 1e-6
 PERIODS = 2  # of the frequency plane, or copies of the image, on each side of the origin: beyond, all is zero
 
-CODE = source_digest(__file__, str(warping.__file__))
+CODE = source_digest(__file__, *(str(part.__file__) for part in (projection, warping)))
 
 
 def _gabor(size: int, scale: int, angle: float, frequency: float, slant: float) -> torch.Tensor:
@@ -168,54 +169,31 @@ class ScatterSettings:
         return (self.num_components or self.num_coefficients) + self.num_colours + 1
 
 
-class ScatterFeatures(FixedFeatures):
-    """Images ``[n, channels, size, size]`` to features ``[n, num_features]`` of l2 norm ``sqrt(1 + bias**2)``.
+class ScatterCoefficients(FixedFeatures):
+    """Images ``[n, channels, size, size]`` to ``[n, num_coefficients]`` normalised log-scattering, the mean over views.
 
-    Scattering (Bruna and Mallat 2013) of the standardised image, of opponent colours where there are three;
-    its logarithm, normalised per image and order; the mean over small affine views; projected on ``basis``
-    and partly whitened; pooled colours appended; scaled to norm one; a constant ``bias`` appended.
-    The tensors of the basis are buffers: a saved state needs nothing else. They are unset until loaded.
+    Scattering (Bruna and Mallat 2013) of the standardised image, of opponent colours where there are three; its
+    logarithm, normalised per image and order; the mean over small affine views.
     """
-
-    centre: torch.Tensor
-    basis: torch.Tensor
-    scales: torch.Tensor
 
     def __init__(self, settings: ScatterSettings) -> None:
         super().__init__()
-        self.settings = settings
+        # What comes after the coefficients is no part of them: every choice of it shares one basis.
+        self.settings = replace(settings, num_components=0, colour_cells=0, colour_weight=0, bias=0)
         self.scattering = Scattering(settings.image_size, settings.num_scales, settings.num_angles)
-        coefficients, components = settings.num_coefficients, settings.num_components
-        if components:
-            self.register_buffer("centre", torch.zeros(coefficients))
-            self.register_buffer("basis", torch.zeros(coefficients, components, dtype=torch.float16))
-            self.register_buffer("scales", torch.zeros(components))
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over settings, this code and the basis."""
-        tensors: Tensors = self.state_dict()
-        return hashlib.sha256(f"{CODE} {asdict(self.settings)} {tensors_digest(tensors)}".encode()).hexdigest()
+        """SHA-256 over settings and this code."""
+        return hashlib.sha256(f"{CODE} {asdict(self.settings)}".encode()).hexdigest()
 
-    def coefficients(self, images: torch.Tensor) -> torch.Tensor:
-        """``[n, num_coefficients]`` normalised log-scattering, the mean over the views."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """``[n, channels, size, size]`` to ``[n, num_coefficients]``."""
         images = self._standardise(images)
         total = self._scatter(images)
         for view in VIEWS[1 : self.settings.num_views]:
             total += self._scatter(_affine(images, view))
         return total / self.settings.num_views
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """``[n, channels, size, size]`` to ``[n, num_features]``."""
-        settings = self.settings
-        features = self.coefficients(images)
-        if settings.num_components:
-            features = (features - self.centre) @ self.basis.float() * self.scales
-        features = functional.normalize(features)
-        if settings.num_colours:
-            colours = functional.adaptive_avg_pool2d(images, settings.colour_cells).flatten(1)
-            features = functional.normalize(torch.cat((features, settings.colour_weight * colours), 1))
-        return functional.pad(features, (0, 1), value=settings.bias)
 
     def _standardise(self, images: torch.Tensor) -> torch.Tensor:
         centred = images - images.mean((1, 2, 3), keepdim=True)
@@ -229,6 +207,39 @@ class ScatterFeatures(FixedFeatures):
         logs = [orders[0], *(torch.log(order + self.settings.log_offset) for order in orders[1:])]
         normalised = [functional.layer_norm(order, order.shape[1:]) for order in logs]
         return torch.cat([order.flatten(1) for order in normalised], 1)
+
+
+class ScatterFeatures(ProjectedFeatures):
+    """Images ``[n, channels, size, size]`` to features ``[n, num_features]`` of l2 norm ``sqrt(1 + bias**2)``.
+
+    Scattering coefficients projected on ``basis`` and partly whitened; pooled colours appended; scaled to norm one; a
+    constant ``bias`` appended.
+    """
+
+    def __init__(self, settings: ScatterSettings) -> None:
+        coefficients = ScatterCoefficients(settings)
+        super().__init__(coefficients, settings.num_coefficients, settings.num_components, settings.bias)
+        self.settings = settings
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over settings, this code and the basis."""
+        tensors: Tensors = self.state_dict()
+        return hashlib.sha256(f"{CODE} {asdict(self.settings)} {tensors_digest(tensors)}".encode()).hexdigest()
+
+    @property
+    def parts(self) -> tuple[FixedFeatures, ...]:
+        """None: colours are the image's, and all coefficients of all images would fill a disk."""
+        return ()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """``[n, channels, size, size]`` to ``[n, num_features]``."""
+        settings = self.settings
+        features = self.projected(self.raw(images))
+        if settings.num_colours:
+            colours = functional.adaptive_avg_pool2d(images, settings.colour_cells).flatten(1)
+            features = functional.normalize(torch.cat((features, settings.colour_weight * colours), 1))
+        return functional.pad(features, (0, 1), value=settings.bias)
 
 
 def _affine(images: torch.Tensor, view: tuple[float, float, float, float]) -> torch.Tensor:

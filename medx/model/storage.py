@@ -108,10 +108,13 @@ def _placed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def cached_features(features: FixedFeatures, images: np.ndarray, normalise: Normalise, cache: Path) -> torch.Tensor:
+def cached_features(
+    features: FixedFeatures, images: np.ndarray, normalise: Normalise, cache: Path | None = None
+) -> torch.Tensor:
     """``float32 [n, ...]`` features of images ``[n, height, width, channels]``, from ``cache`` if they are there.
 
-    Keyed by the transform's fingerprint, the bytes of ``images``, and what ``normalise`` makes of black and white.
+    Keyed by the transform's fingerprint, the bytes of ``images``, and what ``normalise`` makes of black and white; so
+    are its parts, each for itself.
     """
     ends = np.zeros((2, *images.shape[1:]), images.dtype)
     ends[1] = np.iinfo(images.dtype).max
@@ -119,17 +122,23 @@ def cached_features(features: FixedFeatures, images: np.ndarray, normalise: Norm
     key = f"{features.fingerprint} {tensors_digest({'images': raw, 'ends': normalise(ends)})}"
 
     def compute() -> Tensors:
-        return {"features": compute_features(lambda part: features(normalise(part)), images)}
+        if features.parts:
+            return {
+                "features": features.joined(*(cached_features(x, images, normalise, cache) for x in features.parts))
+            }
+        return {"features": compute_features(lambda x: features(normalise(x)), images, features.images_at_once)}
 
     return cached("features", key, compute, cache)["features"]
 
 
-def compute_features(transform: Callable[[Any], torch.Tensor], images: torch.Tensor | np.ndarray) -> torch.Tensor:
+def compute_features(
+    transform: Callable[[Any], torch.Tensor], images: torch.Tensor | np.ndarray, at_once: int | None = None
+) -> torch.Tensor:
     """``float32 [n, ...]``: ``transform`` over small batches, one thread a batch, in the order of ``images [n, ...]``.
 
-    Beside the images and what is given there are a few batches in memory.
+    Beside the images and what is given there are a few batches in memory, each of ``at_once`` images, where that says.
     """
-    batch = max(1, BATCH_VALUES // max(1, math.prod(images.shape[1:])))
+    batch = at_once or max(1, BATCH_VALUES // max(1, math.prod(images.shape[1:])))
     batches = [images[start : start + batch] for start in range(0, max(1, len(images)), batch)]
     threads = torch.get_num_threads()
 

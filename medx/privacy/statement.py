@@ -20,6 +20,7 @@ from medx.results import (
     ExperimentResult,
     NoiseMeasured,
     PrivacyResult,
+    PublicWeights,
     told_epsilon,
 )
 
@@ -37,6 +38,7 @@ def statement(
     aggregation: AggregationResult | None = None,
     spent: Spending | None = None,
     noise: NoiseMeasured | None = None,
+    weights: PublicWeights | None = None,
 ) -> str:
     """About twenty lines of text; of the plan, or where something was ``spent`` of that, with ``noise`` as added."""
     shared = plan.shared_noise
@@ -46,6 +48,8 @@ def statement(
     lines += _guarantee(plan, spent or Spending.planned(plan), sees, noise) if plan.private else _nothing(sees)
     if aggregation is not None and aggregation.secure:
         lines += _aggregation(aggregation, noised=plan.private)
+    if weights is not None:
+        lines.append(weights.line())
     if synthetic:
         lines.append("Data: synthetic images that show nobody, so no guarantee is needed; this is a trial.")
     lines += _fields(plan.private)
@@ -60,11 +64,12 @@ def privacy_result(
     baselines: Mapping[int, Sequence[Event]] | None = None,
     *,
     noise: NoiseMeasured | None = None,
+    weights: PublicWeights | None = None,
 ) -> PrivacyResult:
     """The guarantee of a run, composed over exactly the steps that its clients executed.
 
     ``baselines`` are the events of other models that were trained on a client's records, by client. ``noise`` is what
-    it was like as it was added, where this process has seen that.
+    it was like as it was added, where this process has seen that; ``weights`` are public ones that the model uses.
     """
     clients = [_executed(plan, client, steps.get(client.client, 0)) for client in plan.clients]
     if not plan.private:
@@ -74,7 +79,7 @@ def privacy_result(
             clients=clients,
             aggregation=aggregation,
             meaning=nothing_kept(),
-            statement=statement(plan, synthetic, aggregation=aggregation),
+            statement=statement(plan, synthetic, aggregation=aggregation, weights=weights),
         )
     assert plan.unit is not None
     spent = Spending.of(plan, steps, baselines)
@@ -103,7 +108,7 @@ def privacy_result(
         ],
         aggregation=aggregation,
         noise=noise,
-        statement=statement(plan, synthetic, aggregation=aggregation, spent=spent, noise=noise),
+        statement=statement(plan, synthetic, aggregation=aggregation, spent=spent, noise=noise, weights=weights),
     )
 
 

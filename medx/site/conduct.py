@@ -20,7 +20,8 @@ from medx.federation.sums import aggregation_result
 from medx.folder import LOCK_FILE
 from medx.hints import option
 from medx.machine import environment
-from medx.measurement import Measurement, count_parameters, describe, measure
+from medx.measurement import Measurement, describe, described, measure
+from medx.model import weights_of
 from medx.model.export import describe as describe_model
 from medx.model.export import save_model
 from medx.privacy.plan_table import summarise
@@ -175,7 +176,7 @@ def _context(held: Conduct, side: Place) -> RunContext:
         synthetic=study.synthetic,
         public=study.synthetic,
         warning=job.plan.warning,
-        statement=statement(job.plan, study.synthetic, aggregation=sums),
+        statement=statement(job.plan, study.synthetic, aggregation=sums, weights=weights_of(job.setup.model)),
         plan_rows=summarise(job.plan),
         partition_rows=[{"hospital": each.name, "records": each.num_records} for each in study.hospitals],
     )
@@ -194,7 +195,8 @@ def _concluded(held: Conduct, side: Place, server: SiteServer, outcome: Outcome)
         if job.plan.private and receipt.steps < least:
             log.warning("the receipt of %s shows %d steps of %d", receipt.hospital, receipt.steps, least)
         steps = steps | {client: max(receipt.steps, least)} if job.plan.private else steps
-    privacy = privacy_result(job.plan, steps, study.synthetic, aggregation_result(job))
+    weights = weights_of(job.setup.model)
+    privacy = privacy_result(job.plan, steps, study.synthetic, aggregation_result(job), weights=weights)
     module = build_network(job.setup, study.spec)
     module.load_state_dict(module.state_dict() | solved(job, module, state.average.tensors()))
     measured = _measured(held, server, outcome)
@@ -215,7 +217,7 @@ def _concluded(held: Conduct, side: Place, server: SiteServer, outcome: Outcome)
         seed=study.seed,
         config_hash=study.digest[:16],
         dataset=_dataset(held),
-        model={"name": study.config["model"]["option"], "parameters": count_parameters(module)},
+        model=described(str(study.config["model"]["option"]), module, weights),
         privacy=privacy,
         rounds=state.records,
         checkpoint=str(checkpoint),
