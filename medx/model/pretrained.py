@@ -1,23 +1,18 @@
 """A linear or shallow head on features of a public network."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge, Le
-from pydantic import StringConstraints
 
 from medx.dataset import DataSplits, InputSpec
 from medx.model.backbone import Backbone, BackboneSettings, Normalisation, Pooling, loaded, settings_for
 from medx.model.heads import HeadOnFeatures
 from medx.model.networks import check_name
 from medx.model.projection import ProjectedFeatures
-from medx.model.weights import PACKAGED, file_digest, packaged_file
+from medx.model.weights import PACKAGED, Sha256, declared, packaged_file, refuse_seen
 from medx.results import PublicWeights
 from medx.schema import ConfigError, Place, component
-
-Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
-SHORTEST = 5  # letters of a name that is also the beginning of another, such as kermany and kermany2018
 
 
 @component("model/pretrained")
@@ -49,40 +44,19 @@ class Pretrained(HeadOnFeatures):
             if self.licence is not None or self.trained_on is not None:
                 raise ConfigError("model.trained_on and model.licence: accepted with model.weights=FILE alone")
             return
-        if self.sha256 is None:
-            assert self.weights is not None
-            raise ConfigError(
-                f"model.sha256=null: {self.weights} has {file_digest(self.weights)}; accepted: that, with "
-                "model.licence and model.trained_on as its publisher states them"
-            )
-        if not self.trained_on or not self.licence:
-            key = "licence" if self.trained_on else "trained_on"
-            raise ConfigError(
-                f"model.{key}={getattr(self, key)}: undeclared, and epsilon does not cover what public weights were "
-                "trained on; accepted: model.trained_on=[NAMES OF DATA SETS] and model.licence=NAME of model.weights"
-            )
+        self._declared()
 
     @property
     def public_weights(self) -> PublicWeights:
         """What is declared of the weights."""
-        if self.sha256 is None:
-            return PACKAGED[self.backbone]
-        assert self.licence is not None
-        assert self.trained_on is not None
-        return PublicWeights(
-            backbone=self.backbone, sha256=self.sha256, licence=self.licence, trained_on=list(self.trained_on)
-        )
+        return PACKAGED[self.backbone] if self.sha256 is None else self._declared()
+
+    def _declared(self) -> PublicWeights:
+        return declared(self.backbone, self.weights, self.sha256, licence=self.licence, trained_on=self.trained_on)
 
     def check_data(self, splits: DataSplits) -> None:
         """Refuse data that the weights have seen, by name, and pixels on another scale than phantoms'."""
-        names = (splits.name, splits.title, *splits.published_as)
-        seen = [each for each in self.public_weights.trained_on if any(_alike(each, name) for name in names)]
-        if seen:
-            raise ConfigError(
-                f"model.trained_on=[{', '.join(self.public_weights.trained_on)}]: {seen[0]} is in the data of this run "
-                f"({splits.title}), and epsilon does not cover what is in the weights; accepted: weights trained on "
-                "other data"
-            )
+        refuse_seen(self.public_weights, splits)
         if {*splits.mean, *splits.std} != {0.5}:
             raise ConfigError(f"model=pretrained: takes images of mean and std .5, not {splits.mean} and {splits.std}")
 
@@ -113,9 +87,3 @@ class Pretrained(HeadOnFeatures):
         if self.weights is None and self.sha256 is not None:  # of a saved model, whose file has the tensors
             raise ConfigError(f"model.weights=null: accepted: the file with SHA-256 {self.sha256}")
         return self.weights or packaged_file()
-
-
-def _alike(one: str, other: str) -> bool:
-    """Whether two names of data sets are one, or the beginning of one is the other."""
-    short, long = sorted((re.sub(r"[\W_]", "", each).lower() for each in (one, other)), key=len)
-    return short == long or (len(short) >= SHORTEST and long.startswith(short))

@@ -2,18 +2,18 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from medx.dataset import InputSpec
+from medx.dataset import DataSplits, InputSpec
 from medx.model.layers import LinearHead, initialise, standardise_convolutions
 from medx.model.network import ConvolutionalStart, WholeNetwork
+from medx.model.weights import Sha256, declared, read_weights, refuse_seen
+from medx.results import PublicWeights
 from medx.schema import CheckpointError, ConfigError, Place, component
 
 SMALL_IMAGE = 128  # below it, the ordinary stem's division by four would leave too few pixels
@@ -37,17 +37,38 @@ class ResNet18(ConvolutionalStart, WholeNetwork):
     """ResNet-18 (He et al. 2016) with GroupNorm (Wu and He 2018) in place of BatchNorm, which couples records.
 
     Below 128 pixels the stem is a 3x3 convolution of stride 1 without pooling. ``weights`` is a local
-    safetensors file of public weights for everything but the head ``fc``, which starts at zero.
+    file of public weights for everything but the head ``fc``, which starts at zero. Its ``sha256``, ``licence`` and
+    ``trained_on`` (data sets by name) are declared, as epsilon does not cover the images behind it.
     """
+
+    places = ("weights",)
+    added: ClassVar[tuple[str, ...]] = (*ConvolutionalStart.added, "sha256", "licence", "trained_on")
 
     num_groups: Annotated[int, Ge(1)]
     weights: Place | None
+    sha256: Sha256 | None = None
+    licence: str | None = None
+    trained_on: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if 64 % self.num_groups:
             raise ConfigError(f"model.num_groups={self.num_groups}: must divide 64, the narrowest layer")
         if self.weights is not None and self.pretrain != "none":
             raise ConfigError(f"model.pretrain={self.pretrain}: accepted with model.weights={self.weights} is none")
+        if self.public_weights is None and (self.licence or self.trained_on):
+            raise ConfigError("model.trained_on and model.licence: accepted with model.weights=FILE alone")
+
+    @property
+    def public_weights(self) -> PublicWeights | None:
+        """What is declared of the weights; None where the network starts without any."""
+        if self.weights is None and self.sha256 is None:  # a saved model has no file, and says what it began from
+            return None
+        return declared("resnet18", self.weights, self.sha256, licence=self.licence, trained_on=self.trained_on)
+
+    def check_data(self, splits: DataSplits) -> None:
+        """Refuse data that the weights have seen."""
+        if self.public_weights is not None:
+            refuse_seen(self.public_weights, splits)
 
     def start(self, spec: InputSpec, seed: int) -> nn.Module:
         """Initial weights from ``seed`` and from the file ``weights``; raises CheckpointError where it does not fit."""
@@ -64,16 +85,14 @@ class ResNet18(ConvolutionalStart, WholeNetwork):
                 standardise_convolutions(network)
         initialise(network, seed)
         if self.weights is not None:
-            _load_body(network, self.weights)
+            assert self.sha256 is not None
+            _load_body(network, self.weights, self.sha256)
         return network
 
 
-def _load_body(network: nn.Module, path: Path) -> None:
+def _load_body(network: nn.Module, path: Path, sha256: str) -> None:
     """Load every tensor but the head's; raises CheckpointError naming the first that does not fit."""
-    try:
-        loaded = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"model.weights={path}: not a readable safetensors file ({error})") from error
+    loaded = read_weights(path, sha256)
     loaded = {name: tensor for name, tensor in loaded.items() if not name.startswith("fc.")}
     expected = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc.")}
     for name in sorted(expected.keys() | loaded.keys()):

@@ -5,15 +5,21 @@ import pickle
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import StringConstraints
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from medx.dataset import DataSplits
 from medx.model.storage import Tensors
 from medx.results import PublicWeights
 from medx.schema import CheckpointError, ConfigError
+
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+SHORTEST = 5  # letters of a name that is also the beginning of another, such as kermany and kermany2018
 
 # Of networks whose weights are a package: what its publisher says of them.
 PACKAGED = {
@@ -24,6 +30,43 @@ PACKAGED = {
         trained_on=["imagenet"],
     )
 }
+
+
+def declared(
+    backbone: str, weights: Path | None, sha256: str | None, *, licence: str | None, trained_on: tuple[str, ...] | None
+) -> PublicWeights:
+    """What is declared of a file; raises ConfigError where something is not."""
+    if sha256 is None:
+        assert weights is not None
+        raise ConfigError(
+            f"model.sha256=null: {weights} has {file_digest(weights)}; accepted: that, with model.licence and "
+            "model.trained_on as its publisher states them"
+        )
+    if not trained_on or not licence:
+        key, value = ("licence", licence) if trained_on else ("trained_on", trained_on)
+        raise ConfigError(
+            f"model.{key}={value}: undeclared, and epsilon does not cover what public weights were trained on; "
+            "accepted: model.trained_on=[NAMES OF DATA SETS] and model.licence=NAME of model.weights"
+        )
+    return PublicWeights(backbone=backbone, sha256=sha256, licence=licence, trained_on=list(trained_on))
+
+
+def refuse_seen(weights: PublicWeights, splits: DataSplits) -> None:
+    """Raise ConfigError for data that the weights have seen, by any name that these go by."""
+    names = (splits.name, splits.title, *splits.published_as)
+    seen = [each for each in weights.trained_on if any(_alike(each, name) for name in names)]
+    if seen:
+        raise ConfigError(
+            f"model.trained_on=[{', '.join(weights.trained_on)}]: {seen[0]} is in the data of this run "
+            f"({splits.title}), and epsilon does not cover what is in the weights; accepted: weights trained on other "
+            "data"
+        )
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two names of data sets are one, or the beginning of one is the other."""
+    short, long = sorted((re.sub(r"[\W_]", "", each).lower() for each in (one, other)), key=len)
+    return short == long or (len(short) >= SHORTEST and long.startswith(short))
 
 
 def packaged_file() -> Path:

@@ -9,10 +9,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from medx.dataset import InputSpec
-from medx.model import Model
+from medx.dataset.phantom import Phantom
+from medx.model import Model, weights_of
 from medx.model.cnn import Cnn
+from medx.model.export import describe, load_model, save_model
 from medx.model.layers import initialise
-from medx.schema import CheckpointError, ConfigError
+from medx.model.weights import file_digest
+from medx.schema import ConfigError, MedxError
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 
@@ -20,6 +23,12 @@ CONF = Path(__file__).parents[2] / "conf" / "model"
 def option(name: str, **overrides: Any) -> Model:
     model: Model = instantiate(yaml.safe_load((CONF / f"{name}.yaml").read_text()) | overrides)
     return model
+
+
+def declaration(path: Path) -> dict[str, Any]:
+    """What is to be said of a file of weights."""
+    known = file_digest(path) if path.exists() else "0" * 64
+    return {"weights": str(path), "sha256": known, "licence": "MIT", "trained_on": ["imagenet"]}
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet18"])
@@ -84,7 +93,8 @@ def test_resnet18_loads_public_weights_but_the_head(tmp_path: Path) -> None:
     spec = InputSpec(3, 224, 9, "multiclass")
     donor = option("resnet18").build(InputSpec(3, 224, 2, "binary"), 5)
     save_file(donor.state_dict(), tmp_path / "good.safetensors")
-    network = option("resnet18", weights=str(tmp_path / "good.safetensors")).build(spec, 6)
+    declared = declaration(tmp_path / "good.safetensors")
+    network = option("resnet18", **declared).build(spec, 6)
     assert torch.equal(network.state_dict()["conv1.weight"], donor.state_dict()["conv1.weight"])
     assert not network.state_dict()["fc.0.weight"].any()
 
@@ -100,9 +110,31 @@ def test_resnet18_refuses_weights_that_do_not_fit(fault: str, tmp_path: Path) ->
     elif fault == "shape":
         save_file(tensors | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
     names = {"batchnorm": "bn1.running_mean", "shape": "conv1.weight"}
-    with pytest.raises(CheckpointError, match=names.get(fault, "weights.safetensors")) as caught:
-        option("resnet18", weights=str(path)).build(InputSpec(3, 224, 2, "binary"), 0)
+    with pytest.raises(MedxError, match=names.get(fault, "weights.safetensors")) as caught:
+        option("resnet18", **declaration(path)).build(InputSpec(3, 224, 2, "binary"), 0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sha256", "licence", "trained_on"])
+def test_resnet18_refuses_public_weights_of_which_too_little_is_declared(name: str, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(Exception, match=rf"model\.{name}="):
+        option("resnet18", **(declaration(tmp_path / "weights.safetensors") | {name: None}))
+
+
+def test_resnet18_says_what_it_began_from_and_refuses_data_that_it_has_seen(tmp_path: Path) -> None:
+    save_file(option("resnet18").build(InputSpec(1, 28, 2, "binary"), 5).state_dict(), tmp_path / "w.safetensors")
+    model = option("resnet18", **declaration(tmp_path / "w.safetensors"))
+    assert weights_of(model).trained_on == ["imagenet"]
+    splits = Phantom(kind="chest", num_train=30, num_validation=10, num_test=10, size=28, seed=0).load()
+    model.check_data(splits)
+    with pytest.raises(ConfigError, match=rf"model\.trained_on=\[{splits.name}\]"):
+        option("resnet18", **(declaration(tmp_path / "w.safetensors") | {"trained_on": [splits.name]})).check_data(
+            splits
+        )
+    path = tmp_path / "model.safetensors"
+    save_model(path, describe(model, splits.spec, (0.5,), (0.5,)), None, model.build(splits.spec, 0))
+    assert load_model(path).metadata["model"]["trained_on"] == ["imagenet"]
 
 
 NORMS = [nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.LayerNorm(4, elementwise_affine=False)]
