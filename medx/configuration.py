@@ -80,7 +80,9 @@ class Composed:
         if key not in GROUPS:
             return value
         part = self.tracking if key == "tracking" else getattr(self.experiment, key)
-        places = places_of(key, type(part))
+        places, own = places_of(key, type(part)), getattr(type(part), "places", ())
+        # A component's own may be older than what makes it one: without a file it is known as it was.
+        places = tuple(name for name in places if name not in own or value[name] is not None)
         kept = {name: each for name, each in value.items() if name not in places and name != "_target_"}
         before = {name: getattr(type(part), name) for name in getattr(type(part), "added", ())}
         kept = {name: each for name, each in kept.items() if name not in before or each != before[name]}

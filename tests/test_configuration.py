@@ -169,6 +169,7 @@ def test_where_files_lie_is_fixed_at_the_start_and_is_no_part_of_the_hash(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert typed(found.config).config == found.config
+    assert typed(composed("model=resnet18")).what["model"]["weights"] is None  # as before a file was a place
     known = ("model=resnet18", "model.weights=w", f"model.sha256={'0' * 64}", "model.licence=MIT")
     assert typed(composed(*known, "model.trained_on=[x]")).hash != typed(composed("model=resnet18")).hash
 
