@@ -1,5 +1,7 @@
 """The three sentences that a reader meets first, and what must be known before them."""
 
+import numpy as np
+
 from medx.dossier.operating import spoken
 from medx.dossier.record import Rule
 from medx.dossier.subject import Subject
@@ -84,7 +86,7 @@ def verdict(accuracy: Interval, majority: float | None) -> str:
         return ""
     if accuracy.low > majority:
         return ", so it has learnt something"
-    return ", which is better" if accuracy.high < majority else ", which is no worse within the interval"
+    return ", which is right more often" if accuracy.high < majority else ", which is no worse within the interval"
 
 
 def _privacy(run: Subject) -> str:
@@ -101,15 +103,20 @@ def _privacy(run: Subject) -> str:
     seed = " as long as the seed of its noise stays secret," if privacy.noise_source == "seed" else ""
     return (
         f"What {whom} shows is protected towards {towards(run)},{seed} by epsilon {told_epsilon(privacy.epsilon)} at "
-        f"delta {privacy.delta:g}: {found(meaning, run.unit)}{_patients(run)}."
+        f"delta {in_full(privacy.delta)}: {found(meaning, run.unit)}{_patients(run)}."
     )
+
+
+def in_full(delta: float) -> str:
+    """0.00001, and not 1e-05."""
+    return np.format_float_positional(delta, trim="-")
 
 
 def found(meaning: Meaning, unit: str) -> str:
     """A bound as a reader can hold it."""
     share = round(100 * upwards(meaning.detected["0.01"], 2))
     most = "may find all that were (no limit)" if share == 100 else f"finds at most {share} of 100 that were"
-    return f"an attacker who takes 1 in 100 {unit}s that were not trained on for trained on {most}, where luck finds 1"
+    return f"an attacker who wrongly names 1 in 100 {unit}s that were not used {most}, where luck finds 1"
 
 
 def towards(run: Subject) -> str:

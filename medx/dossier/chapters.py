@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from medx.dossier.answer import ANSWER, FIRST
+from medx.dossier.answer import ANSWER, FIRST, in_full
 from medx.dossier.attacked import ATTACKS, attack_tables, material
 from medx.dossier.bounds import MEANING, meaning_tables
 from medx.dossier.observers import OBSERVERS, UNCOVERED, observer_tables
@@ -47,6 +47,8 @@ CAPTIONS = {
     "roc": "Upwards how much of a class is found, to the right how much else is taken for it; the diagonal is luck.",
     "calibration": "Below the diagonal the model is surer than it is right, above it less sure.",
     "confusion_matrix": "Test images by what they are and what the model answers.",
+    "meaning": "Upwards how many that were used are found, to the right how many others are named; none is above.",
+    "attacks": "By who looks: what is claimed, what the plan's noise leaves to be found this way, and what was found.",
 }
 
 
@@ -66,13 +68,15 @@ def meaning_pictures(run: Subject) -> Iterator[Picture]:
     """What any test finds at most, as curves."""
     if run.private:
         made = material(run)
-        yield from meaning_figure(made.frame, {run.number: run.meanings})
+        for each in meaning_figure(made.frame, {run.number: run.meanings}):
+            yield replace(each, caption=CAPTIONS[each.name])
 
 
 def attack_pictures(run: Subject) -> Iterator[Picture]:
     """Claim and finding, by who looks."""
     if run.result.attacks:
-        yield from canary_figure(material(run))
+        for each in canary_figure(material(run)):
+            yield replace(each, caption=CAPTIONS[each.name])
 
 
 KINDS: tuple[Kind, ...] = (
@@ -140,7 +144,7 @@ def together(runs: Sequence[Subject]) -> list[Sentence]:
             delta = sum(each.result.privacy.delta or 0.0 for each in same)
             text = (
                 f"Runs {listed(each.number for each in same)} are of the same data, and the epsilon of each is its own "
-                f"alone. For whoever sees all of them it adds up, to {epsilon:.3f} at delta {delta:g} for one "
+                f"alone. For whoever sees all of them it adds up, to {epsilon:.3f} at delta {in_full(delta)} for one "
                 f"{one.unit}."
             )
             found.append(Sentence(key="together.adds_up", text=text))

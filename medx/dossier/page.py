@@ -59,6 +59,7 @@ def as_json(dossier: Dossier) -> str:
 
 def _filled(dossier: Dossier, template: str, drawn: Drawn) -> str:
     made = environment(template, TEMPLATES)
+    made.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")  # no line ends before it
     title = f"Dossier of {dossier.runs[0].name}" if len(dossier.runs) == 1 else f"Dossier of {len(dossier.runs)} runs"
     return made.get_template(template).render(
         dossier=dossier, title=title, banner=BANNERS[dossier.view], drawn=drawn, sources=SOURCES
