@@ -86,7 +86,11 @@ def verdict(accuracy: Interval, majority: float | None) -> str:
         return ""
     if accuracy.low > majority:
         return ", so it has learnt something"
-    return ", which is right more often" if accuracy.high < majority else ", which is no worse within the interval"
+    return (
+        ", which is right more often"
+        if accuracy.high < majority
+        else ", so within the interval it is not shown to be better"
+    )
 
 
 def _privacy(run: Subject) -> str:
@@ -193,12 +197,8 @@ def _overspent(run: Subject) -> str | None:
 
 
 def _ledgers(run: Subject) -> str | None:
-    executed = {each.client: each.steps for each in run.result.privacy.clients}
-    off = [
-        str(each.client) for each in run.ledgers if each.steps is not None and each.steps != executed.get(each.client)
-    ]
-    where = listed(off) if off else ""
-    return f"LEDGER AND RESULT DIFFER at hospital {where}: see the hospitals' annex." if off else None
+    off = [each.whose for each in run.differing()]
+    return f"LEDGER AND RESULT DIFFER: {listed(off)}. See the hospitals' annex." if off else None
 
 
 def _receipts(run: Subject) -> str | None:

@@ -30,10 +30,13 @@ def _delta(run: Subject) -> str | None:
 
 
 def _large_delta(run: Subject) -> str | None:
-    delta, records = run.result.privacy.delta, run.result.dataset.sizes.get("train", 0)
-    if not run.private or delta is None or delta * records < 1:
+    privacy = run.result.privacy
+    patients = sum(each.num_patients or 0 for each in privacy.clients)
+    images = run.result.dataset.sizes.get("train", 0)
+    count = {"hospital": run.num_clients, "patient": patients}.get(run.unit, images)
+    if privacy.epsilon is None or privacy.delta is None or privacy.delta * count < 1:
         return None
-    return f"Delta is large here: with {records:,} training images it leaves room for one of them to be shown outright."
+    return f"Delta is large here: with {count:,} {run.unit}s it leaves room for one of them to be shown outright."
 
 
 def _image(run: Subject) -> str | None:
@@ -137,6 +140,8 @@ def meaning_tables(run: Subject) -> Iterator[Table]:
     )
     by_unit = run.result.privacy.epsilon_by_unit
     units = {unit: run.meanings.get(unit) for unit in dict.fromkeys([*run.meanings, *by_unit])}
+    if run.unit == "hospital":  # whose bound an image has
+        units["hospital"] = run.of_unit()
     rows = [_bound("for one", unit, meaning, by_unit.get(unit)) for unit, meaning in units.items()]
     if "patient" not in units and not run.result.dataset.synthetic:
         rows.append(Row({"for one": "patient"}, {"for one": "patient", "epsilon": UNKNOWN.partition(":")[0]}))

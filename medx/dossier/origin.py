@@ -75,21 +75,16 @@ def _pairs(found: dict[str, Any]) -> Iterator[Row]:
 
 
 def _agrees(run: Subject) -> str | None:
-    steps = {each.client: each.steps for each in run.result.privacy.clients}
     known = [each for each in run.ledgers if each.steps is not None]
-    if not known or any(each.steps != steps.get(each.client) for each in known):
+    if not known or run.differing():
         return None
-    many = "The hospital's ledger has" if len(known) == 1 else f"The ledgers of {len(known)} hospitals have"
-    return f"{many} as many noisy releases of this run on record as epsilon was computed from."
+    whose = f"{known[0].whose}'s ledger has" if len(known) == 1 else f"the ledgers of {len(known)} hospitals have"
+    return f"{whose[0].upper()}{whose[1:]} as many noisy releases of this run on record as its result counts."
 
 
 def _differs(run: Subject) -> str | None:
-    steps = {each.client: each.steps for each in run.result.privacy.clients}
-    off = [each for each in run.ledgers if each.steps is not None and each.steps != steps.get(each.client)]
-    told = ", ".join(
-        f"hospital {each.client}: {each.steps} in the ledger, {steps.get(each.client)} here" for each in off
-    )
-    return f"Ledger and result differ: {told}. Epsilon is computed from the result's." if off else None
+    told = [f"{each.whose} has {each.steps} releases on record" for each in run.differing()]
+    return f"Ledger and result differ: {', '.join(told)}. Epsilon is of the releases in the table." if told else None
 
 
 def _others(run: Subject) -> str | None:
@@ -145,11 +140,9 @@ def site_tables(run: Subject) -> Iterator[Table]:
     ]
     note = (
         "Releases: how often something computed on the hospital's images left it. Drawn: the chance with which each "
-        "image "
-        "was in one. Noise: its standard deviation, in units of the most that one image (or what the unit is) can "
-        "change."
+        f"{run.unit} was in one. Noise: its standard deviation, in units of the most that one {run.unit} can change."
     )
-    yield Table.of("sites", "Hospital by hospital", note, rows)
+    yield Table.of("sites", "Hospital by hospital", note if run.private else "", rows)
 
 
 def _site(run: Subject, events: ClientEvents, ledger: Ledger | None, receipt: Receipt | None) -> Row:
@@ -161,7 +154,7 @@ def _site(run: Subject, events: ClientEvents, ledger: Ledger | None, receipt: Re
     if run.private:
         cells |= {"drawn": _short(events.sampling_probability), "noise": _short(events.noise_multiplier),
                   "epsilon": DASH if events.epsilon is None else told_epsilon(events.epsilon)}  # fmt: skip
-    if run.ledgers:
+    if any(each.client is not None for each in run.ledgers):
         steps = None if ledger is None else ledger.steps
         data |= {"ledger_steps": steps, "ledger_runs": None if ledger is None else ledger.runs}
         cells |= {

@@ -27,12 +27,17 @@ PUBLISHED = ("medx.dataset.medmnist.", "medx.dataset.pneumoniamnist.")  # classe
 class Ledger:
     """A hospital's ledger in the run's folder: steps that this run has entered, and how many runs are in it.
 
-    ``steps`` is None where the ledger does not know the run.
+    ``client`` is None for the one ledger of a trusted server, and ``steps`` where the ledger does not know the run.
     """
 
-    client: int
+    client: int | None
     steps: int | None
     runs: int
+
+    @property
+    def whose(self) -> str:
+        """For a reader."""
+        return "the server" if self.client is None else f"hospital {self.client}"
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,12 @@ class Subject:
         """The same of one unit, where it differs by who looks."""
         return observers_of(self.result.privacy)
 
+    def differing(self) -> list[Ledger]:
+        """Ledgers that have other releases of this run on record than the result counts."""
+        steps = {each.client: each.steps for each in self.result.privacy.clients}
+        counted = {None: max(steps.values(), default=0), **steps}
+        return [each for each in self.ledgers if each.steps is not None and each.steps != counted.get(each.client)]
+
     def of_unit(self) -> Meaning:
         """What epsilon leaves possible for one unit."""
         return self.meanings["patient" if self.unit == "patient" else "image"]
@@ -173,7 +184,7 @@ def _when(seconds: float) -> str:
 
 def _ledgers(folder: Path, result: ExperimentResult) -> Iterator[Ledger]:
     """What the ledgers say, read in copies: to open one makes files beside it."""
-    for path in sorted(folder.glob("client_*.sqlite")):
+    for path in sorted(folder.glob("*.sqlite")):
         with tempfile.TemporaryDirectory() as place:
             for ending in ("", "-wal"):
                 if (part := path.with_name(path.name + ending)).exists():
@@ -182,7 +193,8 @@ def _ledgers(folder: Path, result: ExperimentResult) -> Iterator[Ledger]:
                 run = result.run or ""
                 events = ledger.executed(run) if ledger.knows(run) else None
                 steps = None if events is None else sum(count for _, count in events)
-                yield Ledger(int(path.stem.removeprefix("client_")), steps, len(ledger.entries()))
+                number = path.stem.removeprefix("client_")
+                yield Ledger(int(number) if number.isdigit() else None, steps, len(ledger.entries()))
 
 
 def _receipts(folder: Path) -> Iterator[Receipt]:

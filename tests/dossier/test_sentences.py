@@ -208,8 +208,15 @@ def test_the_second_sentence_never_calls_luck_learning() -> None:
     above, within, below = (sentences({"majority_accuracy": share}) for share in (0.5, 0.9, 0.99))
     assert "has learnt something" in above
     assert "has learnt something" not in within + below
-    assert "no worse within the interval" in within
+    assert "not shown to be better" in within
     assert "which is right more often" in below
+
+
+def test_a_trusted_servers_one_ledger_counts_for_all() -> None:
+    told = sentences({".ledgers": (Ledger(None, 6, 1),)})
+    assert "The server's ledger has as many noisy releases" in told
+    assert "No ledger" not in told
+    assert "LEDGER AND RESULT DIFFER: the server" in sentences({".ledgers": (Ledger(None, 7, 1),)})
 
 
 def test_own_images_are_never_called_published_and_drawn_ones_never_a_patients() -> None:
