@@ -12,7 +12,8 @@ from medx.output import Parser, as_called, refusing
 HELP = """
 RUN is the output folder of a run, its result.json or its released.json; this
 machine need not have made it. Nothing is trained and no image is read. A
-coordinator's run folder shows the hospitals' receipts too.
+coordinator's run folder shows the hospitals' receipts too; a hospital adds with
+--site what its own log, policy and ledger say of the study.
 
 The page begins with three sentences: what was trained on whose data, how good it
 is, what privacy holds and towards whom. A sentence is in it only where the run
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="default: dossier.html, unless another is asked for")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the same words and tables; - is standard output")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the same for programs; - is standard output")
+    parser.add_argument(
+        "--site", type=Path, action="append", default=[], metavar="KIT", help="a hospital's own kit: its log"
+    )
     parser.add_argument("--released", action="store_true", help="without what is the owner's alone")
     chosen = parser.parse_args(arguments)
     with refusing():
@@ -62,6 +66,12 @@ def write(chosen: argparse.Namespace) -> None:
         if path is not None and path != Path("-") and not path.parent.is_dir():
             raise ConfigError(f"{name}={path}: there is no such folder; accepted: a file in one that is")
     runs = read(chosen.runs, released=chosen.released)
+    if chosen.site:
+        from medx.dossier.kit import with_kits  # brings all that a node needs
+
+        if chosen.released:
+            raise ConfigError(f"--site={chosen.site[0]}: a hospital's log is its own; accepted: without --released")
+        runs = with_kits(runs, chosen.site)
     dossier = make_dossier(runs, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
     makers = {"--html": lambda: as_html(dossier, runs), "--markdown": lambda: as_markdown(dossier),
               "--json": lambda: as_json(dossier)}  # fmt: skip

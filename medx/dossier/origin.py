@@ -7,6 +7,7 @@ from medx.dossier.people import hospital
 from medx.dossier.record import Rule
 from medx.dossier.subject import Ledger, Receipt, Subject
 from medx.report.cells import DASH, Row, Table
+from medx.report.words import listed
 from medx.results import ClientEvents, told_epsilon
 
 GIT = "git"
@@ -122,13 +123,34 @@ def _admitted(run: Subject) -> str | None:
     )
 
 
+def _logged(run: Subject) -> str | None:
+    told = [f"{each.hospital} ({each.entries} entries)" for each in run.kits]
+    return f"The whole log of {listed(told)} was read, and each entry fits the one before." if told else None
+
+
+def _refused(run: Subject) -> str | None:
+    told = [each.hospital for each in run.kits if any(entry.event == "refused" for entry in each.verdicts)]
+    return f"Something of this study was refused by {listed(told)}: see the log." if told else None
+
+
 def _no_receipt(run: Subject) -> str | None:
     if not run.owner or not run.deployed or run.receipts:
         return None
     return "No hospital's receipt is in the run's folder, so what it has spent is the coordinator's word alone."
 
 
-SITES: tuple[Rule, ...] = (_agrees, _differs, _others, _no_ledger, _admitted, _signed, _unchecked, _no_receipt)
+SITES: tuple[Rule, ...] = (
+    _agrees,
+    _differs,
+    _others,
+    _no_ledger,
+    _admitted,
+    _signed,
+    _unchecked,
+    _logged,
+    _refused,
+    _no_receipt,
+)
 
 
 def site_tables(run: Subject) -> Iterator[Table]:
@@ -143,6 +165,24 @@ def site_tables(run: Subject) -> Iterator[Table]:
         f"{run.unit} was in one. Noise: its standard deviation, in units of the most that one {run.unit} can change."
     )
     yield Table.of("sites", "Hospital by hospital", note if run.private else "", rows)
+    yield from kit_tables(run)
+
+
+def kit_tables(run: Subject) -> Iterator[Table]:
+    """What hospitals' own logs and policies say."""
+    logged = [
+        {"hospital": each.hospital, "time": each.time, "event": each.event, "said": each.said}
+        for kit in run.kits
+        for each in kit.verdicts
+    ]
+    yield Table.of(
+        "verdicts", "From the hospitals' own logs", "Times are UTC.", (Row(dict(each), each) for each in logged)
+    )
+    rules = [{"hospital": kit.hospital} | kit.policy for kit in run.kits]
+    rows = (Row(dict(each), {name.replace("_", " "): text for name, text in each.items()}) for each in rules)
+    yield Table.of(
+        "policies", "What their policies allow", "As they are now; the log says what was admitted when.", rows
+    )
 
 
 def _site(run: Subject, events: ClientEvents, ledger: Ledger | None, receipt: Receipt | None) -> Row:

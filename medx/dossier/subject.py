@@ -51,6 +51,26 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """One entry of a hospital's log on this run's study."""
+
+    hospital: str
+    time: str
+    event: str
+    said: str
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What a hospital's kit says: ``verdicts`` on this study, of ``entries`` in its log, and rules of its policy."""
+
+    hospital: str
+    verdicts: tuple[Verdict, ...]
+    entries: int
+    policy: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Subject:
     """One run of a dossier by its ``number`` and the ``name`` it was given.
 
@@ -65,6 +85,7 @@ class Subject:
     written: str | None = None
     ledgers: tuple[Ledger, ...] = ()
     receipts: tuple[Receipt, ...] = ()
+    kits: tuple[Kit, ...] = ()
     seeds: int = 1
 
     @property
@@ -120,8 +141,8 @@ class Subject:
 
     def differing(self) -> list[Ledger]:
         """Ledgers that have other releases of this run on record than the result counts."""
-        steps = {each.client: each.steps for each in self.result.privacy.clients}
-        counted = {None: max(steps.values(), default=0), **steps}
+        counted: dict[int | None, int] = {each.client: each.steps for each in self.result.privacy.clients}
+        counted[None] = max(counted.values(), default=0)  # a trusted server's releases are of all
         return [each for each in self.ledgers if each.steps is not None and each.steps != counted.get(each.client)]
 
     def of_unit(self) -> Meaning:
@@ -163,7 +184,7 @@ def _read(number: int, text: str, *, released: bool) -> Subject:
         result=result,
         digests={name: _digest(folder / name) for name in names if (folder / name).is_file()},
         written=_when(config.stat().st_mtime) if owner and config.exists() else None,
-        ledgers=tuple(_ledgers(folder / "ledger", result)) if owner else (),
+        ledgers=tuple(ledgers_in(folder / "ledger", result)) if owner else (),
         receipts=tuple(_receipts(folder)) if owner else (),
     )
     try:
@@ -182,7 +203,7 @@ def _when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _ledgers(folder: Path, result: ExperimentResult) -> Iterator[Ledger]:
+def ledgers_in(folder: Path, result: ExperimentResult) -> Iterator[Ledger]:
     """What the ledgers say, read in copies: to open one makes files beside it."""
     for path in sorted(folder.glob("*.sqlite")):
         with tempfile.TemporaryDirectory() as place:

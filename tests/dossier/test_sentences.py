@@ -7,7 +7,7 @@ import pytest
 from medx.dossier.answer import ANSWER, FIRST
 from medx.dossier.chapters import KINDS, make_run, together
 from medx.dossier.record import Rule, told
-from medx.dossier.subject import Ledger, Receipt
+from medx.dossier.subject import Kit, Ledger, Receipt, Verdict
 from medx.privacy.spending import OTHERS, SERVER, TRUSTED
 from tests.dossier.examples import BENCHMARK, SECURE, attack, client, events, group, interval, meaning, noise, subject
 
@@ -34,6 +34,8 @@ OFF_BY_ONE: Changes = {".ledgers": (Ledger(0, 6, 1), Ledger(1, 7, 1))}
 RECEIPTS: Changes = {".receipts": (Receipt("north", 6, 4.9, True), Receipt("south", 6, 4.9, True))}
 FORGED: Changes = {".receipts": (Receipt("north", 6, 4.9, True), Receipt("south", 6, 4.9, False))}
 UNCHECKED: Changes = {".receipts": (Receipt("north", 6, 4.9, None), Receipt("south", 6, 4.9, None))}
+ADMITTED: Changes = {".kits": (Kit("north", (Verdict("north", "2031", "admitted", "epsilon 4.9"),), 7, {}),)}
+REFUSED: Changes = {".kits": (Kit("north", (Verdict("north", "2031", "refused", "why max_epsilon"),), 7, {}),)}
 TWO_GROUPS: Changes = {"subgroups": [group("f", 0.6), group("m", 0.9)]}
 ALIKE: Changes = {"subgroups": [group("f", 0.89), group("m", 0.9)]}
 BASE: Changes = {}
@@ -144,6 +146,8 @@ FLIPS: dict[str, tuple[Changes, Changes]] = {
     "sites.admitted": (RECEIPTS, BASE),
     "sites.signed": (RECEIPTS, FORGED),
     "sites.unchecked": (UNCHECKED, RECEIPTS),
+    "sites.logged": (ADMITTED, BASE),
+    "sites.refused": (REFUSED, ADMITTED),
     "sites.no_receipt": (DEPLOYED, DEPLOYED | RECEIPTS),
 }  # fmt: skip
 RULES: dict[str, Rule] = {
