@@ -71,13 +71,19 @@ def _quality(run: Subject) -> str:
     auc = test.get("auc", Interval(value=None))
     what = "its answers, label by label," if data.task == "multilabel" else "its answers"
     majority = run.result.majority_accuracy
-    usual = f", where always answering the most frequent class is right in {number(majority, True)}"
-    beside = "" if majority is None else usual
+    than = f", where {usual(run)} is right in {number(majority, True)}"
+    beside = "" if majority is None else than
     ranks = "" if auc.value is None else f"; its AUC is {spoken(auc, False)}, where 0.5 is luck and 1 is perfect"
     return (
         f"On {data.sizes['test']:,} test images {what} are right in {spoken(accuracy)}{beside}"
         f"{verdict(accuracy, majority)}{ranks}."
     )
+
+
+def usual(run: Subject) -> str:
+    """What to do better than."""
+    several = run.result.dataset.task == "multilabel"
+    return "always giving each label's more frequent answer" if several else "always answering the most frequent class"
 
 
 def verdict(accuracy: Interval, majority: float | None) -> str:
@@ -102,11 +108,14 @@ def _privacy(run: Subject) -> str:
     privacy, meaning = run.result.privacy, run.of_unit()
     assert privacy.epsilon is not None
     assert privacy.delta is not None
-    whom = {"image": "each training image", "patient": "each patient with all training images at a hospital",
-            "hospital": "each hospital with all its training images"}[run.unit]  # fmt: skip
+    what = {
+        "image": "each training image shows",
+        "patient": "all training images of a patient at a hospital show",
+        "hospital": "all training images of a hospital show",
+    }[run.unit]
     seed = " as long as the seed of its noise stays secret," if privacy.noise_source == "seed" else ""
     return (
-        f"What {whom} shows is protected towards {towards(run)},{seed} by epsilon {told_epsilon(privacy.epsilon)} at "
+        f"What {what} is protected towards {towards(run)},{seed} by epsilon {told_epsilon(privacy.epsilon)} at "
         f"delta {in_full(privacy.delta)}: {found(meaning, run.unit)}{_patients(run)}."
     )
 

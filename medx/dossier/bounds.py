@@ -48,6 +48,15 @@ def _patient(run: Subject) -> str | None:
     return _worded(run, "patient") if told else None
 
 
+def _image_of_patient(run: Subject) -> str | None:
+    if run.unit != "patient" or run.result.dataset.synthetic:
+        return None
+    return (
+        "The bound of one image is looser than its patient's: an image may turn what its patient adds into the "
+        "opposite, so it counts as if all images of that patient were exchanged for others."
+    )
+
+
 def _unbounded(run: Subject) -> str | None:
     if not run.private or run.result.dataset.synthetic or "patient" in run.meanings:
         return None
@@ -123,8 +132,8 @@ def _seeded(run: Subject) -> str | None:
 
 
 MEANING: tuple[Rule, ...] = (
-    _epsilon, _delta, _large_delta, _image, _patient, _unbounded, _no_limit, _several, _nothing, _nobody,
-    _accountants, _heard, _seeded,
+    _epsilon, _delta, _large_delta, _image, _image_of_patient, _patient, _unbounded, _no_limit, _several,
+    _nothing, _nobody, _accountants, _heard, _seeded,
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from medx.dossier.answer import usual
 from medx.dossier.operating import Operating, operating_points, operating_table, shown, spoken
 from medx.dossier.people import hospital, measured_rows
 from medx.dossier.record import Rule
@@ -17,6 +18,10 @@ RARE = 0.05  # a share of patients at which a positive answer is often wrong
 METRICS = {
     "auc": ("AUC", False), "accuracy_at_threshold": ("accuracy", True),
     "balanced_accuracy_at_threshold": ("balanced accuracy", True), "ece": ("calibration error (ECE)", False),
+}  # fmt: skip
+
+MEANS = {  # over labels, of which no single one's counts are told
+    "sensitivity_at_threshold": ("sensitivity", True), "specificity_at_threshold": ("specificity", True),
 }  # fmt: skip
 
 
@@ -110,7 +115,7 @@ def _majority(run: Subject) -> str | None:
     accuracy, majority = run.result.test.get("accuracy_at_threshold"), run.result.majority_accuracy
     if accuracy is None or majority is None or accuracy.low is None or accuracy.high is None:
         return None
-    always = f"Always answering the most frequent training class is right in {number(majority, True)}"
+    always = f"{usual(run).capitalize()} is right in {number(majority, True)}"
     if accuracy.low > majority:
         return f"{always}, below the interval of the model: it does better than that."
     if accuracy.high < majority:
@@ -192,14 +197,15 @@ def quality_tables(run: Subject) -> Iterator[Table]:
 
 
 def _overall(run: Subject) -> Iterator[Row]:
+    told = METRICS | (MEANS if run.result.dataset.task == "multilabel" else {})
     models: dict[str, dict[str, Interval]] = {"this model": run.result.test} if run.result.test else {}
     models |= {LABELS.get(name, name): found for name, found in run.result.baselines.items()}
     for name, metrics in models.items():
-        data: dict[str, Any] = {"who": name} | {key: metrics[key].value for key in METRICS if key in metrics}
+        data: dict[str, Any] = {"who": name} | {key: metrics[key].value for key in told if key in metrics}
         cells = {"who": name}
-        cells |= {title: shown(metrics[key], percent) for key, (title, percent) in METRICS.items() if key in metrics}
+        cells |= {title: shown(metrics[key], percent) for key, (title, percent) in told.items() if key in metrics}
         yield Row(data, cells)
     majority = run.result.majority_accuracy
     if majority is not None:
         yield Row({"who": "majority", "accuracy_at_threshold": majority},
-                  {"who": "always the most frequent class", "accuracy": number(majority, True)})  # fmt: skip
+                  {"who": usual(run), "accuracy": number(majority, True)})  # fmt: skip

@@ -92,6 +92,7 @@ FLIPS: dict[str, tuple[Changes, Changes]] = {
     "meaning.delta": (BASE, NONE),
     "meaning.large_delta": ({"privacy.delta": 0.02}, BASE),
     "meaning.image": (BASE, NONE),
+    "meaning.image_of_patient": (PATIENTS | {"privacy.unit": "patient"}, PATIENTS),
     "meaning.patient": (PATIENTS, BASE),
     "meaning.unbounded": (BASE, PATIENTS),
     "meaning.no_limit": ({"privacy.meaning": {"image": meaning(80.0, 1.0)}}, BASE),
@@ -203,8 +204,8 @@ def test_the_third_sentence_says_towards_whom() -> None:
     assert "finds at most 10 of 100" in said()
     assert "epsilon 4.900 at delta 0.00001" in said()
     assert "of 100 patients with all their images it finds at most 80" in said(PATIENTS)
-    assert "each patient with all training images" in said({"privacy.unit": "patient"}, PATIENTS)
-    assert "each hospital with all its training images" in said({"privacy.unit": "client"})
+    assert "What all training images of a patient at a hospital show is" in said({"privacy.unit": "patient"}, PATIENTS)
+    assert "What all training images of a hospital show is" in said({"privacy.unit": "client"})
     assert "(no limit)" in said({"privacy.meaning": {"image": meaning(90.0, 1.0)}})
 
 
