@@ -31,9 +31,7 @@ def _what(run: Subject) -> str:
     data, name = result.dataset, result.model.get("name")
     size = f" with {parameters:,} trained numbers" if (parameters := result.model.get("parameters")) else ""
     task = TASKS[data.task].format(names=quoted(data.class_names))
-    return (
-        f"A model ({name}{size}) was trained {task} on {data.sizes['train']:,} {whose(run)}, held by {hospitals(run)}."
-    )
+    return f"A model ({name}{size}) was trained {task} on {data.sizes.get('train', 0):,} {whose(run)}, held by {hospitals(run)}."
 
 
 def whose(run: Subject) -> str:
@@ -75,7 +73,7 @@ def _quality(run: Subject) -> str:
     beside = "" if majority is None else than
     ranks = "" if auc.value is None else f"; its AUC is {spoken(auc, False)}, where 0.5 is luck and 1 is perfect"
     return (
-        f"On {data.sizes['test']:,} test images {what} are right in {spoken(accuracy)}{beside}"
+        f"On {data.sizes.get('test', 0):,} test images {what} are right in {spoken(accuracy)}{beside}"
         f"{verdict(accuracy, majority)}{ranks}."
     )
 

@@ -18,7 +18,7 @@ def _untried(run: Subject) -> str | None:
     if not run.owner or run.result.attacks:
         return None
     return (
-        "No attack was tried on this run, so what it gives away in practice is not known. `attack=standard` tries "
+        "No attack was tried on this run, so nothing is known here of what it gives away. `attack=standard` tries "
         "canaries on a copy of a run after it; `medx audit` does so for a configuration; `medx membership` asks who "
         "was "
         "among the training images."

@@ -155,6 +155,8 @@ def _adds_up(one: Subject, other: Subject) -> bool:
     """Whether both spend on the same data, by the images where both tell them, else by the name."""
     if not (one.private and other.private and one.unit == other.unit) or one.result.dataset.synthetic:
         return False
+    if one.number != other.number and one.result.run is not None and one.result.run == other.result.run:
+        return False  # one run that was named twice
     mine, its = one.result.dataset, other.result.dataset
     if mine.content_hash and its.content_hash:
         return mine.content_hash == its.content_hash

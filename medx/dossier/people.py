@@ -161,8 +161,9 @@ def _no_groups(run: Subject) -> str | None:
     if not run.owner or run.result.subgroups or run.result.dataset.synthetic:
         return None
     return (
-        "No groups of people were told apart, by sex or age or anything else, so nobody knows whether the model serves "
-        "one worse than another (`dataset.subgroups` names the columns, where the data have any)."
+        "No groups of people were told apart, by sex or age or anything else, so this page cannot say whether the "
+        "model "
+        "serves one worse than another (`dataset.subgroups` names the columns, where the data have any)."
     )
 
 
@@ -190,12 +191,20 @@ def people_tables(run: Subject) -> Iterator[Table]:
         known = dict(zip(data.class_names, counts, strict=False))
         rows.append(Row({"split": split, "images": size} | {f"class {name}": count for name, count in known.items()},
                         {"part": split, "images": f"{size:,}"} | texts(known)))  # fmt: skip
-    several = " An image may have several labels, or none." if data.task == "multilabel" else ""
-    note = f"The model learnt from train, validation chose where it answers, and it is measured on test.{several}"
-    yield Table.of("images", "Images by part and class", note, rows)
+    yield Table.of("images", "Images by part and class", _parts(run), rows)
     yield Table.of("hospitals", "Training images by hospital", "", _hospitals(run))
     note = "Test images by what the data's own column says of the person; `unknown`: it says nothing."
     yield Table.of("groups", "Groups of people in the test images", note, _groups(run))
+
+
+def _parts(run: Subject) -> str:
+    """What each part was for in this run."""
+    chosen = run.result.threshold is not None or run.result.thresholds is not None
+    said = ["The model learnt from train."]
+    said += ["Where it answers was chosen on validation."] if chosen else []
+    said += ["It is measured on test."] if run.result.test else []
+    said += ["An image may have several labels, or none."] if run.result.dataset.task == "multilabel" else []
+    return " ".join(said)
 
 
 def _hospitals(run: Subject) -> Iterator[Row]:

@@ -76,7 +76,8 @@ def _small(run: Subject) -> str | None:
     if data.synthetic or data.image_size >= RADIOLOGY:
         return None
     return (
-        f"It sees {data.image_size} pixels along an edge, where people who diagnose by images see many times as many."
+        f"It sees {data.image_size} pixels along an edge, where people who diagnose by images mostly see many times "
+        "as many."
     )
 
 

@@ -224,6 +224,18 @@ def test_a_trusted_servers_one_ledger_counts_for_all() -> None:
     assert "LEDGER AND RESULT DIFFER: the server" in sentences({".ledgers": (Ledger(None, 7, 1),)})
 
 
+def test_what_a_part_was_for_is_told_where_it_was_so() -> None:
+    def note(changes: Changes) -> str:
+        (people,) = [each for each in make_run(ready(changes)).chapters if each.key == "people"]
+        return people.tables[0].note
+
+    assert (
+        note(BASE) == "The model learnt from train. Where it answers was chosen on validation. It is measured on test."
+    )
+    assert note({"threshold": None, "test": {}}) == "The model learnt from train."
+    assert "several labels" in note(MULTI)
+
+
 def test_own_images_are_never_called_published_and_drawn_ones_never_a_patients() -> None:
     assert "published data set" not in sentences()
     assert "owner" not in told("answer", ANSWER, ready(DRAWN))[0].text
@@ -234,13 +246,15 @@ def test_own_images_are_never_called_published_and_drawn_ones_never_a_patients()
 
 
 def test_runs_of_the_same_data_add_up_and_no_others() -> None:
-    one, two = subject(), subject({".number": 2})
+    other = {".number": 2, "run": "cd" * 16}
+    one, two = subject(), subject(other)
     (said,) = together([one, two])
     assert "Runs 1 and 2" in said.text
     assert "9.800 at delta 0.00002" in said.text
     assert together([one]) == []
+    assert together([one, subject({".number": 2})]) == [], "one run, named twice"
     for changes in ({"dataset.content_hash": "0" * 64}, NONE, {"privacy.unit": "patient"} | PATIENTS):
-        assert together([one, subject({".number": 2, **changes})]) == []
-    assert together([subject(DRAWN), subject({".number": 2, **DRAWN})]) == []
+        assert together([one, subject({**other, **changes})]) == []
+    assert together([subject(DRAWN), subject({**other, **DRAWN})]) == []
     released = {"dataset.content_hash": None, "view": "released"}
-    assert together([subject(released), subject({".number": 2, **released})]), "by the name where no digest is told"
+    assert together([subject(released), subject({**other, **released})]), "by the name where no digest is told"
