@@ -162,8 +162,7 @@ def _no_groups(run: Subject) -> str | None:
         return None
     return (
         "No groups of people were told apart, by sex or age or anything else, so this page cannot say whether the "
-        "model "
-        "serves one worse than another (`dataset.subgroups` names the columns, where the data have any)."
+        "model serves one worse than another (`dataset.subgroups` names the columns, where the data have any)."
     )
 
 
