@@ -31,7 +31,8 @@ def _what(run: Subject) -> str:
     data, name = result.dataset, result.model.get("name")
     size = f" with {parameters:,} trained numbers" if (parameters := result.model.get("parameters")) else ""
     task = TASKS[data.task].format(names=quoted(data.class_names))
-    return f"A model ({name}{size}) was trained {task} on {data.sizes.get('train', 0):,} {whose(run)}, held by {hospitals(run)}."
+    images = f"{data.sizes.get('train', 0):,} {whose(run)}"
+    return f"A model ({name}{size}) was trained {task} on {images}, held by {hospitals(run)}."
 
 
 def whose(run: Subject) -> str:
