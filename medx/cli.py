@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[str, list[str], str]] = {
     "report": ("medx.report", [], "run what a study still lacks, and render its page"),
     "compare": ("medx.report", ["compare"], "two runs side by side"),
     "attack": ("medx.attacks", [], "what the epsilon of finished runs leaves possible"),
+    "dossier": ("medx.dossier", [], "a page of finished runs for a board or a data protection officer"),
     "predict": ("medx.predict", [], "what a trained model says of the images in a folder"),
     "export": ("medx.export", [], "a trained model as ONNX"),
     "ui": ("medx.tracking", ["ui"], "MLflow's pages on this machine"),

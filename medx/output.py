@@ -28,6 +28,7 @@ _VERBS = {
     "python -m medx.report compare": "medx compare",
     "python -m medx.report": "medx report",
     "python -m medx.data": "medx data",
+    "python -m medx.dossier": "medx dossier",
     "python -m medx.audit": "medx audit",
     "python -m medx.membership": "medx membership",
     "python -m medx.attacks": "medx attack",

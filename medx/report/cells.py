@@ -147,8 +147,13 @@ class Table:
     @property
     def markdown(self) -> str:
         """As lines of Markdown."""
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+        return markdown(self.header, self.rows)
+
+
+def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
+    """A table as lines of Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def settled(setting: Setting, *shown: str) -> Row:

@@ -111,16 +111,21 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
 
 def render(report: Report, template: str) -> str:
     """One of the templates, filled."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+    return environment(template).get_template(template).render(report=report)
+
+
+def environment(template: str, *more: Path) -> Environment:
+    """Where templates are filled, those in ``more`` folders too; text in HTML is escaped."""
+    made = Environment(
+        loader=FileSystemLoader([*more, TEMPLATES]),
         undefined=StrictUndefined,
         autoescape=template.endswith(".html.j2"),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"cells": html_cell, "safe_svg": Markup, "code": html_code, "zip": zip}
-    return environment.get_template(template).render(report=report)
+    made.filters |= {"cells": html_cell, "safe_svg": Markup, "code": html_code, "zip": zip}
+    return made
 
 
 def html_code(text: str) -> Markup:

@@ -1,0 +1,1 @@
+"""``medx dossier``: what an ethics board or a data protection officer must know of a run, on one page."""
