@@ -198,7 +198,9 @@ for function in (call, again):
     ran = subprocess.run(
         [sys.executable, "-c", f"{program}\n{calls}"], capture_output=True, text=True, check=True, env=os.environ
     )
-    assert ran.stdout.splitlines() == ["mdel is unknown; did you mean model, model.bias, model.train"] * 2
+    first, second = ran.stdout.splitlines()
+    assert first == second
+    assert first.startswith("mdel is unknown; did you mean model, ")
 
 
 def test_every_name_is_documented() -> None:

@@ -16,6 +16,7 @@ from scipy import stats
 from torch import nn
 
 from medx.aggregation.integer_noise import NoiseStream, accounting_gap, discrete_gaussian, grid_sensitivity
+from medx.hints import option
 from medx.model.layers import LinearHead
 from medx.privacy.base import ClientPlan, SampledGaussian
 from medx.randomness import derive_key, derive_seed, torch_generator
@@ -243,7 +244,7 @@ def test_clipped_gradient_is_the_sum_without_noise():
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_build_and_name_every_field(preset):
-    fields = yaml.safe_load(preset.read_text())
+    fields = option("trainer", preset.stem)
     trainer = instantiate(fields)
     assert isinstance(trainer, Trainer)
     assert fields.keys() - {"_target_"} == {field.name for field in dataclasses.fields(trainer)}
