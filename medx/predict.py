@@ -21,7 +21,7 @@ from medx.dataset import normalised
 from medx.dataset.decoded import Rules, decode
 from medx.dataset.folder import Folder
 from medx.dataset.table import CSV, images_below
-from medx.files import write_text
+from medx.files import replaced
 from medx.measurement import answers
 from medx.metrics.evaluate import Threshold, evaluate
 from medx.model.export import ExportedModel
@@ -103,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not chosen.out.parent.is_dir():
             raise ConfigError(f"--out={chosen.out}: there is no such folder; accepted: a file in one that is")
         said = answered(model, reading(model, chosen.folder, chosen.overrides))
-        write_text(chosen.out, as_csv(said))
+        with replaced(chosen.out) as aside:
+            aside.touch(mode=0o600)  # what is said of patients, by the names of their files
+            aside.write_text(as_csv(said))
     say("")
     tell(said, chosen.out)
 

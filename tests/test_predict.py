@@ -64,6 +64,7 @@ def test_it_says_of_the_test_images_what_the_run_has_measured(trained, tmp_path,
     table = {row["image"]: row for row in rows_of(scans / "labels.csv")}
     test = [row for row in rows_of(out) if table[row["image"]]["split"] == "test"]
     assert len(test) == COUNT["test"]
+    assert out.stat().st_mode & 0o077 == 0
     for column, metric in (("answer", "accuracy"), ("answer_at_threshold", "accuracy_at_threshold")):
         right = np.mean([row[column] == table[row["image"]]["label"] for row in test])
         assert right == pytest.approx(ran.result.test[metric].value)
