@@ -18,7 +18,7 @@ from medx.api import composed
 from medx.attacks.audit import Finding, audit, unit_of
 from medx.files import write_text
 from medx.job import cache_at
-from medx.output import Parser, as_called, plain_text, refusing, say
+from medx.output import Parser, plain_text, refusing, say
 from medx.tables import Table
 
 EPILOG = """\
@@ -88,12 +88,7 @@ class Audited:
 def main() -> None:
     """Parse, audit, tell."""
     output.take_all()
-    parser = Parser(
-        prog="python -m medx.audit",
-        description=__doc__,
-        epilog=as_called(EPILOG),
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = Parser.of("medx.audit", __doc__, EPILOG)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a configuration, as for a run")
     parser.add_argument("--reference", action="store_true", help="every mechanism, two models, two budgets")
     parser.add_argument("--canaries", type=int, help="in each run (400, or 40 hospitals)")

@@ -1,6 +1,5 @@
 """``python -m medx.export MODEL --onnx FILE``: a trained model as ONNX, for programs without MedX."""
 
-import argparse
 import json
 import logging
 import warnings
@@ -17,7 +16,7 @@ from medx import output
 from medx.api import load_model
 from medx.files import replaced
 from medx.model.export import ExportedModel
-from medx.output import Parser, as_called, plain_text, refusing, say
+from medx.output import Parser, plain_text, refusing, say
 from medx.schema import ConfigError
 
 HELP = """
@@ -58,12 +57,7 @@ class Answering(nn.Module):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read, translate, compare, write."""
-    parser = Parser(
-        prog="python -m medx.export",
-        description=__doc__,
-        epilog=as_called(HELP),
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = Parser.of("medx.export", __doc__, HELP)
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run's folder or its model.safetensors")
     parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="the file to write")
     chosen = parser.parse_args(arguments)

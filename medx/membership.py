@@ -3,7 +3,6 @@
 It trains the shadow runs that are not in the cache, and writes a table, a figure and all numbers.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from medx import output
 from medx.attacks.membership import ATTACKS, STUDY_FILE, Found, Membership, MembershipStudy, attack
 from medx.attacks.pictures import NAMES, member_roc
 from medx.files import write_text
-from medx.output import Parser, as_called, plain_text, refusing, say
+from medx.output import Parser, plain_text, refusing, say
 from medx.released import Record
 from medx.schema import ConfigError
 from medx.shadows import Shadows
@@ -55,12 +54,7 @@ class Settings(Record):
 def main() -> None:
     """Parse, train, attack, write, tell."""
     output.take_all()
-    parser = Parser(
-        prog="python -m medx.membership",
-        description=__doc__,
-        epilog=as_called(EPILOG),
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = Parser.of("medx.membership", __doc__, EPILOG)
     parser.add_argument("file", type=Path, help="settings.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all settings")
     parser.add_argument("--runs", type=int, help="of each setting, in place of the file's")

@@ -151,6 +151,12 @@ def refusing() -> Iterator[None]:
 class Parser(argparse.ArgumentParser):
     """argparse, whose errors are one line without the page of usage."""
 
+    @classmethod
+    def of(cls, module: str, description: str | None, epilog: str) -> "Parser":
+        """For ``python -m module``; the epilog stands below the options as it is written."""
+        raw = argparse.RawTextHelpFormatter
+        return cls(prog=f"python -m {module}", description=description, epilog=epilog, formatter_class=raw)
+
     def format_usage(self) -> str:
         """As it was called."""
         return as_called(super().format_usage())

@@ -1,6 +1,5 @@
 """``python -m medx.predict MODEL FOLDER``: what a trained model says of every image in a folder."""
 
-import argparse
 import csv
 import io
 import logging
@@ -26,7 +25,7 @@ from medx.measurement import answers
 from medx.metrics.evaluate import Threshold, evaluate
 from medx.model.export import ExportedModel
 from medx.model.storage import cache_folder
-from medx.output import Parser, as_called, counted, plain_text, refusing, say
+from medx.output import Parser, counted, plain_text, refusing, say
 from medx.schema import ConfigError, DataError
 from medx.tables import Table
 
@@ -84,12 +83,7 @@ class Answers:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read, answer, measure."""
-    parser = Parser(
-        prog="python -m medx.predict",
-        description=__doc__,
-        epilog=as_called(HELP),
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = Parser.of("medx.predict", __doc__, HELP)
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run's folder or its model.safetensors")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="images, and labels.csv where they have labels")
     parser.add_argument("overrides", nargs="*", metavar="dataset.key=value", help="as for a run")

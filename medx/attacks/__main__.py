@@ -1,6 +1,5 @@
 """``python -m medx.attacks RUN ...``: what the epsilon of finished runs leaves possible, however one attacks."""
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from medx import output
 from medx.folder import read_result
-from medx.output import Parser, as_called, plain_text, refusing
+from medx.output import Parser, plain_text, refusing
 from medx.privacy.meaning import UNKNOWN, in_short, meanings_of, observers_of, upwards
 from medx.results import ExperimentResult, Meaning, told_epsilon
 from medx.schema import ConfigError, MedxError
@@ -58,12 +57,7 @@ class Told:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read, tell."""
-    parser = Parser(
-        prog="python -m medx.attacks",
-        description=__doc__,
-        epilog=as_called(HELP),
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = Parser.of("medx.attacks", __doc__, HELP)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a finished run, or its result.json")
     parser.add_argument("--json", action="store_true", help="all figures, with the curves")
     chosen = parser.parse_args(arguments)

@@ -1,6 +1,5 @@
 """``python -m medx.data check DIR``: what there is, what is wrong with it, and whether a run would take it."""
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ from medx.dataset.checks import check_splits
 from medx.dataset.folder import Folder
 from medx.files import write_text
 from medx.hints import NO_OVERRIDE, nearest, option, options_of
-from medx.output import Parser, as_called, refusing
+from medx.output import Parser, refusing
 from medx.schema import ConfigError, MedxError
 
 EPILOG = """\
@@ -40,12 +39,7 @@ where this command line is wrong.
 def main() -> None:
     """Parse, look, tell."""
     output.take_all()
-    parser = Parser(
-        prog="python -m medx.data",
-        description=__doc__,
-        epilog=as_called(EPILOG),
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = Parser.of("medx.data", __doc__, EPILOG)
     parser.add_argument("verb", choices=["check"])
     words = "a folder of images, or dataset=NAME; and\ndataset.key=value as for a run"
     parser.add_argument("what", nargs="+", metavar="DIR | key=value", help=words)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medx import output
-from medx.output import Parser, as_called, refusing
+from medx.output import Parser, refusing
 
 HELP = """
 RUN is the output folder of a run, its result.json or its released.json; this
@@ -33,12 +33,7 @@ exit code: 0, or 2 where a run cannot be read.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read, write, say where."""
-    parser = Parser(
-        prog="python -m medx.dossier",
-        description=__doc__,
-        epilog=as_called(HELP),
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = Parser.of("medx.dossier", __doc__, HELP)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a run, or its result.json")
     parser.add_argument("--html", type=Path, metavar="FILE", help="default: dossier.html, unless another is asked for")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the same words and tables; - is standard output")

@@ -45,9 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def report(given: list[str]) -> int:
     """Run and render the studies that were named."""
-    parser = Parser(
-        prog="python -m medx.report", description=__doc__, epilog=HELP, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser.of("medx.report", __doc__, HELP)
     parser.add_argument("--study", default="reference_report", help="names of experiments/NAME/study.yaml, by commas")
     parser.add_argument("--seeds", type=str, help="in place of the study's: 0,1,2 or 0-4")
     parser.add_argument("--set", action="append", default=[], metavar="[DATASET:]KEY=VALUE", help="one more override")
