@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,37 +13,32 @@ from flwr.serverapp import Grid
 from pydantic import BeforeValidator, InstanceOf, SkipValidation
 
 from medx.aggregation import Aggregation
-from medx.baselines import Baseline as Planned
-from medx.baselines import plan_baselines, run_baselines, share_epsilon
+from medx.baselines import plan_baselines, share_epsilon
 from medx.dataset import Dataset
 from medx.federation.checkpoint import ServerState, resumed_state
 from medx.federation.hospital import Hospitals
 from medx.federation.hospital_app import client_app
-from medx.federation.ledgers import check_ledgers, finish_ledgers, recorded_steps, withdraw
+from medx.federation.ledgers import check_ledgers, withdraw
 from medx.federation.plain_rounds import RoundAborted
 from medx.federation.prepared import Prepared, prepare
 from medx.federation.server import Server
-from medx.federation.setup import Job, Setup, build_network, data_key, make_job, solved
+from medx.federation.setup import Job, Setup, data_key, make_job
 from medx.federation.strategies import Federation
 from medx.federation.sums import aggregation_result, with_sums
-from medx.folder import RESULT_FILE, RunFolder, load_result
-from medx.machine import environment, resolve_device
-from medx.measurement import check_model, describe, described, measure, measure_clients, own_test_rows
+from medx.folder import RunFolder
+from medx.machine import resolve_device
+from medx.measurement import check_model
 from medx.metrics.evaluate import refuse_unknown_metric
 from medx.model import Model, weights_of
-from medx.model.export import describe as describe_model
-from medx.model.export import save_model
-from medx.output import say
+from medx.outcome import Outcome, finish, noise_before, write_down
 from medx.partition import Partition, partition_table
 from medx.privacy.base import PrivacyMechanism
 from medx.privacy.plan_table import summarise
-from medx.privacy.statement import privacy_result, statement
+from medx.privacy.statement import statement
 from medx.results import (
     AttackResult,
     ExperimentResult,
-    NoiseMeasured,
     Observer,
-    PrivacyResult,
     RoundRecord,
     RunContext,
     Status,
@@ -127,7 +122,7 @@ def run_experiment(
         if outcome.noise is None and place.resumed:
             outcome = replace(outcome, noise=noise_before(place.path))
         trained = time.perf_counter()
-        result = finish(experiment, job, prepared, outcome, config, planned=baselines, config_hash=place.config_hash)
+        result = finish(job, prepared, outcome, config, planned=baselines, config_hash=place.config_hash)
         ended = time.perf_counter()
         phases = {"prepare": loaded - began, "rounds": trained - loaded, "measure": ended - trained}
         result.timing = phases | {"total": ended - began}
@@ -151,18 +146,6 @@ def attacked(attacks: Attacks, config: dict[str, Any], prepared: Prepared, folde
     except MedxError as error:
         log.warning("attack=standard came to no end: %s; the run itself is complete", error)
         return []
-
-
-def noise_before(folder: Path) -> NoiseMeasured | None:
-    """What the run's earlier result says of its noise, for a resume that has no round left to do; None without one."""
-    before = load_result(folder)
-    return None if before is None else before.privacy.noise
-
-
-def write_down(result: ExperimentResult, folder: Path) -> None:
-    """The owner's view as ``result.json``, and beside it what may leave the house as ``released.json``."""
-    result.save(folder / RESULT_FILE)
-    result.released().save(folder / "released.json")
 
 
 def make_setup(experiment: Experiment, config: dict[str, Any], draw_key: str) -> Setup:
@@ -222,16 +205,6 @@ def make_context(
     )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How the rounds ended: the last state, and why it stopped if it stopped early."""
-
-    server: ServerState
-    status: Status = "finished"
-    error: str | None = None
-    noise: NoiseMeasured | None = None
-
-
 def run_rounds(
     experiment: Experiment,
     hospitals: Hospitals,
@@ -282,81 +255,3 @@ def follow(server: Server, begin: ServerState | None, run: Callable[[Callable[[G
     except KeyboardInterrupt:
         status, error = "killed", "stopped by the user"
     return Outcome(reached[-1], status, error)
-
-
-def finish(
-    experiment: Experiment,
-    job: Job,
-    prepared: Prepared,
-    outcome: Outcome,
-    config: dict[str, Any],
-    *,
-    planned: Sequence[Planned],
-    config_hash: str,
-) -> ExperimentResult:
-    """Measure the averaged model, account for what was executed, export the checkpoint."""
-    say("measuring the model")
-    setup = job.setup
-    module = build_network(setup, prepared.spec).to(setup.device)
-    average = solved(job, module, outcome.server.average.tensors())
-    measured = measure(module, average, prepared, setup.device, setup.seed, test_rows=own_test_rows(prepared))
-    module.load_state_dict(module.state_dict() | average)  # what is not trained stays as it was built
-    checkpoint = job.folder / "model.safetensors"
-    splits = prepared.splits
-    baselines = run_baselines(planned if outcome.status == "finished" else [])  # else a resume would find them spent
-    steps = executed_steps(job, outcome)
-    weights = weights_of(setup.model)
-    privacy = privacy_result(
-        *(job.plan, steps, splits.synthetic, aggregation_result(job), baselines.spent),
-        noise=outcome.noise,
-        weights=weights,
-    )
-    about = describe_model(
-        setup.model,
-        splits.spec,
-        splits.mean,
-        splits.std,
-        threshold=measured.threshold if measured.thresholds is None else measured.thresholds,
-        privacy=guarantee(privacy),
-        run=job.run_id,
-        classes=splits.class_names,
-        recipe=getattr(experiment.dataset, "recipe", None),
-    )
-    save_model(checkpoint, about, prepared.features, module.cpu())
-    return ExperimentResult(
-        run=job.run_id,
-        status=outcome.status,
-        error=outcome.error,
-        seed=experiment.seed,
-        config_hash=config_hash,
-        dataset=describe(prepared.splits),
-        model=described(option_of("model", config["model"]["_target_"]), module, weights),
-        **{name: value for name, value in measured if name != "by_hospital"},
-        clients=measure_clients(
-            *(module.to(setup.device), average, prepared, setup.device),
-            measured=measured,
-            baselines=baselines.by_hospital,
-        ),
-        baselines=baselines.results,
-        privacy=privacy,
-        rounds=outcome.server.records,
-        checkpoint=str(checkpoint),
-        environment=environment(setup.device),
-        config=config,
-    )
-
-
-def guarantee(privacy: PrivacyResult) -> dict[str, Any]:
-    """What a model file says of its own privacy, and of the threshold beside the weights."""
-    kept = ("mechanism", "unit", "adjacency", "epsilon", "delta", "noise_source", "warning")
-    covered = {name: getattr(privacy, name) for name in kept}
-    return covered | {"threshold": "chosen on validation records, which epsilon does not cover"}
-
-
-def executed_steps(job: Job, outcome: Outcome) -> dict[int, int]:
-    """Steps that every client executed: from its ledger where there is one, else from its answers."""
-    if not job.plan.private:
-        return outcome.server.steps
-    if outcome.status == "finished":
-        finish_ledgers(job)
-    return recorded_steps(job, outcome.server.steps)

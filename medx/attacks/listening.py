@@ -16,8 +16,8 @@ from medx.federation.prepared import Prepared
 from medx.federation.replies import integer_of
 from medx.federation.server import Server
 from medx.federation.setup import Job
+from medx.privacy.executed import privacy_result
 from medx.privacy.residuals import Residuals
-from medx.privacy.statement import privacy_result
 from medx.trainer.state import ModelState
 
 SERVER, MODEL, MOMENTUM = "server", "whoever gets the model", "server, momentum"

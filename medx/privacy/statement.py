@@ -1,25 +1,18 @@
-"""What a run says of its privacy: the statement in plain language, and the result's record.
-
-The statement says what a run promises, to whom, and what it does not.
-"""
+"""The privacy statement in plain language: what a run promises, to whom, and what it does not."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from medx.privacy.accountants import Event
-from medx.privacy.accounting import epsilon_spent
-from medx.privacy.base import ClientPlan, ClientRelease, PrivacyPlan, SampledGaussian
-from medx.privacy.meaning import in_short, in_words, meanings, meanings_by_observer, nothing_kept
-from medx.privacy.spending import Spending, client_epsilon
+from medx.privacy.base import ClientRelease, PrivacyPlan
+from medx.privacy.meaning import in_short, in_words, meanings, meanings_by_observer
+from medx.privacy.spending import Spending
 from medx.privacy.units import PATIENT, RECORD
 from medx.released import Release, marked
 from medx.results import (
     STUDY_ONLY,
     AggregationResult,
-    ClientEvents,
     ExperimentResult,
     NoiseMeasured,
-    PrivacyResult,
     PublicWeights,
     told_epsilon,
 )
@@ -54,80 +47,6 @@ def statement(
         lines.append("Data: synthetic images that show nobody, so no guarantee is needed; this is a trial.")
     lines += _fields(plan.private)
     return "\n".join(lines)
-
-
-def privacy_result(
-    plan: PrivacyPlan,
-    steps: Mapping[int, int],
-    synthetic: bool,
-    aggregation: AggregationResult | None = None,
-    baselines: Mapping[int, Sequence[Event]] | None = None,
-    *,
-    noise: NoiseMeasured | None = None,
-    weights: PublicWeights | None = None,
-) -> PrivacyResult:
-    """The guarantee of a run, composed over exactly the steps that its clients executed.
-
-    ``baselines`` are the events of other models that were trained on a client's records, by client. ``noise`` is what
-    it was like as it was added, where this process has seen that; ``weights`` are public ones that the model uses.
-    """
-    clients = [_executed(plan, client, steps.get(client.client, 0)) for client in plan.clients]
-    if not plan.private:
-        return PrivacyResult(
-            mechanism=plan.mechanism.name,
-            epsilon=None,
-            clients=clients,
-            aggregation=aggregation,
-            meaning=nothing_kept(),
-            statement=statement(plan, synthetic, aggregation=aggregation, weights=weights),
-        )
-    assert plan.unit is not None
-    spent = Spending.of(plan, steps, baselines)
-    return PrivacyResult(
-        mechanism=plan.mechanism.name,
-        epsilon=spent.epsilon().value,
-        epsilon_by_accountant=spent.by_accountant(),
-        delta=plan.delta,
-        target_epsilon=plan.target_epsilon,
-        unit=plan.unit.name,
-        adjacency=plan.unit.adjacency,
-        noise_source=plan.noise_source,
-        epsilon_by_observer=spent.by_observer(),
-        epsilon_by_group=spent.by_group(),
-        epsilon_replace=spent.replaced(),
-        epsilon_by_unit=spent.by_unit(),
-        patient_images=most_images(plan),
-        meaning=meanings(spent),
-        meaning_by_observer=meanings_by_observer(spent),
-        warning=plan.warning,
-        clients=clients,
-        baselines=[
-            _events(client, event, count, epsilon_spent([(event, count)], spent.delta).value)
-            for client, others in zip(plan.clients, spent.beside, strict=True)
-            for event, count in others
-        ],
-        aggregation=aggregation,
-        noise=noise,
-        statement=statement(plan, synthetic, aggregation=aggregation, spent=spent, noise=noise, weights=weights),
-    )
-
-
-def _executed(plan: PrivacyPlan, client: ClientPlan, steps: int) -> ClientEvents:
-    event = plan.event_of(client)
-    return _events(client, event, steps, client_epsilon(plan, client, steps) if event else None)
-
-
-def _events(client: ClientPlan, event: SampledGaussian | None, steps: int, epsilon: float | None) -> ClientEvents:
-    return ClientEvents(
-        client=client.client,
-        num_records=client.num_records,
-        num_patients=client.num_patients,
-        sampling_probability=event.sampling_probability if event else client.sampling_probability,
-        noise_multiplier=event.noise_multiplier if event else None,
-        clip_norm=event.clip_norm if event else None,
-        steps=steps,
-        epsilon=epsilon,
-    )
 
 
 def _added(noise: NoiseMeasured | None, executed: bool) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 import medx
 from medx import files
 from medx.configuration import build
-from medx.experiment import Outcome, follow, guarantee, write_down
+from medx.experiment import follow
 from medx.federation.checkpoint import resumed_state
 from medx.federation.prepared import Prepared, prepare_own
 from medx.federation.setup import Job, build_network, solved
@@ -24,8 +24,10 @@ from medx.measurement import Measurement, describe, described, measure
 from medx.model import weights_of
 from medx.model.export import describe as describe_model
 from medx.model.export import save_model
+from medx.outcome import Outcome, guarantee, write_down
+from medx.privacy.executed import privacy_result
 from medx.privacy.plan_table import summarise
-from medx.privacy.statement import privacy_result, statement
+from medx.privacy.statement import statement
 from medx.results import DatasetInfo, ExperimentResult, Observer, RoundRecord, RunContext
 from medx.schema import ConfigError
 from medx.screen import Screen

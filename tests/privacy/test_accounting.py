@@ -15,8 +15,8 @@ from medx.privacy.accounting import (
     epsilon_spent,
 )
 from medx.privacy.base import ClientPlan, PrivacyPlan
+from medx.privacy.executed import privacy_result
 from medx.privacy.gaussian import Delta, Epsilon
-from medx.privacy.statement import privacy_result
 from medx.results import ClientEvents
 from medx.schema import PrivacyError
 from tests.audit import recompute

@@ -16,9 +16,9 @@ from medx.federation.hospital_sums import clipped_to_unit
 from medx.federation.ledgers import ledger_path, recorded_steps, server_ledger
 from medx.federation.replies import AbstainedError
 from medx.federation.summed_rounds import SumRounds
+from medx.privacy.executed import privacy_result
 from medx.privacy.ledger import PrivacyLedger
 from medx.privacy.mechanisms import CentralDP
-from medx.privacy.statement import privacy_result
 from medx.schema import ConfigError, PrivacyError
 from tests.audit import recompute
 from tests.federation.sum_examples import (

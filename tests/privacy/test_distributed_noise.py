@@ -11,8 +11,9 @@ from dp_accounting.pld import privacy_loss_distribution
 from scipy import stats
 
 from medx.aggregation.integer_noise import grid_sensitivity
+from medx.privacy.executed import privacy_result
 from medx.privacy.spending import Spending
-from medx.privacy.statement import privacy_result, statement
+from medx.privacy.statement import statement
 from medx.trainer.batches import poisson_batches
 from medx.trainer.gradients.record_loss import float32_slack
 from tests.federation.sum_examples import DIMENSION, RECORDS, make, prepared_of, server_of, words

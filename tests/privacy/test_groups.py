@@ -9,8 +9,8 @@ from scipy.stats import binom, norm
 from medx.privacy.accountants import Event, Release, gaussian_epsilon, mixture, replacing
 from medx.privacy.accounting import calibrate_noise_multiplier, epsilon_group, epsilon_replaced, epsilon_spent
 from medx.privacy.base import ClientPlan, ClientRelease, PrivacyPlan, SampledGaussian, SharedNoise
+from medx.privacy.executed import privacy_result
 from medx.privacy.spending import Spending
-from medx.privacy.statement import privacy_result
 from tests.privacy.examples import configured
 
 DELTA = 1e-5

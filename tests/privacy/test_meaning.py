@@ -12,9 +12,9 @@ from scipy.stats import norm
 from medx.privacy.accountants import Event, Release, gaussian_mu
 from medx.privacy.accounting import calibrate_noise_multiplier
 from medx.privacy.base import ClientPlan, ClientRelease, PrivacyPlan, SampledGaussian, SharedNoise
+from medx.privacy.executed import privacy_result
 from medx.privacy.meaning import in_words, meanings, meanings_of, nothing_kept, observers_of
 from medx.privacy.spending import OTHERS, SERVER, TRUSTED, Spending
-from medx.privacy.statement import privacy_result
 from medx.privacy.tradeoff import (
     EVERYTHING,
     LEVELS,

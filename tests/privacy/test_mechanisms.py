@@ -7,10 +7,11 @@ from pydantic import ValidationError
 from medx.privacy import CalibratedMechanism, Exposure, GaussianMechanism, SampledGaussian
 from medx.privacy.accounting import epsilon_pld, epsilon_spent
 from medx.privacy.base import ClientRelease, QuantileClipping, SharedNoise
+from medx.privacy.executed import privacy_result
 from medx.privacy.mechanisms import LocalDP, NoPrivacy
 from medx.privacy.plan_table import summarise
 from medx.privacy.spending import Spending
-from medx.privacy.statement import privacy_result, statement
+from medx.privacy.statement import statement
 from medx.schema import ConfigError, PrivacyError, component
 from tests.privacy.examples import configured, keys_of
 
