@@ -1,12 +1,16 @@
 """Train, validation and test by whole patients: what a split column says, and what it leaves to chance."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 
 from medx.dataset.table import SPLITS
 from medx.randomness import derive_seed, numpy_generator
 from medx.schema import DataError
+
+Fold = tuple[Annotated[int, Ge(0)], Annotated[int, Ge(2)]]  # which part of how many is validation
 
 
 def deal_patients(
@@ -66,6 +70,30 @@ def dealt_anew(codes: np.ndarray, labels: np.ndarray, patients: np.ndarray, seed
     share = float((codes[pool] == 1).mean())
     chosen = deal_patients(labels, patients, share, pool, numpy_generator(derive_seed(seed, "split", "validation")))
     return np.where(codes == 2, 2, chosen.astype(np.int64))
+
+
+def folded(codes: np.ndarray, labels: np.ndarray, patients: np.ndarray, fold: Fold) -> np.ndarray:
+    """The codes with one of several parts of train and validation as validation, and the others as train.
+
+    The parts are of whole patients, alike in every class as ``deal_patients`` counts it, and the same whatever part is
+    asked for: each image is in validation once. Raises DataError where there are fewer patients than parts.
+    """
+    part, parts = fold
+    if part >= parts:
+        raise DataError(f"dataset.fold={list(fold)}: accepted: [k,{parts}] with k from 0 to {parts - 1}")
+    pool = np.flatnonzero(codes < 2)
+    units, place = np.unique(patients[pool], return_inverse=True)
+    if len(units) < parts:
+        raise DataError(f"dataset.fold={list(fold)}: accepted: at most {len(units)} parts, one a patient")
+    generator = numpy_generator(derive_seed(0, "split", "fold"))
+    order = generator.permutation(len(units))
+    order = order[np.argsort(majority_labels(labels[pool], place)[order], kind="stable")]  # class after class
+    dealt = np.empty(len(units), np.int64)
+    dealt[order] = np.arange(len(units)) % parts
+    result = np.zeros_like(codes)
+    result[codes == 2] = 2
+    result[pool[dealt[place] == part]] = 1
+    return result
 
 
 def shared_patients(codes: np.ndarray, patients: np.ndarray) -> dict[str, int]:

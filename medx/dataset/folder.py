@@ -6,14 +6,14 @@ import math
 import os
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, ClassVar, Literal, NoReturn
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BeforeValidator
 
 from medx.dataset import DataSplits, Split, Task, content_hash
-from medx.dataset.dealing import dealt_anew, refuse_shared_patients, shared_patients, split_codes
+from medx.dataset.dealing import Fold, dealt_anew, folded, refuse_shared_patients, shared_patients, split_codes
 from medx.dataset.decoded import Colour, Decoded, Rules, decode
 from medx.dataset.fitting import Fit
 from medx.dataset.labels import Words, from_columns, from_lists, strata
@@ -46,7 +46,8 @@ class Folder:
     An image may have several labels: ``columns.label`` then names a column each, or ``label_separator`` parts a list in
     one. ``uncertain`` is what -1 or "uncertain" stands for, ``missing`` what an empty cell does. ``phantoms``: these
     are chest radiographs, class 1 with an opacity, or eye photographs of grades 0 to 4, as drawn phantoms are, so that
-    a linear head may start at what those give.
+    a linear head may start at what those give. ``fold`` [k, n]: the k-th of n parts of train and validation together is
+    validation.
     """
 
     path: Place | None
@@ -69,6 +70,9 @@ class Folder:
     uncertain: Literal["missing", "positive", "negative"]
     missing: Literal["missing", "negative"]
     phantoms: Literal["chest", "fundus"] | None
+    fold: Fold | None = None
+
+    added: ClassVar[tuple[str, ...]] = ("fold",)
 
     def __post_init__(self) -> None:
         if self.task == "multilabel" and not self.has_several:
@@ -222,11 +226,14 @@ class Folder:
         """0, 1, 2 a row: train, validation, test; raises DataError where a patient is on two sides.
 
         Where the split column has patients in train and in validation, ``shared_patients=deal`` deals these two anew by
-        whole patients, validation as large as it was, and ``tell`` says so; the test split is never touched.
+        whole patients, validation as large as it was, and ``tell`` says so; with ``fold`` both are dealt as that says.
+        The test split is never touched.
         """
         patients = np.arange(len(table)) if table.patients is None else numbered(table.patients)
         fractions = {"validation": self.validation_fraction, "test": self.test_fraction}
         codes = split_codes(table.splits, strata(labels), patients, fractions, self.seed)
+        if self.fold is not None:
+            codes = folded(codes, strata(labels), patients, self.fold)
         if self.shared_patients == "accept":
             return codes
         shared = shared_patients(codes, patients)

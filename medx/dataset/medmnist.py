@@ -7,15 +7,18 @@ import runpy
 import urllib.request
 import zipfile
 import zlib
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import StringConstraints
 
 from medx.dataset import IMAGE_VALUE, DataSplits, Split, Task, content_hash, refuse_beyond_memory
+from medx.dataset.dealing import Fold, folded
+from medx.dataset.labels import strata
 from medx.files import replaced
 from medx.schema import DataError, Place, component
 
@@ -68,7 +71,8 @@ SIZES = (28, 64, 128, 224)
 class MedMNIST:
     """One set at one size. ``md5`` of null means the official checksum; another one accepts another file on purpose.
 
-    ``root`` is the folder of the file; null looks in $MEDX_DATA, then in ``~/.medmnist``.
+    ``root`` is the folder of the file; null looks in $MEDX_DATA, then in ``~/.medmnist``. ``fold`` [k, n]: of n parts
+    of train and validation together, part k is validation, see ``dealing.folded``.
     """
 
     name: Name
@@ -76,9 +80,21 @@ class MedMNIST:
     md5: Md5 | None
     download: bool
     root: Place | None
+    fold: Fold | None = None
+
+    added: ClassVar[tuple[str, ...]] = ("fold",)
 
     def load(self) -> DataSplits:
         """Find or download, verify and read the file; raises DataError where it cannot be trusted."""
+        splits = self._published()
+        if self.fold is None:
+            return splits
+        labels, patients = in_a_row(splits)
+        codes = folded(np.zeros(len(labels), np.int64), strata(labels), patients, self.fold)
+        return redealt(splits, codes == 1)
+
+    def _published(self) -> DataSplits:
+        """The three splits as they are published."""
         info = medmnist_info()[self.name]
         suffix = "" if self.size == 28 else f"_{self.size}"
         expected = (self.md5 or info[f"MD5{suffix}"]).lower()
@@ -127,6 +143,27 @@ class MedMNIST:
         raise DataError(
             f"dataset={self.name}: no {filename}; put it into {places}, or set dataset.download=true; {HINT}"
         )
+
+
+def in_a_row(splits: DataSplits) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and patients of train and then validation; where patients are not known each image has one of its own."""
+    parts = (splits.train, splits.validation)
+    labels = np.concatenate([part.labels for part in parts])
+    known = [part.patients for part in parts if part.patients is not None]
+    return labels, np.concatenate(known) if known else np.arange(len(labels))
+
+
+def redealt(splits: DataSplits, chosen: np.ndarray) -> DataSplits:
+    """Train and validation anew: of the rows of both, one after the other, validation has the ``chosen`` ones."""
+    parts = (splits.train, splits.validation)
+    images = np.concatenate([part.images for part in parts])
+    labels, patients = in_a_row(splits)
+    known = splits.train.patients is not None
+    train, validation = (
+        Split(images[rows], labels[rows], patients[rows] if known else None) for rows in (~chosen, chosen)
+    )
+    whole = content_hash(train, validation, splits.test)
+    return replace(splits, train=train, validation=validation, content_hash=whole)
 
 
 @cache

@@ -13,9 +13,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from medx.dataset import DataSplits, Split, content_hash
+from medx.dataset import DataSplits, Split
 from medx.dataset.dealing import deal_patients
-from medx.dataset.medmnist import MedMNIST
+from medx.dataset.medmnist import MedMNIST, in_a_row, redealt
 from medx.randomness import derive_seed, numpy_generator
 from medx.schema import ConfigError, DataError, component
 
@@ -38,18 +38,20 @@ class PneumoniaMNIST(MedMNIST):
     patients: bool | None = False  # what it was before there was a table; the yaml says null
     validation: Literal["official", "by_patient"] = "official"
 
-    added: ClassVar[tuple[str, ...]] = ("patients", "validation")
+    added: ClassVar[tuple[str, ...]] = (*MedMNIST.added, "patients", "validation")
 
     def __post_init__(self) -> None:
         if self.validation == "by_patient" and self.patients is False:
             raise ConfigError("dataset.validation=by_patient: it needs dataset.patients=true")
+        if self.validation == "by_patient" and self.fold is not None:
+            raise ConfigError("dataset.fold: accepted: null with dataset.validation=by_patient; both are by patient")
         if self.size != TABLE_SIZE and (self.patients or self.validation == "by_patient"):
             key = "patients=true" if self.patients else "validation=by_patient"
             raise ConfigError(f"dataset.{key}: the patients are known at dataset.size={TABLE_SIZE}, not {self.size}")
 
-    def load(self) -> DataSplits:
+    def _published(self) -> DataSplits:
         """As MedMNIST, then with patients; raises DataError where an image is not in the table."""
-        splits = super().load()
+        splits = super()._published()
         if self.patients is False or self.size != TABLE_SIZE:
             return splits
         try:
@@ -66,6 +68,8 @@ class PneumoniaMNIST(MedMNIST):
             return splits
         if self.validation == "by_patient":
             return dealt_by_patient(known)
+        if self.fold is not None:
+            return known
         shared, count = known.shared_patients()["validation"], len(known.validation)
         log.warning(
             "dataset: %s of %s validation images are of patients who are in train (dataset.validation=by_patient)",
@@ -100,26 +104,7 @@ def _rows() -> Iterator[dict[str, str]]:
 
 def dealt_by_patient(splits: DataSplits) -> DataSplits:
     """Train and validation dealt anew so that they share nobody, validation with as large a share as before."""
-    pool = _joined(splits.train, splits.validation)
-    assert pool.patients is not None
-    share = len(splits.validation) / len(pool)
+    labels, patients = in_a_row(splits)
+    share = len(splits.validation) / len(labels)
     generator = numpy_generator(derive_seed(0, "validation", splits.name))
-    chosen = deal_patients(pool.labels, pool.patients, share, np.arange(len(pool)), generator)
-    train, validation = (_part(pool, rows) for rows in (~chosen, chosen))
-    whole = content_hash(train, validation, splits.test)
-    return replace(splits, train=train, validation=validation, content_hash=whole)
-
-
-def _joined(one: Split, other: Split) -> Split:
-    assert one.patients is not None
-    assert other.patients is not None
-    return Split(
-        np.concatenate([one.images, other.images]),
-        np.concatenate([one.labels, other.labels]),
-        np.concatenate([one.patients, other.patients]),
-    )
-
-
-def _part(split: Split, rows: np.ndarray) -> Split:
-    assert split.patients is not None
-    return Split(split.images[rows], split.labels[rows], split.patients[rows])
+    return redealt(splits, deal_patients(labels, patients, share, np.arange(len(labels)), generator))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medx.dataset import DataSplits, decoded
+from medx.dataset import DataSplits, content_hash, decoded
 from medx.dataset.checks import check_splits
 from medx.schema import ConfigError, DataError, MedxError
 from tests.dataset.own_images import folder_at, picture, write_csv, write_images
@@ -101,6 +101,20 @@ def test_rows_keep_their_images_labels_and_patients(tmp_path: Path) -> None:
                 assert label == index // 3 % 2
                 assert sorted({f"p{n // 3}" for n in range(60)})[patient] == f"p{index // 3}"
     assert found == len(to_row)
+
+
+def test_folds_are_of_whole_patients_and_leave_test_alone(tmp_path: Path) -> None:
+    folder = hospital(tmp_path / "data", 90)
+    plain, folds = folder_at(folder).load(), [folder_at(folder, fold=(part, 3)).load() for part in range(3)]
+    for dealt in folds:
+        assert not np.isin(dealt.validation.patients, dealt.train.patients).any()
+        assert content_hash(dealt.test) == content_hash(plain.test)
+        assert set(dealt.validation.labels) == set(dealt.train.labels) == {0, 1}
+    together = np.concatenate([np.unique(dealt.validation.patients) for dealt in folds])
+    both = np.concatenate([plain.train.patients, plain.validation.patients])
+    assert sorted(together) == sorted(set(both)), "every patient in the validation part of one fold"
+    with pytest.raises(DataError, match=r"dataset.fold=\[0, 999\]: accepted: at most \d+ parts, one a patient"):
+        folder_at(folder, fold=(0, 999)).load()
 
 
 def test_the_split_column_is_kept_and_what_it_lacks_is_dealt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

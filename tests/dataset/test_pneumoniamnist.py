@@ -52,6 +52,24 @@ def test_the_official_split_shares_patients_and_says_so(caplog: pytest.LogCaptur
 
 
 @real
+def test_folds_have_each_image_in_validation_once_and_no_patient_on_two_sides() -> None:
+    official, folds = load(), [load(fold=(part, 5)) for part in range(5)]
+    for dealt in folds:
+        assert not np.isin(dealt.validation.patients, dealt.train.patients).any()
+        assert len(dealt.train) + len(dealt.validation) == 5232
+        assert abs(len(dealt.validation) - 5232 / 5) < 110  # a patient has up to 30 images
+        assert abs(dealt.validation.labels.mean() - 0.742) < 0.03
+        assert content_hash(dealt.test) == content_hash(official.test)
+    numbers = np.concatenate([np.unique(dealt.validation.patients) for dealt in folds])
+    both = np.concatenate([official.train.patients, official.validation.patients])
+    assert sorted(numbers) == sorted(set(both)), "every patient in the validation part of one fold"
+    assert len({dealt.content_hash for dealt in folds}) == 5
+    assert load(fold=(2, 5)).content_hash == folds[2].content_hash
+    with pytest.raises(DataError, match=r"dataset.fold=\[5, 5\]: accepted: \[k,5\] with k from 0 to 4"):
+        load(fold=(5, 5))
+
+
+@real
 def test_by_patient_shares_nobody_and_loses_nothing() -> None:
     official, dealt = load(), load(validation="by_patient")
     assert not np.isin(dealt.validation.patients, dealt.train.patients).any()
@@ -87,6 +105,7 @@ def test_mistakes_are_one_line() -> None:
     for change, says in (
         ({"validation": "by_patient", "patients": False}, "validation=by_patient: it needs dataset.patients=true"),
         ({"patients": True, "size": 64}, "dataset.patients=true: the patients are known at dataset.size=28, not 64"),
+        ({"validation": "by_patient", "fold": [0, 5]}, "dataset.fold: accepted: null with dataset.validation=by_pat"),
         ({"validation": "by_patient", "size": 64}, "dataset.validation=by_patient: the patients are known at dataset"),
     ):
         with pytest.raises(MedxError, match=says):
