@@ -30,6 +30,8 @@ PLACES = (
     ("privacy", "ledger"),
     ("aggregation", "roster"),
 )
+# Groups that came later, and the option that a run from before had, by which it is known as it was.
+LATER = {"personalisation": "medx.personalisation.NoPersonalisation"}
 NOT_HASHED = ("seed", "resume", "study", "select", "attack", "device", *WHERE)
 # Nor how a step is computed, within rounding. (Secret draws do depend on it: see draw_key.)
 HOW = (("trainer", "gradient_mode"), ("trainer", "micro_batch_size"))
@@ -63,7 +65,11 @@ class Composed:
     @property
     def what(self) -> dict[str, Any]:
         """The configuration without where the run's files lie; components go by the names that they declare."""
-        return {key: self._identified(key, value) for key, value in self.config.items()}
+        return {
+            key: self._identified(key, value)
+            for key, value in self.config.items()
+            if key not in LATER or value["_target_"] != LATER[key]
+        }
 
     @property
     def hash(self) -> str:
@@ -98,7 +104,7 @@ def typed(config: dict[str, Any]) -> Composed:
     """Build every component; raises ConfigError with one line."""
     from medx.experiment import Experiment
 
-    config = with_hospitals(config)
+    config = with_hospitals({group: {"_target_": option} for group, option in LATER.items()} | config)
     built = {group: build(config, group) for group in GROUPS}
     tracking = built["tracking"] = built["tracking"].settled(Path.cwd())
     scalars = {key: value for key, value in config.items() if key not in (*GROUPS, "resume")}

@@ -22,7 +22,7 @@ from medx.federation.ledgers import check_ledgers, withdraw
 from medx.federation.plain_rounds import RoundAborted
 from medx.federation.prepared import Prepared, prepare
 from medx.federation.server import Server
-from medx.federation.setup import Job, Setup, data_key, make_job
+from medx.federation.setup import Job, Setup, build_module, data_key, make_job
 from medx.federation.strategies import Federation
 from medx.federation.sums import aggregation_result, with_sums
 from medx.folder import RunFolder
@@ -32,6 +32,7 @@ from medx.metrics.evaluate import refuse_unknown_metric
 from medx.model import Model, weights_of
 from medx.outcome import Outcome, finish, noise_before, write_down
 from medx.partition import Partition, partition_table
+from medx.personalisation import Personalisation
 from medx.privacy.base import PrivacyMechanism
 from medx.privacy.plan_table import summarise
 from medx.privacy.statement import statement
@@ -77,6 +78,7 @@ class Experiment:
     privacy: InstanceOf[PrivacyMechanism]
     federation: SkipValidation[Federation]
     aggregation: SkipValidation[Aggregation]
+    personalisation: InstanceOf[Personalisation]
     runtime: SkipValidation[Runtime]
 
 
@@ -163,6 +165,7 @@ def make_setup(experiment: Experiment, config: dict[str, Any], draw_key: str) ->
         privacy=experiment.privacy,
         federation=experiment.federation,
         aggregation=experiment.aggregation,
+        personalisation=experiment.personalisation,
         cache=experiment.cache,
         data_key=data_key(experiment.seed, num_clients=clients, files=files, **groups),
         draw_key=draw_key,
@@ -176,7 +179,11 @@ def check_combination(experiment: Experiment, setup: Setup, prepared: Prepared, 
     setup.trainer.check(prepared.spec.num_classes, images=prepared.features is None, several=several)
     if experiment.select is not None:
         refuse_unknown_metric(experiment.select, prepared.spec.num_classes, prepared.spec.task)
-    setup.aggregation.check_strategy(option_of("federation", config["federation"]["_target_"]))
+    federation = option_of("federation", config["federation"]["_target_"])
+    setup.aggregation.check_strategy(federation)
+    if setup.personalisation.told is not None:
+        network = build_module(setup, prepared.spec)
+        setup.personalisation.check(setup.trainer, setup.privacy, federation, setup.aggregation, network)
     experiment.privacy.check_baselines(experiment.baseline)
 
 
@@ -198,7 +205,10 @@ def make_context(
         public=splits.public,
         warning=job.plan.warning,
         statement=statement(
-            *(job.plan, splits.synthetic), aggregation=aggregation_result(job), weights=weights_of(experiment.model)
+            *(job.plan, splits.synthetic),
+            aggregation=aggregation_result(job),
+            weights=weights_of(experiment.model),
+            personal=experiment.personalisation.told,
         ),
         plan_rows=summarise(job.plan),
         partition_rows=partition_table(list(prepared.parts), splits.train.labels, splits.class_names),

@@ -20,6 +20,7 @@ from medx.model import weights_of
 from medx.model.export import describe as describe_model
 from medx.model.export import save_model
 from medx.output import say
+from medx.personal import personal_models
 from medx.privacy.executed import privacy_result
 from medx.results import ExperimentResult, NoiseMeasured, PrivacyResult, Status
 from medx.schema import option_of
@@ -57,6 +58,7 @@ def finish(
         *(job.plan, executed_steps(job, outcome), splits.synthetic, aggregation_result(job), baselines.spent),
         noise=outcome.noise,
         weights=weights,
+        personal=setup.personalisation.told,
     )
     checkpoint = export(job, prepared, measured, privacy, module)
     return ExperimentResult(
@@ -74,6 +76,7 @@ def finish(
             baselines=baselines.by_hospital,
         ),
         baselines=baselines.results,
+        personal=personal_models(job, prepared, average) if outcome.status == "finished" else [],
         privacy=privacy,
         rounds=outcome.server.records,
         checkpoint=str(checkpoint),

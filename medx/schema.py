@@ -15,7 +15,18 @@ T = TypeVar("T")
 _PACKAGE = Path(__file__).resolve().parent
 # In the package where it was installed from a wheel, beside it in the repository.
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
-GROUPS = ("dataset", "partition", "model", "trainer", "privacy", "federation", "aggregation", "runtime", "tracking")
+GROUPS = (
+    "dataset",
+    "partition",
+    "model",
+    "trainer",
+    "privacy",
+    "federation",
+    "aggregation",
+    "personalisation",
+    "runtime",
+    "tracking",
+)
 IDENTITY = "__component__"
 
 

@@ -75,7 +75,7 @@ finally:
 def test_carries_what_the_report_needs(installed: Path, tmp_path: Path) -> None:
     """The study's yaml and the templates."""
     ran = call(installed, tmp_path, str(installed / "bin" / "medx"), "report", "--study", "nothing")
-    assert ran.stderr.endswith("accepted: dermatology_sites, phantom_report, reference_report\n"), ran.stderr
+    assert ran.stderr.endswith("accepted: dermatology_sites, personal, phantom_report, reference_report\n"), ran.stderr
     for place in ("report", "data"):
         written = {path.name for path in (REPOSITORY / "medx" / place / "templates").iterdir()}
         assert {path.name for path in (installed / "medx" / place / "templates").iterdir()} == written

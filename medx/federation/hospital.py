@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from flwr.app import ConfigRecord, RecordDict
@@ -25,6 +26,8 @@ from medx.federation.prepared import Prepared, prepare
 from medx.federation.setup import Job, build_module, secret_key
 from medx.federation.sums import Position, aggregation_result, attempts_of
 from medx.machine import room_for_files
+from medx.personalisation import Own
+from medx.personalisation.kept import Kept, hospital_folder, keep, kept_before
 from medx.privacy.base import ClientPlan
 from medx.privacy.ledger import PrivacyLedger
 from medx.privacy.noise_health import NoiseHealth
@@ -71,6 +74,11 @@ class Hospitals:
                 "dataset: its files have changed since the run began; accepted: the same files, or a new run"
             )
         return found
+
+    @cached_property
+    def own_names(self) -> Own:
+        """The parameters that a hospital goes on from as its own."""
+        return self.job.setup.personalisation.own_names(self.module())
 
     def hospital(self, client: int) -> "Hospital":
         """One hospital; at its first message here its ledger reserves the run, before any data is touched."""
@@ -168,6 +176,9 @@ class Hospital:
         if ledger is not None:
             release = secret_key(job, "release", self.client, number, model)
             ledger.begin_round(job.run_id, number, self.plan.steps_per_round, release=release)
+        own, begin = self.own_before(number), state
+        if own is not None:
+            begin = job.setup.personalisation.begin(state, own.state, self.site.own_names)
         sample, noise, views = generators(job, self.client, number, model, self.site.noise)
         update = job.setup.trainer.train(
             module=self.site.module(),
@@ -175,18 +186,38 @@ class Hospital:
             inputs=self.inputs,
             labels=self.labels,
             plan=self.plan,
-            state=state,
+            state=begin,
             sample_generator=sample,
             noise_stream=noise,
             device=torch.device(job.setup.device),
-            proximal_mu=job.setup.federation.pull,
+            proximal_mu=job.setup.federation.pull or job.setup.personalisation.pull,
+            anchor=None if begin is state else state,
             view_generator=views,
             patients=self.patients,
             first_step=(number - 1) * self.plan.steps_per_round,
         )
         if ledger is not None:
             ledger.commit_round(job.run_id, number)
+        if job.setup.personalisation.keeps_own:
+            self.keep(own, update.state, number)
         return update
+
+    @property
+    def folder(self) -> Path:
+        """Where what is this hospital's alone lies."""
+        return hospital_folder(self.job.folder, self.client)
+
+    def own_before(self, number: int) -> Kept | None:
+        """What it kept of its own model before round ``number``; None where it keeps none, or in its first round."""
+        return kept_before(self.folder, number) if self.job.setup.personalisation.keeps_own else None
+
+    def keep(self, before: Kept | None, state: ModelState, number: int) -> None:
+        """Keep what a round ended in, and its running average."""
+        decay, average = self.job.setup.trainer.ema_decay**self.plan.steps_per_round, state.without_momentum()
+        if before is not None:
+            mixed = decay * before.average.parameters + (1 - decay) * state.parameters
+            average = ModelState(state.layout, mixed.astype(state.parameters.dtype))
+        keep(self.folder, number, Kept(state, average))
 
 
 def generators(

@@ -21,10 +21,11 @@ from medx.federation.strategies import Federation
 from medx.model import Model
 from medx.output import say
 from medx.partition import Partition
+from medx.personalisation import NoPersonalisation, Personalisation
 from medx.privacy.base import Exposure, PatientImages, PrivacyMechanism, PrivacyPlan
 from medx.privacy.units import PATIENT
 from medx.randomness import NUMERICS, Key, derive_key, derive_seed, system_key
-from medx.schema import CheckpointError, identity_of
+from medx.schema import CheckpointError, class_of, identity_of
 from medx.trainer.local_training import Trainer
 from medx.trainer.state import ModelLayout, Tensors, trained_parameters
 
@@ -54,6 +55,7 @@ class Setup:
     draw_key: str
     only_client: int | None = None
     pooled: bool = False
+    personalisation: Personalisation = field(default_factory=NoPersonalisation)
 
     @property
     def num_clients(self) -> int:
@@ -165,7 +167,10 @@ def draw_key(config: dict[str, Any]) -> str:
     Two runs that add the same noise to different sums do not add up: their difference takes the noise off. So all of
     the configuration is in it but where things lie, also how a step is computed, which moves its last bits.
     """
-    groups = ("dataset", "partition", "model", "trainer", "privacy", "federation", "aggregation")
+    groups = ["dataset", "partition", "model", "trainer", "privacy", "federation", "aggregation"]
+    own = config.get("personalisation")
+    if own is not None and getattr(class_of(own["component"]), "keeps_own", False):  # others move nothing that is sent
+        groups.append("personalisation")
     where = ("ledger", "budget", "roster", "root", "path", "csv")
     named = {group: {k: v for k, v in config[group].items() if k not in where} for group in groups}
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()

@@ -20,11 +20,13 @@ def privacy_result(
     *,
     noise: NoiseMeasured | None = None,
     weights: PublicWeights | None = None,
+    personal: tuple[str, str] | None = None,
 ) -> PrivacyResult:
     """The guarantee of a run, composed over exactly the steps that its clients executed.
 
     ``baselines`` are the events of other models that were trained on a client's records, by client. ``noise`` is what
-    it was like as it was added, where this process has seen that; ``weights`` are public ones that the model uses.
+    it was like as it was added, where this process has seen that; ``weights`` are public ones that the model uses, and
+    ``personal`` what is said of personal models.
     """
     clients = [_executed(plan, client, steps.get(client.client, 0)) for client in plan.clients]
     if not plan.private:
@@ -34,7 +36,7 @@ def privacy_result(
             clients=clients,
             aggregation=aggregation,
             meaning=nothing_kept(),
-            statement=statement(plan, synthetic, aggregation=aggregation, weights=weights),
+            statement=statement(plan, synthetic, aggregation=aggregation, weights=weights, personal=personal),
         )
     assert plan.unit is not None
     spent = Spending.of(plan, steps, baselines)
@@ -63,7 +65,9 @@ def privacy_result(
         ],
         aggregation=aggregation,
         noise=noise,
-        statement=statement(plan, synthetic, aggregation=aggregation, spent=spent, noise=noise, weights=weights),
+        statement=statement(
+            plan, synthetic, aggregation=aggregation, spent=spent, noise=noise, weights=weights, personal=personal
+        ),
     )
 
 

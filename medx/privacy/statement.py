@@ -32,8 +32,12 @@ def statement(
     spent: Spending | None = None,
     noise: NoiseMeasured | None = None,
     weights: PublicWeights | None = None,
+    personal: tuple[str, str] | None = None,
 ) -> str:
-    """About twenty lines of text; of the plan, or where something was ``spent`` of that, with ``noise`` as added."""
+    """About twenty lines of text; of the plan, or where something was ``spent`` of that, with ``noise`` as added.
+
+    ``personal`` are the option of personal models and what it says of them.
+    """
     shared = plan.shared_noise
     secure = aggregation.secure if aggregation else shared is not None and not shared.trusted_aggregator
     sees = f"Who sees what: {plan.mechanism.sees[secure]}."
@@ -43,6 +47,8 @@ def statement(
         lines += _aggregation(aggregation, noised=plan.private)
     if weights is not None:
         lines.append(weights.line())
+    if personal is not None:
+        lines.append(f"Personal models ({personal[0]}): {personal[1]}")
     if synthetic:
         lines.append("Data: synthetic images that show nobody, so no guarantee is needed; this is a trial.")
     lines += _fields(plan.private)

@@ -20,7 +20,7 @@ from medx.released import Record
 from medx.schema import CONF, ConfigError, option_of
 
 STUDIES = CONF.parent / "experiments"
-Role = Literal["utility", "baselines", "convergence", "skew", "selection", "step_overhead", "sum_overhead"]
+Role = Literal["utility", "baselines", "convergence", "skew", "selection", "personal", "step_overhead", "sum_overhead"]
 Value = str | int | float | None
 Axis = Annotated[list[Value], Field(min_length=1)]
 Seeds = Annotated[list[int], Field(min_length=1)]
@@ -232,4 +232,6 @@ def job_name(config: dict[str, Any]) -> str:
     words += [] if aggregation == "plain" else [aggregation]
     words += [partition_name(config), f"{config['federation']['num_rounds']} rounds"]
     words += [] if batch is None else [f"batch {batch}"]
+    own = option_name(config, "personalisation") if "personalisation" in config else "none"
+    words += [] if own == "none" else [own]
     return " ".join([*words, f"seed={config['seed']}"])

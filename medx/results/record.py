@@ -108,6 +108,23 @@ class SubgroupResult(Record):
     metrics: dict[str, Interval]
 
 
+class PersonalResult(Record):
+    """One hospital's own model beside the shared one and what it would have alone, all on the same images.
+
+    ``own`` tells whether these are its own test images, or ones dealt to it by its classes. ``chosen`` is what was left
+    open. ``local_only`` is trained without noise on its records, ``shared`` is the run's model.
+    """
+
+    client: int
+    method: str
+    chosen: dict[str, float]
+    own: bool
+    test_counts: list[int]
+    local_only: dict[str, Interval]
+    shared: dict[str, Interval]
+    personal: dict[str, Interval]
+
+
 class ExperimentResult(Record):
     """Everything about one run: ``result.json`` is its owner's view, ``released.json`` what may leave the house.
 
@@ -133,6 +150,7 @@ class ExperimentResult(Record):
     attacks: Owner[list[AttackResult]] = Field(default_factory=list)
     subgroups: Owner[list[SubgroupResult]] = Field(default_factory=list)
     baselines: Owner[dict[str, dict[str, Interval]]] = Field(default_factory=dict)
+    personal: Owner[list[PersonalResult]] = Field(default_factory=list)
     privacy: PrivacyResult
     rounds: list[RoundRecord]
     timing: Owner[dict[str, float]] = Field(default_factory=dict)

@@ -198,6 +198,12 @@ def make_study(
 
     ``records`` is given in a rehearsal, where one person has all records and compares with a simulation.
     """
+    personal = composed.experiment.personalisation
+    if personal.told is not None:
+        raise StudyError(
+            f"personalisation={personal.name}: hospitals on machines of their own train the shared model alone so far; "
+            "accepted: none"
+        )
     told = canonical("declarations", [each.model_dump(mode="json") for each in declarations])
     groups = {group: _named(group, composed.config[group]) for group in GROUPS}
     dataset = option_of("dataset", composed.config["dataset"]["_target_"])

@@ -151,6 +151,7 @@ class Trainer:
         noise_stream: NoiseStream,
         device: torch.device,
         proximal_mu: float = 0.0,
+        anchor: ModelState | None = None,
         view_generator: torch.Generator | None = None,
         patients: Patients | None = None,
         first_step: int = 0,
@@ -159,6 +160,7 @@ class Trainer:
 
         ``module`` is a workspace: its weights are overwritten. ``view_generator`` is needed for an augmentation. With
         ``patients`` they are what is drawn and clipped.
+        ``proximal_mu`` pulls towards ``anchor``, or where that is None towards ``state``.
         ``first_step`` counts the run's steps before this round. Where a gradient or a weight is not finite the update
         abstains and ``state`` comes back as it was given.
         """
@@ -166,7 +168,7 @@ class Trainer:
         from medx.trainer.module import ClassificationModule
 
         record_loss = self._prepare(module, objective, state, device, patients)
-        step = plan.step
+        step, towards = plan.step, None if anchor is None else anchor.parameter_tensors()
         local = ClassificationModule(
             record_loss,
             lambda parameters: self._optimizer(parameters, module, state, plan),
@@ -177,6 +179,7 @@ class Trainer:
             gradient_mode=self.gradient_mode,
             micro_batch_size=self.micro_batch_size,
             proximal_mu=proximal_mu,
+            anchor=None if towards is None else [towards[name] for name, _ in trained_parameters(module)],
             views=self._views(view_generator),
             images=1 if patients is None else patients.views,
         )

@@ -20,8 +20,8 @@ from medx.trainer.release import GaussianRelease
 class ClassificationModule(LightningModule):
     """A network with its private step: one Lightning batch is one logical batch, whatever its size, also none.
 
-    ``step`` None trains without privacy on the same path. With ``proximal_mu`` the pull towards the weights at
-    construction is added after the noise (FedProx, Li et al. 2020): it depends on no record.
+    ``step`` None trains without privacy on the same path. With ``proximal_mu`` the pull towards ``anchor``, the weights
+    at construction where it is None, is added after the noise (FedProx, Li et al. 2020): it depends on no record.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class ClassificationModule(LightningModule):
         gradient_mode: GradientModeName,
         micro_batch_size: int,
         proximal_mu: float,
+        anchor: list[torch.Tensor] | None = None,
         views: RandomViews | None = None,
         images: int = 1,
     ) -> None:
@@ -52,7 +53,7 @@ class ClassificationModule(LightningModule):
         if step is not None:
             self.release = GaussianRelease(self.optimizer, step, expected_batch_size, num_records, noise_stream)
         self.proximal_mu = proximal_mu
-        self.anchor = [p.detach().clone() for p in self.trained]
+        self.anchor = [p.detach().clone() for p in self.trained] if anchor is None else anchor
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """``[batch, num_outputs]`` from ``[batch, ...]``."""

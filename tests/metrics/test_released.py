@@ -19,7 +19,7 @@ EXACT = {
     "dataset.content_hash", "dataset.md5", "dataset.class_counts", "dataset.shared_patients", "clients",
     "majority_accuracy", "rounds.seconds",
     "timing", "error", "config_hash", "validation", "test", "rounds.metrics", "curves", "degenerate", "baselines",
-    "seed", "subgroups",
+    "seed", "subgroups", "personal",
 }  # fmt: skip
 
 

@@ -1,0 +1,321 @@
+"""Personal models: what never leaves needs no noise, and nothing of that is in what is sent."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import medx.outcome
+from medx.federation.hospital import Hospital
+from medx.federation.setup import build_module
+from medx.model.export import load_model
+from medx.personal import FILE, dealt_alike
+from medx.personalisation.kept import Kept, hospital_folder, keep, kept_before
+from medx.privacy.base import SampledGaussian
+from medx.trainer.local_training import ClientUpdate
+from medx.trainer.state import ModelLayout, ModelState
+from tests.audit import recompute
+from tests.program import DATA, SCATTERNET, TINY, WORK, Ran, call
+
+QUICK = ("personalisation.steps=4", "personalisation.folds=2")
+AFTERWARDS = ("fine_tune", "interpolate", "ditto")
+KEPT = ("mr_mtl", "local_norm")
+HEAD = (*DATA, *SCATTERNET, *WORK, "tracking=none", "device=cpu", "noise=seed")
+FULL = (
+    *("trainer.expected_batch_size=null", "trainer.local_steps=1"),
+    *("trainer.momentum=0", "trainer.share_momentum=false"),
+)
+
+
+@dataclass
+class Sent:
+    """One round of one hospital: what it was sent, where it began, and what it sent."""
+
+    client: int
+    number: int
+    received: ModelState
+    began: ModelState
+    sent: ModelState
+    hospital: Hospital
+
+
+@contextmanager
+def overheard(patch: pytest.MonkeyPatch) -> Iterator[list[Sent]]:
+    """All that hospitals send while the block runs."""
+    heard: list[Sent] = []
+    train = Hospital.train
+
+    def listening(self: Hospital, state: ModelState, number: int) -> ClientUpdate:
+        own = self.own_before(number)
+        began = state
+        if own is not None:
+            began = self.job.setup.personalisation.begin(state, own.state, self.site.own_names)
+        update = train(self, state, number)
+        heard.append(Sent(self.client, number, state, began, update.state, self))
+        return update
+
+    with patch.context() as inner:
+        inner.setattr(Hospital, "train", listening)
+        yield heard
+
+
+def run(folder: Path, *overrides: str, base: tuple[str, ...] = TINY) -> Ran:
+    ran = call(folder, *overrides, base=base)
+    assert ran.code == 0, ran.err
+    return ran
+
+
+def hashes(heard: list[Sent]) -> dict[tuple[int, int], bytes]:
+    return {(each.client, each.number): each.sent.hash() for each in heard}
+
+
+def test_what_is_trained_afterwards_is_in_nothing_that_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without the option hospitals send the same bytes, and the run's model is the same."""
+    with overheard(monkeypatch) as plain:
+        without = run(tmp_path / "none", base=HEAD)
+    for option in AFTERWARDS:
+        with overheard(monkeypatch) as heard:
+            ran = run(tmp_path / option, f"personalisation={option}", *QUICK, base=HEAD)
+        assert hashes(heard) == hashes(plain), option
+        assert (ran.result.test, ran.result.privacy.clients) == (without.result.test, without.result.privacy.clients)
+        assert [each.method for each in ran.result.personal] == [option] * 3
+    with monkeypatch.context() as patch:
+        patch.setattr(Hospital, "train", leaking)
+        with overheard(patch) as faulty:
+            run(tmp_path / "leaks", "personalisation=fine_tune", *QUICK, base=HEAD)
+    assert hashes(faulty) != hashes(plain), "a leak is seen"
+
+
+TRAIN = Hospital.train
+
+
+def leaking(self: Hospital, state: ModelState, number: int) -> ClientUpdate:
+    """The fault: a step on the hospital's own records without noise, on top of what it sends."""
+    update = TRAIN(self, state, number)
+    moved = update.state.parameters.copy()
+    moved[: self.inputs.shape[1]] += self.inputs.mean(0).numpy()
+    return replace(update, state=replace(update.state, parameters=moved))
+
+
+@pytest.mark.parametrize("option", KEPT)
+def test_all_that_goes_on_from_a_hospitals_own_carries_the_accounted_noise(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of what is sent, less the clipped sum from where it began, is N(0, z C), normalisation layers too."""
+    with overheard(monkeypatch) as heard:
+        run(tmp_path, f"personalisation={option}", *FULL, "federation.num_rounds=12", "privacy.epsilon=8")
+    whole, norms = [], []
+    for each in heard:
+        noise, of_norms = noise_of(each)
+        whole.append(noise)
+        norms.append(noise[of_norms])
+    assert any(each.began.hash() != each.received.hash() for each in heard), "own parameters were gone on from"
+    for noise in (np.concatenate(whole), np.concatenate(norms)):
+        assert stats.kstest(noise, "norm").pvalue > 1e-4
+        for wrong in (0.9, 1.1):
+            if len(noise) > 5000:
+                assert stats.kstest(noise * wrong, "norm").pvalue < 1e-4, "a wrong scale is seen"
+    layers = np.concatenate(norms)
+    assert stats.kstest(layers * 0.0, "norm").pvalue < 1e-4, "a part without noise is seen"
+    assert stats.kstest(layers * 0.7, "norm").pvalue < 1e-4
+
+
+def noise_of(each: Sent) -> tuple[np.ndarray, np.ndarray]:
+    """The noise of a round of one step, in planned standard deviations, and which of it is normalisation layers'."""
+    hospital = each.hospital
+    job, plan = hospital.job, hospital.plan
+    assert isinstance(plan.step, SampledGaussian)
+    trainer, module = job.setup.trainer, build_module(job.setup, job.declared.spec)
+    sums = trainer.clipped_gradient(
+        *(module, hospital.site.prepared.objective, hospital.inputs, hospital.labels),
+        plan=plan,
+        state=each.began,
+        sample_generator=torch.Generator(),
+        device=torch.device("cpu"),
+    )
+    rate, batch = trainer.rate_at(each.number - 1, plan), plan.expected_batch_size
+    step = (each.began.parameters.astype(np.float64) - each.sent.parameters) / rate
+    pull = job.setup.personalisation.pull * (each.began.parameters - each.received.parameters)
+    flat = np.concatenate([part.detach().numpy().ravel() for part in sums])
+    noise = ((step - pull) * batch - flat) / (plan.step.noise_multiplier * plan.step.clip_norm)
+    names = frozenset(
+        f"{name}.{part}" for name, layer in module.named_modules() for part in ("weight", "bias")
+        if isinstance(layer, torch.nn.GroupNorm)
+    )  # fmt: skip
+    mask = np.concatenate([np.full(int(np.prod(shape)), name in names) for name, shape in job.layout.shapes])
+    assert mask.any()
+    return noise, mask
+
+
+@pytest.mark.parametrize("option", KEPT)
+def test_a_record_less_moves_the_sum_by_no_more_than_the_clip_norm(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a hospital's own model too, with a huge outlier, and over all that is trained."""
+    with overheard(monkeypatch) as heard:
+        run(tmp_path, f"personalisation={option}", *FULL)
+    last = heard[-1]
+    hospital, plan = last.hospital, last.hospital.plan
+    assert plan.step is not None
+    inputs = hospital.inputs.clone()
+    inputs[0] *= 1e6
+
+    def clipped(rows: slice) -> np.ndarray:
+        labels = hospital.labels[rows]
+        sums = hospital.job.setup.trainer.clipped_gradient(
+            *(build_module(hospital.job.setup, hospital.job.declared.spec), hospital.site.prepared.objective),
+            *(inputs[rows], labels),
+            plan=replace(plan, num_records=len(labels), expected_batch_size=float(len(labels))),
+            state=last.began,
+            sample_generator=torch.Generator(),
+            device=torch.device("cpu"),
+        )
+        return np.concatenate([part.detach().double().numpy().ravel() for part in sums])
+
+    moved = np.linalg.norm(clipped(slice(None)) - clipped(slice(1, None)))
+    assert 0.5 * plan.step.clip_norm < moved <= plan.step.clip_norm * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("option", ["none", *AFTERWARDS, *KEPT])
+def test_epsilon_of_what_was_executed_and_who_is_told_what(option: str, tmp_path: Path) -> None:
+    own = QUICK if option in AFTERWARDS else ()
+    ran = run(tmp_path, f"personalisation={option}", *own, "privacy.epsilon=3")
+    result = ran.result
+    assert result.privacy.epsilon is not None
+    by_another = recompute(result.privacy.clients, result.privacy.delta)["pld"]
+    assert by_another == pytest.approx(result.privacy.epsilon, rel=0.02)
+    assert result.privacy.epsilon <= 3
+    released = (ran.folder / "released.json").read_text()
+    assert json.loads(released)["personal"] == []
+    assert "local_only" not in released.replace("personal (", "")
+    if option == "none":
+        assert "Personal models" not in result.privacy.statement
+        assert not (ran.folder / "hospitals").exists()
+        return
+    assert f"Personal models ({option}): " in result.privacy.statement
+    assert ("without noise" in result.privacy.statement.split("Personal models")[1]) == (option in AFTERWARDS)
+    assert [each.client for each in result.personal] == [0, 1, 2]
+    assert sum(sum(each.test_counts) for each in result.personal) == 60
+    for each in result.personal:
+        assert set(each.local_only) == set(each.shared) == set(each.personal) != set()
+        model = load_model(hospital_folder(ran.folder, each.client) / FILE)
+        assert model.metadata["privacy"]["personalisation"] == option
+
+
+def test_a_personal_figure_that_leaves_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault: a hospital's own figure in a field that may leave. What leaves is compared with a run without."""
+    before = run(tmp_path / "none", base=HEAD).folder
+    finish = medx.outcome.finish
+
+    def leaking(*arguments: Any, **named: Any) -> Any:
+        result = finish(*arguments, **named)
+        figure = result.personal[0].personal["auc"].value
+        return result.model_copy(update={"threshold": figure})
+
+    option = ("personalisation=fine_tune", *QUICK)
+    after = run(tmp_path / "fine_tune", *option, base=HEAD).folder
+    assert left(before) == left(after)
+    with monkeypatch.context() as patch:
+        patch.setattr("medx.experiment.finish", leaking)
+        assert left(run(tmp_path / "leaks", *option, base=HEAD).folder) != left(before)
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """What may leave of a run, but for what names the run and what was configured."""
+    content = json.loads((folder / "released.json").read_text())
+    apart = ("run", "config", "tracking", "checkpoint", "environment")
+    told = content["privacy"].pop("statement")
+    kept = [line for line in told.splitlines() if not line.startswith("Personal models")]
+    return {name: value for name, value in content.items() if name not in apart} | {"statement": kept}
+
+
+def test_the_same_seed_gives_the_same_models_and_resumed_ones_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ("personalisation=mr_mtl", "federation.num_rounds=3", "personalisation.mean_pull=0.1")
+    whole = run(tmp_path / "whole", *overrides)
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medx.screen.Screen.on_round", lambda self, record: stop() if record.round == 2 else None)
+        assert call(tmp_path / "stopped", *overrides).code == 130
+    resumed = call(tmp_path / "stopped", f"resume={tmp_path / 'stopped'}", base=())
+    assert resumed.code == 0, resumed.err
+    assert resumed.result.personal == whole.result.personal
+    assert whole.result.personal[0].personal != whole.result.personal[0].shared
+
+
+def test_a_round_that_is_done_again_goes_on_from_the_round_before(tmp_path: Path) -> None:
+    layout = ModelLayout.of({"b": torch.zeros(2), "a": torch.zeros(1)})  # not in the order of names
+
+    def kept(value: float) -> Kept:
+        state = ModelState(layout, np.full(3, value, np.float32), np.full(3, -value, np.float32))
+        return Kept(state, state.without_momentum())
+
+    assert kept_before(tmp_path, 1) is None
+    for number in (1, 2, 3, 4, 4, 3):
+        keep(tmp_path, number, kept(float(number)))
+    assert [kept_before(tmp_path, number) is not None for number in (1, 2, 3, 4)] == [False, False, True, True]
+    found = [kept_before(tmp_path, number) for number in (3, 4)]
+    assert [each and each.state.hash() for each in found] == [kept(2.0).state.hash(), kept(3.0).state.hash()]
+    assert len(list(tmp_path.iterdir())) == 2, "2 and 3: what came after the round that was done again is gone"
+
+
+def test_no_personal_model_and_no_figure_of_one_is_tracked(tmp_path: Path) -> None:
+    store = f"tracking.uri=sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+    ran = run(tmp_path / "run", "tracking=mlflow", store, "personalisation=fine_tune", *QUICK)
+    assert (hospital_folder(ran.folder, 0) / FILE).exists()
+    stored = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert any(path.name == "model.safetensors" for path in stored)
+    own = {(hospital_folder(ran.folder, client) / FILE).read_bytes() for client in range(3)}
+    assert not any(path.read_bytes() in own for path in stored)
+    from mlflow.tracking import MlflowClient
+
+    known = MlflowClient(ran.result.tracking["uri"]).get_run(ran.result.tracking["run_id"])
+    assert not [name for name in known.data.metrics if "personal" in name or "local_only" in name]
+
+
+def test_a_test_split_is_dealt_once_in_the_mixture_that_hospitals_have() -> None:
+    generator = np.random.Generator(np.random.PCG64(0))
+    train = np.repeat([0, 1], [300, 100])
+    parts = (np.arange(0, 150), np.arange(150, 400))  # 150 of class 0; 150 and all of class 1
+
+    class Prepared:
+        pass
+
+    prepared: Any = Prepared()
+    prepared.parts, prepared.splits = parts, Prepared()
+    prepared.splits.train = Prepared()
+    prepared.splits.train.labels = train
+    labels = np.repeat([0, 1], [60, 30])
+    dealt = dealt_alike(prepared, labels, generator)
+    assert sorted(np.concatenate(list(dealt.values()))) == list(range(90))
+    assert np.bincount(labels[dealt[0]], minlength=2).tolist() == [30, 0]
+    assert np.bincount(labels[dealt[1]], minlength=2).tolist() == [30, 30]
+
+
+def test_what_does_not_go_together_is_refused_in_one_line(tmp_path: Path) -> None:
+    for overrides, says in (
+        (("personalisation=mr_mtl", "privacy=distributed_dp"), "personalisation=mr_mtl: each hospital's own steps"),
+        (("personalisation=mr_mtl", "aggregation=secure"), "accepted: aggregation=plain"),
+        (("personalisation=mr_mtl", "federation=fedprox"), "has a pull of its own"),
+        (("personalisation=local_norm", *SCATTERNET), "the model has no GroupNorm"),
+        (("personalisation=fine_tune", *SCATTERNET, "trainer=least_squares"), "takes a trainer of steps"),
+        (("personalisation.x=1",), "personalisation"),
+    ):
+        least = "trainer=least_squares" in overrides
+        base = (
+            (*DATA, "tracking=none", "device=cpu", "noise=seed") if least or "model=scatternet" in overrides else TINY
+        )
+        if "privacy=distributed_dp" in overrides:
+            base = tuple(part for part in base if "expected_batch_size" not in part)
+        assert says in call(tmp_path / "refused", *overrides, base=base).refusal, overrides
