@@ -79,6 +79,8 @@ class Composed:
             for key, value in self.what.items()
             if key not in NOT_HASHED
         }
+        if (speeds := self.config["runtime"].get("speeds")) is not None:  # of where it runs the one that moves numbers
+            hashed["speeds"] = speeds
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
 
     def _identified(self, key: str, value: Any) -> Any:

@@ -17,6 +17,7 @@ from medx.aggregation.ring import Layout
 from medx.aggregation.roster import Roster
 from medx.dataset import Dataset, InputSpec
 from medx.federation.checkpoint import ServerState
+from medx.federation.fedbuff import FedBuff
 from medx.federation.strategies import Federation
 from medx.model import Model
 from medx.output import say
@@ -219,6 +220,8 @@ def make_job(setup: Setup, declared: Declared, run_id: str, folder: Path, reache
     if setup.variant == ():
         _tell_of_small_hospitals(setup.trainer.expected_batch_size, sizes)
         _tell_of_small_pieces(setup, exposure.num_records)
+    if isinstance(setup.federation, FedBuff):
+        setup.federation.check(setup.privacy, setup.aggregation)
     named = identity_of(type(setup.federation))
     setup.trainer.check_round(setup.federation.num_rounds, named, setup.privacy.protected)
     plan = setup.privacy.plan(exposure)
