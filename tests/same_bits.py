@@ -56,6 +56,7 @@ CASES: dict[str, tuple[str, ...]] = {
 VARYING = (
     "run",
     "timing",
+    "started",
     "checkpoint",
     "tracking",
     "environment",

@@ -36,6 +36,8 @@ def _again(run: Subject) -> str | None:
 
 
 def _when(run: Subject) -> str | None:
+    if run.result.started is not None:
+        return f"The run began, or was gone on with, on {run.result.started} (UTC), by the clock of the machine."
     if run.written is None:
         return None
     return (

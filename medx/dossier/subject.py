@@ -183,7 +183,7 @@ def _read(number: int, text: str, *, released: bool) -> Subject:
         name=path.name or text,
         result=result,
         digests={name: _digest(folder / name) for name in names if (folder / name).is_file()},
-        written=_when(config.stat().st_mtime) if owner and config.exists() else None,
+        written=_when(config.stat().st_mtime) if owner and config.exists() and not result.started else None,
         ledgers=tuple(ledgers_in(folder / "ledger", result)) if owner else (),
         receipts=tuple(_receipts(folder)) if owner else (),
     )

@@ -17,6 +17,7 @@ examples:
   python -m medx.report --study phantom_report        in miniature, on synthetic images
   python -m medx.report --seeds 0-4                   other seeds
   python -m medx.report --set pneumoniamnist:dataset.md5=0123...   an override for one data set's jobs
+  python -m medx.report multirun/DATE/TIME            a page of any sweep, of a folder of sweeps, or of one run
   python -m medx.report compare RUN RUN               two runs (output folders) side by side
 
 A job is known by its configuration's hash and its seed, and is not run again while its result is in
@@ -32,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
             from medx.report import compare
 
             return compare.main(given[1:])
+        if given and not given[0].startswith("-"):
+            return of_folder(given)
         return report(given)
     except (MedxError, OSError) as error:
         if (line := one_line(error)) is None:
@@ -66,6 +69,25 @@ def report(given: list[str]) -> int:
         out = chosen.out / study.name if index else chosen.out
         code = max(code, one_study(study, jobs, gaps, argparse.Namespace(**{**vars(chosen), "out": out})))
     return code
+
+
+def of_folder(given: list[str]) -> int:
+    """Render the runs that are in a folder."""
+    from medx.report.found import runs_in, study_of
+    from medx.report.page import build_report, write_report
+
+    parser = Parser.of("medx.report", "A page of the runs in a folder; nothing is run.", "")
+    parser.add_argument("folder", type=Path, help="of a sweep (multirun/DATE/TIME), of several, or of one run")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="where the report goes (default report)")
+    chosen = parser.parse_args(given)
+    began = time.monotonic()
+    runs, gaps = runs_in(chosen.folder)
+    made = build_report(study_of(chosen.folder, runs), f"medx report {chosen.folder}", runs, gaps)
+    page = write_report(made, chosen.out)
+    print(f"{page} ({len(runs)} runs, {time.monotonic() - began:.1f} s)")
+    for gap in gaps:
+        print(f"left out: {gap}", file=sys.stderr)
+    return 0
 
 
 def one_study(study: Study, jobs: list[Job], gaps: list[str], chosen: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ from medx.figures import (
     roc_figure,
     shortened,
 )  # fmt: skip
-from medx.report.cells import runs_text, summarise, target, who
+from medx.report.cells import number, runs_text, summarise, target, who
 from medx.report.rows import Results, seeds_by_setting, settings_of, skew_rows, with_role
 from medx.report.study import Claim
 from medx.report.tables import round_values
@@ -61,17 +61,30 @@ def frontier_figures(frame: pd.DataFrame, dataset: str, class_count: int, claim:
             floor = {"auc": 0.5, "balanced_accuracy_at_threshold": 0.5 if labels else 1 / class_count}.get(
                 metric, majority
             )
-            axes.axhline(floor, color=FAINT, linestyle=":", linewidth=1.5, label="always the majority class")
-            if claim is not None and claim.dataset == dataset and metric == "accuracy":
+            low, high = _range_that_matters(axes)
+            stated = claim is not None and claim.dataset == dataset and metric == "accuracy"
+            if floor >= low or stated:
+                axes.axhline(floor, color=FAINT, linestyle=":", linewidth=1.5, label="always the majority class")
+            else:
+                axes.plot([], [], " ", label=f"always the majority class: {number(floor)}, below")
+            if claim is not None and stated:
                 axes.plot([claim.epsilon, claim.composed_epsilon], [claim.accuracy] * 2, marker="X", color=INK,
                           linewidth=0.8, label="published: as stated, and composed")  # fmt: skip
             _epsilon_axis(axes, private["epsilon"].astype(float))
-            low, high = axes.get_ylim()
+            low = min(low, axes.get_ylim()[0]) if stated else low
             axes.set(ylabel=f"test {label}", ylim=(max(low, 0.0), min(high, 1.01)))
             legend(axes)
             what = "One seed" if seeds_by_setting(rows) == [1] else "Mean over seeds with its 95 % t interval as a band"
             caption = f"{what}; {dataset}, test split. Runs {runs_text(rows['run'])}."
             yield finish(figure, f"frontier_{dataset}_{metric}", f"{dataset}: {label.split(',')[0]} and ε", caption)
+
+
+def _range_that_matters(axes: Axes) -> tuple[float, float]:
+    """Where the points lie that were measured, with a tenth of their range around them; at least .02 wide."""
+    drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
+    known = np.concatenate([values[~np.isnan(values)] for values in drawn])
+    margin = max(0.1 * float(np.ptp(known)), 0.01)
+    return float(known.min()) - margin, float(known.max()) + margin
 
 
 def at_the_ends(frame: pd.DataFrame) -> pd.DataFrame:

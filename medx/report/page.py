@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from medx.figures import Shown
 from medx.report import tables, words
+from medx.report.answer import answer, made_with
 from medx.report.attacks import speaking_against
 from medx.report.cells import Table
 from medx.report.rows import Run
@@ -33,6 +34,8 @@ class Report:
     frame: pd.DataFrame
     sections: list[Section]
     gaps: list[str]
+    answer: list[str]
+    made_with: str
     synthetic: str | None
     warning: str | None
 
@@ -61,7 +64,8 @@ def build_report(study: Study, command: str, runs: Sequence[Run], gaps: Sequence
              for row in frame.itertuples() if row.degenerate and "overhead" not in str(row.roles)]  # fmt: skip
     warning = next((run.result.privacy.warning for run in runs if run.result.privacy.warning), None)
     gaps += list(speaking_against(made))
-    return Report(study, command, frame, kept, gaps, words.synthetic_warning(made.results), warning)
+    said, how = answer(frame, made.results), made_with(made.results)
+    return Report(study, command, frame, kept, gaps, said, how, words.synthetic_warning(made.results), warning)
 
 
 def write_report(report: Report, folder: Path) -> Path:

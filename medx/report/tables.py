@@ -27,6 +27,7 @@ from medx.results import told_epsilon
 
 CLAIM_METRICS = ("accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold", "auc")
 SHOWN_ROUNDS = (1, 2, 5, 10, 25, 50, 100, 300)
+BOTH_CLASSES = ("sensitivity_at_threshold", "specificity_at_threshold")
 PUBLISHED_BY = ("dataset", *WHO)
 FRONT = (1.0, 10.0)  # target epsilons of the project's front page
 
@@ -125,7 +126,7 @@ def utility_table(role: Role, frame: pd.DataFrame, dataset: str, class_count: in
     """
     chosen = with_role(frame[frame["dataset"] == dataset], role)
     rows = [
-        Row({"row": kind}, {"row": kind}) | settled(setting, *WHO) | spent(part) | spreads(part, HEADLINE)
+        Row({"row": kind}, {"row": kind}) | settled(setting, *WHO) | spent(part) | spreads(part, _told(kind, part))
         for setting, every in settings_of(chosen)
         for kind, part in _with_baselines(every)
     ]
@@ -134,6 +135,12 @@ def utility_table(role: Role, frame: pd.DataFrame, dataset: str, class_count: in
         rows.append(_majority(chosen, class_count))
     title = "Privacy and utility" if role == "utility" else "Together, alone, in one place"
     return Table.of(f"{role}_{dataset}", f"{title}: {dataset}", note, rows)
+
+
+def _told(kind: str, rows: pd.DataFrame) -> tuple[str, ...]:
+    """The metrics of a row; of two classes and the run's own model, also what becomes of sick and healthy."""
+    both = kind == "federated" and bool((rows["task"] == "binary").all())
+    return (*HEADLINE, *BOTH_CLASSES) if both else HEADLINE
 
 
 def _with_baselines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

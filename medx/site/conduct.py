@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,7 +108,7 @@ def conduct(folder: Path, text: str, grid: Grid) -> ExperimentResult:
 
 
 def _held(study: Study, consortium: Consortium, config: CoordinatorConfig, place: Path, grid: Grid) -> ExperimentResult:
-    began = time.perf_counter()
+    began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     reached = resumed_state(place / "checkpoints", study.run)
     side = Place(device=config.device, cache=config.cache, folder=place)
     dataset = None if config.evaluation is None else evaluation(config.evaluation, study)
@@ -131,7 +132,7 @@ def _held(study: Study, consortium: Consortium, config: CoordinatorConfig, place
         for observer in observers:
             observer.on_error(error)
         raise
-    result.timing = {"total": time.perf_counter() - began}
+    result.timing, result.started = {"total": time.perf_counter() - began}, started
     write_down(result, place)
     for observer in observers:
         observer.on_end(result)
@@ -173,7 +174,7 @@ def _context(held: Conduct, side: Place) -> RunContext:
         config_hash=study.digest[:16],
         folder=job.folder,
         config=full_config(study, side),
-        num_rounds=job.setup.federation.num_rounds,
+        num_rounds=job.setup.federation.updates,
         resumed=job.resumed,
         synthetic=study.synthetic,
         public=study.synthetic,
