@@ -47,7 +47,7 @@ from medx.results import (
     Status,
 )
 from medx.runtime import Runtime
-from medx.schema import CheckpointError, LedgerError, MedxError, Place, component, option_of
+from medx.schema import CheckpointError, ConfigError, LedgerError, MedxError, Place, component, option_of
 from medx.trainer.local_training import Trainer
 
 log = logging.getLogger(__name__)
@@ -188,6 +188,13 @@ def check_combination(experiment: Experiment, setup: Setup, prepared: Prepared, 
         network = build_module(setup, prepared.spec)
         setup.personalisation.check(setup.trainer, setup.privacy, federation, setup.aggregation, network)
     experiment.privacy.check_baselines(experiment.baseline)
+    own = f"personalisation={setup.personalisation.name}" if setup.personalisation.keeps_own else None
+    own = "federation=fedbuff" if isinstance(setup.federation, FedBuff) else own
+    if own is not None and experiment.attack != "none":
+        raise ConfigError(
+            f"attack={experiment.attack}: hears rounds in which all begin from one model, which those of {own} do "
+            "not; accepted: none"
+        )
 
 
 def make_context(

@@ -58,6 +58,14 @@ class Arrivals(Protocol):
         """Send these; nothing is waited for."""
         ...
 
+    def there(self, clients: list[int]) -> list[int]:
+        """Those of these who can be asked now."""
+        ...
+
+    def at_once(self) -> bool:
+        """Whether another answer is there at the very time of the last one."""
+        ...
+
     def next(self) -> Arrival:
         """The next answer; there must be somebody who was asked and has not answered."""
         ...
@@ -96,6 +104,14 @@ class VirtualArrivals:
         """Note what will be answered when it is due."""
         for each in asked:
             heapq.heappush(self._open, (each.due, each.client, each))
+
+    def there(self, clients: list[int]) -> list[int]:
+        """All."""
+        return clients
+
+    def at_once(self) -> bool:
+        """Whether another is due now."""
+        return bool(self._open) and self._open[0][0] <= self._now
 
     def next(self) -> Arrival:
         """The next by the clock."""
@@ -142,6 +158,15 @@ class RealArrivals:
                 self._open[identifier] = (deadline, each)
             else:
                 self._came.append(_silent(each))
+
+    def there(self, clients: list[int]) -> list[int]:
+        """Those whose node is there: to a question that finds none Flower gives an error, and forgets the answer."""
+        nodes = set(self._grid.get_node_ids())
+        return [client for client in clients if self._nodes[client] in nodes]
+
+    def at_once(self) -> bool:
+        """Whether one has come already."""
+        return bool(self._came)
 
     def next(self) -> Arrival:
         """The next that comes; an answer to what is not open any more is dropped."""

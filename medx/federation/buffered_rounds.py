@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,17 +33,35 @@ class Progress:
     now: float = 0.0
 
 
-class BufferedRounds:
-    """A round is a full buffer: ``buffer_size`` answers, each by another hospital, whatever model it began from.
+@dataclass
+class Filled:
+    """What one buffer took: answers, who abstained and who failed, and who was asked meanwhile."""
 
-    A hospital is given the newest model once its answer has been used, and is asked for its next release; its plan has
-    ``num_rounds`` of them, which its ledger knows. The run is over when so few have some left that no buffer fills.
+    used: list[Arrival] = field(default_factory=list)
+    abstained: list[int] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    newly: list[int] = field(default_factory=list)
+
+
+class BufferedRounds:
+    """A round is a full buffer: ``buffer_size`` answers, whatever models they began from.
+
+    A hospital that has answered is given the newest model at once, and is asked for its next release; its plan has
+    ``num_rounds`` of them, which its ledger knows. The run is over when fewer hospitals have some left than fill a
+    buffer, or than ``min_clients``: nobody waits for the last ones. ``begun`` tells by client how many releases ledgers
+    show where a run is gone on with: none is begun twice.
     """
 
-    def __init__(self, job: Job, timeout: float | None, speeds: Sequence[float] | None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        timeout: float | None,
+        speeds: Sequence[float] | None,
+        begun: Callable[[], Mapping[int, int]],
+    ) -> None:
         federation = job.setup.federation
         assert isinstance(federation, FedBuff)
-        self.job, self.federation, self.speeds = job, federation, speeds
+        self.job, self.federation, self.speeds, self.begun = job, federation, speeds, begun
         self.timeout = ANSWER_TIME if timeout is None else timeout
         self.least = federation.buffer_size
         self.progress = Progress(0, {}, {})
@@ -52,7 +71,8 @@ class BufferedRounds:
     @property
     def finished(self) -> bool:
         """Whether no buffer can fill any more."""
-        return bool(self.progress.asked) and self._possible() < self.federation.buffer_size
+        needed = max(self.federation.buffer_size, self.federation.min_clients)
+        return bool(self.progress.asked) and self._possible() < needed
 
     def _possible(self) -> int:
         left = [client for client, asked in self.progress.asked.items() if asked < self.federation.num_rounds]
@@ -94,79 +114,91 @@ class BufferedRounds:
         started = time.perf_counter()
         if self._arrivals is None:
             self._arrivals = self._begin(grid, nodes)
-        newly = self._ask_the_free(nodes, server.state)
-        used, abstained, failed = self._filled(number, len(nodes), server.abstentions)
+        found = self._filled(self._arrivals, nodes, server, number)
         trained = time.perf_counter()
-        state = self._moved(server.state, used, number)
+        state = self._moved(server.state, found.used, number)
         self.progress.version += 1
-        answered = [*(each.asked.client for each in used), *abstained]
-        private = self.job.plan.private
+        answered = [*(each.asked.client for each in found.used), *found.abstained]
+        counted = Counter(found.newly if self.job.plan.private else answered)
+        now = self._arrivals.now
         return RoundOutcome(
             state=state,
-            steps={c: self.job.plan.clients[c].steps_per_round for c in (newly if private else answered)},
+            steps={client: times * self.job.plan.clients[client].steps_per_round for client, times in counted.items()},
             answered=frozenset(answered),
-            clients=len(used),
-            abstained=len(abstained),
-            failed=len(failed),
+            clients=len(found.used),
+            abstained=len(found.abstained),
+            failed=len(found.failed),
             bytes_up=wire_bytes(server.state.without_momentum()) * len(answered),
-            bytes_down=wire_bytes(server.state) * len(newly),
+            bytes_down=wire_bytes(server.state) * len(found.newly),
             seconds={"train": trained - started, "aggregate": time.perf_counter() - trained}
-            | ({} if self._arrivals.now is None else {"virtual": self._arrivals.now}),
+            | ({} if now is None else {"virtual": now}),
         )
 
     def _begin(self, grid: Grid, nodes: dict[int, int]) -> Arrivals:
-        """Whose answers come when; what was out when the run stopped is sent again."""
-        self.progress.asked = dict.fromkeys(nodes, 0) | self.progress.asked
+        """Whose answers come when. What was out when the run stopped is asked for again where that releases the same.
+
+        With noise of the system it would be another release: what was begun is lost then, and spent once.
+        """
+        kept = self.progress
+        kept.asked = dict.fromkeys(nodes, 0) | kept.asked
+        again = self.job.plan.noise_source == "seed" or not self.job.plan.private
+        if self.job.resumed and not again:
+            for client, steps in self.begun().items():
+                per_round = self.job.plan.events_per_round(self.job.plan.clients[client])
+                kept.asked[client] = max(kept.asked.get(client, 0), -(-steps // per_round))
+        kept.open = {client: each for client, each in kept.open.items() if again and client in nodes}
         arrivals: Arrivals
         if self.speeds is None:
             arrivals = RealArrivals(grid, nodes, getattr(grid, "timeout", self.timeout))
         else:
-            arrivals = VirtualArrivals(grid, nodes, self.progress.now)
-        arrivals.ask(each for client, each in sorted(self.progress.open.items()) if client in nodes)
-        self.progress.open = {client: each for client, each in self.progress.open.items() if client in nodes}
+            arrivals = VirtualArrivals(grid, nodes, kept.now)
+        arrivals.ask(each for _, each in sorted(kept.open.items()))
         return arrivals
 
-    def _ask_the_free(self, nodes: dict[int, int], state: ModelState) -> list[int]:
+    def _ask_the_free(self, arrivals: Arrivals, nodes: dict[int, int], state: ModelState) -> list[int]:
         kept, most = self.progress, self.federation.num_rounds
         free = [c for c in sorted(nodes) if c not in kept.open and c not in self._out and kept.asked[c] < most]
-        assert self._arrivals is not None
-        now = self._arrivals.now or 0.0
+        free = arrivals.there(free)
+        now = arrivals.now or 0.0
         for client in free:
             kept.asked[client] += 1
             due = 0.0 if self.speeds is None else now + self.speeds[client]
             kept.open[client] = Asked(client, kept.asked[client], kept.version, state, due)
-        self._arrivals.ask(kept.open[client] for client in free)
+        arrivals.ask(kept.open[client] for client in free)
         return free
 
-    def _filled(self, number: int, asked: int, before: int) -> tuple[list[Arrival], list[int], list[Failure]]:
-        """A full buffer, who abstained, and who failed meanwhile; raises RoundAborted where it cannot fill."""
-        used: list[Arrival] = []
-        abstained: list[int] = []
-        failed: list[Failure] = []
-        assert self._arrivals is not None
-        while len(used) < self.federation.buffer_size:
+    def _filled(self, arrivals: Arrivals, nodes: dict[int, int], server: ServerState, number: int) -> "Filled":
+        """A full buffer, or a run's last answers, and what came beside; raises RoundAborted where there are none."""
+        found = Filled()
+        while len(found.used) < self.federation.buffer_size:
+            if found.used and not arrivals.at_once() and self._possible() < self.federation.min_clients:
+                break
+            if not arrivals.at_once():  # whoever answers at the same time begins from the same model
+                found.newly += self._ask_the_free(arrivals, nodes, server.state)
             if not self.progress.open:
-                check_enough(
-                    *(self.job, len(used), len(abstained), failed, number),
-                    asked=asked,
-                    before=before,
-                    least=self.federation.buffer_size,
-                )
-            arrival = self._arrivals.next()
-            client = arrival.asked.client
-            del self.progress.open[client]
-            self.progress.now = self._arrivals.now or 0.0
-            if arrival.failure is not None:
-                failed.append(arrival.failure)
-                log.warning("round %d: client %d failed: %s", number, client, arrival.failure)
-                if arrival.failure.code == Code.LEDGER:
-                    self._out.add(client)
-            elif arrival.state is None:
-                abstained.append(client)
-            else:
-                used.append(arrival)
-        check_enough(*(self.job, len(used), len(abstained), failed, number), asked=asked, before=before, least=0)
-        return used, abstained, failed
+                self._check(found, server, number, len(nodes), least=self.federation.buffer_size)
+            self._take(arrivals.next(), found, number)
+            self.progress.now = arrivals.now or 0.0
+        self._check(found, server, number, len(nodes), least=0)
+        return found
+
+    def _take(self, arrival: Arrival, found: "Filled", number: int) -> None:
+        client = arrival.asked.client
+        del self.progress.open[client]
+        if arrival.failure is not None:
+            found.failed.append(arrival.failure)
+            log.warning("round %d: client %d failed: %s", number, client, arrival.failure)
+            if arrival.failure.code == Code.LEDGER:
+                self._out.add(client)
+        elif arrival.state is None:
+            found.abstained.append(client)
+        else:
+            found.used.append(arrival)
+
+    def _check(self, found: "Filled", server: ServerState, number: int, asked: int, *, least: int) -> None:
+        used, abstained = len(found.used), len(found.abstained)
+        before = server.abstentions
+        check_enough(self.job, used, abstained, found.failed, number, asked=asked, before=before, least=least)
 
     def _moved(self, state: ModelState, used: Sequence[Arrival], number: int) -> ModelState:
         """The model plus the mean change, by records, in which what began from an older model counts less.

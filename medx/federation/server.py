@@ -61,7 +61,7 @@ class Server:
 
     def _engine(self) -> "PlainRounds | SumRounds | BufferedRounds":
         if isinstance(self.job.setup.federation, FedBuff):
-            return BufferedRounds(self.job, self.timeout, self.speeds)
+            return BufferedRounds(self.job, self.timeout, self.speeds, lambda: self.recorded({}, None))
         if self.job.sums is None:
             return PlainRounds(self.job, self.timeout)
         return SumRounds(self.job, self.prepared, self.timeout)
