@@ -127,7 +127,7 @@ def run_experiment(
         result = finish(job, prepared, outcome, config, planned=baselines, config_hash=place.config_hash)
         ended = time.perf_counter()
         phases = {"prepare": loaded - began, "rounds": trained - loaded, "measure": ended - trained}
-        result.timing = phases | {"total": ended - began}
+        result.timing, result.started = phases | {"total": ended - began}, place.started
         write_down(result, place.path)
         if attacks is not None and result.status == "finished":
             result.attacks = attacked(attacks, config, prepared, place.path)

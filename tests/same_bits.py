@@ -55,6 +55,7 @@ CASES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 VARYING = (
     "run",
+    "started",
     "timing",
     "checkpoint",
     "tracking",

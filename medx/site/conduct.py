@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from flwr.serverapp import Grid
 from pydantic import BaseModel, ConfigDict, Field
 
-import medx
 from medx import files
 from medx.configuration import build
 from medx.experiment import follow
@@ -17,7 +16,7 @@ from medx.federation.checkpoint import resumed_state
 from medx.federation.prepared import Prepared, prepare_own
 from medx.federation.setup import Job, build_network, solved
 from medx.federation.sums import aggregation_result
-from medx.folder import LOCK_FILE
+from medx.folder import LOCK_FILE, moment
 from medx.hints import option
 from medx.machine import environment
 from medx.measurement import Measurement, describe, described, measure
@@ -107,7 +106,7 @@ def conduct(folder: Path, text: str, grid: Grid) -> ExperimentResult:
 
 
 def _held(study: Study, consortium: Consortium, config: CoordinatorConfig, place: Path, grid: Grid) -> ExperimentResult:
-    began = time.perf_counter()
+    began, started = time.perf_counter(), moment()
     reached = resumed_state(place / "checkpoints", study.run)
     side = Place(device=config.device, cache=config.cache, folder=place)
     dataset = None if config.evaluation is None else evaluation(config.evaluation, study)
@@ -132,6 +131,7 @@ def _held(study: Study, consortium: Consortium, config: CoordinatorConfig, place
             observer.on_error(error)
         raise
     result.timing = {"total": time.perf_counter() - began}
+    result.started = started if reached is None else None  # of one that is gone on with nobody has kept it
     write_down(result, place)
     for observer in observers:
         observer.on_end(result)
@@ -223,7 +223,7 @@ def _concluded(held: Conduct, side: Place, server: SiteServer, outcome: Outcome)
         privacy=privacy,
         rounds=state.records,
         checkpoint=str(checkpoint),
-        environment=environment(job.setup.device) | {"medx": medx.__version__},
+        environment=environment(job.setup.device),
         config=full_config(study, side),
         **known,
     )
