@@ -80,7 +80,14 @@ class Picture:
         # Glyphs are shared within a figure by id, and ids must not meet those of another figure.
         body = re.sub(r'id="([^"]+)"', rf'id="{self.name}-\1"', body)
         body = re.sub(r'href="#([^"]+)"', rf'href="#{self.name}-\1"', body)
-        return re.sub(r"url\(#([^)]+)\)", rf"url(#{self.name}-\1)", body)
+        body = re.sub(r"url\(#([^)]+)\)", rf"url(#{self.name}-\1)", body)
+        body = re.sub(r"\s*\n\s*", " ", re.sub(r"<!--.*?-->", "", body)).replace("> <", "><")
+        return re.sub(r' d="([^"]+)"', lambda path: re.sub(r"\d+\.\d{3,}", _shorter, path[0]), body)
+
+
+def _shorter(number: re.Match[str]) -> str:
+    """A coordinate to a hundredth of a point, finer than a screen."""
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 @dataclass(frozen=True)

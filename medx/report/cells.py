@@ -20,14 +20,16 @@ TITLES = {
     "accuracy": "accuracy, most probable class",
     "accuracy_at_threshold": "accuracy",
     "balanced_accuracy_at_threshold": "balanced accuracy",
+    "sensitivity_at_threshold": "sensitivity",
+    "specificity_at_threshold": "specificity",
     "ece": "ECE",
     "brier": "Brier",
     "quadratic_kappa": "kappa (quadratic)",
     "hospital_worst": "worst hospital",
     "hospital_best": "best hospital",
 }
-PERCENT = ("accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold", "hospital_worst", "hospital_best",
-           "recall")  # fmt: skip
+PERCENT = ("accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold", "sensitivity_at_threshold",
+           "specificity_at_threshold", "hospital_worst", "hospital_best", "recall")  # fmt: skip
 
 
 @dataclass(frozen=True)
