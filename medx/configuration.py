@@ -79,6 +79,8 @@ class Composed:
             for key, value in self.what.items()
             if key not in NOT_HASHED
         }
+        if (speeds := self.config["runtime"].get("speeds")) is not None:  # of where it runs the one that moves numbers
+            hashed["speeds"] = speeds
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
 
     def _identified(self, key: str, value: Any) -> Any:
@@ -198,8 +200,9 @@ def resumed_config(folder: Path, current: dict[str, Any], overrides: list[str]) 
         group = name.partition(".")[0]
         if name in ("resume", "experiment") or group.startswith("hydra"):
             continue
-        if group in WHERE:
-            saved[group] = current[group]
+        if group in WHERE and name != "runtime.speeds":  # which is a part of what is run, wherever that is
+            kept = {key: each for key, each in saved[group].items() if (group, key) == ("runtime", "speeds")}
+            saved[group] = current[group] | (kept if "speeds" in current[group] or any(kept.values()) else {})
             continue
         if name in places:
             key = name.removeprefix(f"{group}.")

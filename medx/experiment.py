@@ -16,6 +16,7 @@ from medx.aggregation import Aggregation
 from medx.baselines import plan_baselines, share_epsilon
 from medx.dataset import Dataset
 from medx.federation.checkpoint import ServerState, resumed_state
+from medx.federation.fedbuff import FedBuff
 from medx.federation.hospital import Hospitals
 from medx.federation.hospital_app import client_app
 from medx.federation.ledgers import check_ledgers, withdraw
@@ -45,7 +46,7 @@ from medx.results import (
     Status,
 )
 from medx.runtime import Runtime
-from medx.schema import CheckpointError, LedgerError, MedxError, Place, component, option_of
+from medx.schema import CheckpointError, ConfigError, LedgerError, MedxError, Place, component, option_of
 from medx.trainer.local_training import Trainer
 
 log = logging.getLogger(__name__)
@@ -175,6 +176,7 @@ def make_setup(experiment: Experiment, config: dict[str, Any], draw_key: str) ->
 def check_combination(experiment: Experiment, setup: Setup, prepared: Prepared, config: dict[str, Any]) -> None:
     """Refuse groups that do not go together, or not on this machine."""
     experiment.runtime.check()
+    virtual_speeds(experiment)
     several = prepared.spec.task == "multilabel"
     setup.trainer.check(prepared.spec.num_classes, images=prepared.features is None, several=several)
     if experiment.select is not None:
@@ -185,6 +187,13 @@ def check_combination(experiment: Experiment, setup: Setup, prepared: Prepared, 
         network = build_module(setup, prepared.spec)
         setup.personalisation.check(setup.trainer, setup.privacy, federation, setup.aggregation, network)
     experiment.privacy.check_baselines(experiment.baseline)
+    own = f"personalisation={setup.personalisation.name}" if setup.personalisation.keeps_own else None
+    own = "federation=fedbuff" if isinstance(setup.federation, FedBuff) else own
+    if own is not None and experiment.attack != "none":
+        raise ConfigError(
+            f"attack={experiment.attack}: hears rounds in which all begin from one model, which those of {own} do "
+            "not; accepted: none"
+        )
 
 
 def make_context(
@@ -199,7 +208,7 @@ def make_context(
         config_hash=config_hash,
         folder=job.folder,
         config=config,
-        num_rounds=experiment.federation.num_rounds,
+        num_rounds=experiment.federation.updates,
         resumed=job.resumed,
         synthetic=splits.synthetic,
         public=splits.public,
@@ -224,7 +233,10 @@ def run_rounds(
 ) -> Outcome:
     """Run the rounds on the configured runtime, from ``begin`` on; an early stop keeps what was reached."""
     job = hospitals.job
-    server = Server(job, hospitals.recorded, on_round, experiment.runtime.timeout, hospitals.prepared)
+    server = Server(
+        *(job, hospitals.recorded, on_round, experiment.runtime.timeout, hospitals.prepared),
+        speeds=virtual_speeds(experiment),
+    )
 
     def run(serve: Callable[[Grid], None]) -> None:
         experiment.runtime.run(client_app(hospitals), job.setup.num_clients, serve)
@@ -237,6 +249,13 @@ def run_rounds(
         raise
     finally:
         hospitals.close()
+
+
+def virtual_speeds(experiment: Experiment) -> tuple[float, ...] | None:
+    """The time that each hospital takes by a virtual clock; None where neither rounds nor a person ask for one."""
+    clients = experiment.federation.num_clients
+    alike = (1.0,) * clients if isinstance(experiment.federation, FedBuff) else None
+    return experiment.runtime.speeds_of(clients) or alike
 
 
 def follow(server: Server, begin: ServerState | None, run: Callable[[Callable[[Grid], None]], None]) -> Outcome:

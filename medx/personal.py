@@ -147,10 +147,13 @@ def personal_models(job: Job, prepared: Prepared, average: Tensors) -> list[Pers
 
     ``average`` are the tensors of the run's model.
     """
-    option, shared = job.setup.personalisation, ModelState(job.layout, job.layout.join(average))
-    clients = [client for client, part in enumerate(prepared.parts) if len(part)] if option.says else []
+    option = job.setup.personalisation
+    if option.told is None:
+        return []
+    shared = ModelState(job.layout, job.layout.join(average))
+    clients = [client for client, part in enumerate(prepared.parts) if len(part)]
     tests, told = own_test_rows(prepared), bool(own_test_rows(prepared))
-    if not told and clients:
+    if not told:
         generator = numpy_generator(derive_seed(job.setup.seed, "personal", "test"))
         tests = dealt_alike(prepared, prepared.splits.test.labels, generator)
     results, progress = [], counted("personal models", len(clients))

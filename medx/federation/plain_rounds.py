@@ -59,6 +59,11 @@ class PlainRounds:
         self.strategy = job.setup.federation.strategy()
         self.least = 1
 
+    @property
+    def finished(self) -> bool:
+        """Whether it ends before its last round: never."""
+        return False
+
     def buffers(self) -> Tensors:
         """The strategy's buffers."""
         return strategy_state(self.strategy, self.job.layout)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
@@ -10,8 +10,10 @@ from flwr.serverapp import Grid
 from torch import nn
 from torch.func import functional_call
 
+from medx.federation.buffered_rounds import BufferedRounds
 from medx.federation.checkpoint import ServerState, append_record, save_checkpoint
 from medx.federation.clipped_updates import drawn_clients
+from medx.federation.fedbuff import FedBuff
 from medx.federation.plain_rounds import PlainRounds, RoundAborted
 from medx.federation.prepared import Prepared
 from medx.federation.replies import ReplyError, ask, config_of, first_of, integer_of, refuse_exhausted
@@ -33,7 +35,7 @@ class Server:
     With ``on_round`` None only the last state counts: rounds are neither evaluated nor kept on disk. ``recorded`` gives
     the steps that clients have begun, never fewer than they have, from those that their answers tell of, and from
     whose ledgers it has to look at (None: all of them). ``prepared`` has the images on which models are evaluated;
-    without it none is.
+    without it none is. ``speeds`` are the hospitals' by a virtual clock, in the order of clients; None: there is none.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Server:
         on_round: Callable[[RoundRecord], None] | None,
         timeout: float | None,
         prepared: Prepared | None = None,
+        *,
+        speeds: Sequence[float] | None = None,
     ) -> None:
         self.job = job
         self.recorded = recorded
@@ -52,7 +56,15 @@ class Server:
         self._read = False  # true once the ledgers of all clients have been looked at
         self.started = False  # true once every hospital that takes part has reserved its budget
         self.network: nn.Module = build_network(job.setup, job.declared.spec).to(job.setup.device)
-        self.engine = PlainRounds(job, timeout) if job.sums is None else SumRounds(job, prepared, timeout)
+        self.speeds = speeds
+        self.engine = self._engine()
+
+    def _engine(self) -> "PlainRounds | SumRounds | BufferedRounds":
+        if isinstance(self.job.setup.federation, FedBuff):
+            return BufferedRounds(self.job, self.timeout, self.speeds, lambda: self.recorded({}, None))
+        if self.job.sums is None:
+            return PlainRounds(self.job, self.timeout)
+        return SumRounds(self.job, self.prepared, self.timeout)
 
     def noise_found(self) -> NoiseMeasured | None:
         """What the server's own noise was like, where it adds any."""
@@ -76,7 +88,9 @@ class Server:
         if self.on_round is not None and (server.round == 0 or known != set(server.charged)):
             # From here on these ledgers exist, so that a resume can tell a lost one from one that never was.
             save_checkpoint(self.job.folder / "checkpoints", server)
-        for number in range(server.round + 1, self.job.setup.federation.num_rounds + 1):
+        for number in range(server.round + 1, self.job.setup.federation.updates + 1):
+            if self.engine.finished:
+                return
             server = self.one_round(grid, nodes, server, number)
             yield server
 
@@ -122,6 +136,9 @@ class Server:
         metrics = self.evaluate(average, number)
         ended = time.perf_counter()
         seconds = outcome.seconds | {"evaluate": ended - aggregated, "total": ended - started}
+        if self.speeds is not None and "virtual" not in seconds:  # everybody is waited for
+            before = server.records[-1].seconds.get("virtual", 0.0) if server.records else 0.0
+            seconds["virtual"] = before + max(self.speeds[client] for client in chosen)
         record = RoundRecord(
             round=number,
             epsilon=epsilon_after(self.job.plan, steps),
@@ -175,7 +192,7 @@ class Server:
     def evaluate(self, average: ModelState, number: int) -> dict[str, float | None]:
         """Validation and test metrics, in the rounds that ask for them."""
         federation = self.job.setup.federation
-        wanted = number % federation.evaluate_every == 0 or number == federation.num_rounds
+        wanted = number % federation.evaluate_every == 0 or number == federation.updates or self.engine.finished
         if self.on_round is None or self.prepared is None or not wanted:
             return {}
         tensors = solved(self.job, self.network, average.tensors())

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from pydoc import locate
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from medx.aggregation.ring import Layout
 from medx.aggregation.roster import Roster
 from medx.dataset import Dataset, InputSpec
 from medx.federation.checkpoint import ServerState
+from medx.federation.fedbuff import FedBuff
 from medx.federation.strategies import Federation
 from medx.model import Model
 from medx.output import say
@@ -168,12 +170,20 @@ def draw_key(config: dict[str, Any]) -> str:
     the configuration is in it but where things lie, also how a step is computed, which moves its last bits.
     """
     groups = ["dataset", "partition", "model", "trainer", "privacy", "federation", "aggregation"]
-    own = config.get("personalisation")
-    if own is not None and getattr(class_of(own["component"]), "keeps_own", False):  # others move nothing that is sent
+    if begins_from_own(config.get("personalisation")):  # others move nothing that is sent
         groups.append("personalisation")
     where = ("ledger", "budget", "roster", "root", "path", "csv")
     named = {group: {k: v for k, v in config[group].items() if k not in where} for group in groups}
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def begins_from_own(personalisation: Mapping[str, Any] | None) -> bool:
+    """Whether what hospitals send depends on the option of this configuration, by its component or its class."""
+    if personalisation is None:
+        return False
+    named = personalisation.get("component")
+    kind = class_of(named) if named else locate(str(personalisation.get("_target_")))
+    return bool(getattr(kind, "keeps_own", False))
 
 
 def secret_key(job: Job, purpose: str, *keys: Key) -> bytes:
@@ -219,6 +229,8 @@ def make_job(setup: Setup, declared: Declared, run_id: str, folder: Path, reache
     if setup.variant == ():
         _tell_of_small_hospitals(setup.trainer.expected_batch_size, sizes)
         _tell_of_small_pieces(setup, exposure.num_records)
+    if isinstance(setup.federation, FedBuff):
+        setup.federation.check(setup.privacy, setup.aggregation)
     named = identity_of(type(setup.federation))
     setup.trainer.check_round(setup.federation.num_rounds, named, setup.privacy.protected)
     plan = setup.privacy.plan(exposure)

@@ -46,6 +46,11 @@ class Federation(ABC):
         return 0.0
 
     @property
+    def updates(self) -> int:
+        """How many rounds the server has, at the most."""
+        return self.num_rounds
+
+    @property
     def clients_per_round(self) -> int:
         """How many clients are asked in a round."""
         return max(self.min_clients, round(self.fraction_clients * self.num_clients))

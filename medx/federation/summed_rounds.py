@@ -41,6 +41,11 @@ class SumRounds:
         if self.plan.roster is not None:
             self.least = self.plan.roster.minimum_survivors
 
+    @property
+    def finished(self) -> bool:
+        """Whether it ends before its last round: never."""
+        return False
+
     def buffers(self) -> Tensors:
         """The strategy's buffers, and the clip norm where it moves."""
         return strategy_state(self.strategy, self.job.layout) | (self.clipped.buffers() if self.clipped else {})

@@ -11,6 +11,7 @@ from medx.aggregation import PlainAggregation, SecureAggregation
 from medx.aggregation.integer_noise import NoiseStream, accounting_gap, client_noise_stddev
 from medx.aggregation.ring import Layout, ScalarField, largest_scale
 from medx.aggregation.roster import Parameters, Roster
+from medx.federation.fedbuff import FedBuff
 from medx.federation.setup import Job, Setup, SumPlan, secret_key
 from medx.federation.strategies import Federation
 from medx.privacy.base import ClientRelease, SampledGaussian, SharedNoise
@@ -214,7 +215,9 @@ def aggregation_result(job: Job) -> AggregationResult:
 
 def alone(setup: Setup) -> Setup:
     """The set-up of a baseline, whose one client has nobody to hide from: no masks, all of the noise."""
-    return replace(setup, aggregation=PlainAggregation(minimum_survivors=None), privacy=setup.privacy.alone())
+    federation = setup.federation.waiting() if isinstance(setup.federation, FedBuff) else setup.federation
+    plain = PlainAggregation(minimum_survivors=None)
+    return replace(setup, aggregation=plain, privacy=setup.privacy.alone(), federation=federation)
 
 
 def sum_plan(job: Job) -> SumPlan:

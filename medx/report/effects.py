@@ -109,6 +109,8 @@ def site_table(frame: pd.DataFrame, results: Results) -> Table:
     beside = False
     for setting, part in settings_of(frame):
         runs = [results[int(run)] for run in part["run"]]
+        if runs[0].personal:  # which have tables of their own
+            continue
         for client in [client.client for client in runs[0].clients if client.test]:
             found = [run.clients[client] for run in runs]
             images = sum(found[0].test_counts or [])

@@ -17,7 +17,7 @@ MIXES = {
     "label": "label(n) gives each hospital about n classes",
 }
 LABELS = {"local_only": "hospitals that train alone", "centralized": "all records in one place"}
-PHYSICIAN = 512  # pixels along an edge: a physician reads images of thousands
+RADIOLOGY = 512  # pixels along an edge: a physician reads images of thousands
 
 
 def listed(words: Iterable[object], last: str = "and") -> str:
@@ -178,7 +178,7 @@ def interval_limits(frame: pd.DataFrame) -> Iterable[str]:
 def image_limit(every: Sequence[ExperimentResult]) -> str:
     """Where the images come from and how small they are."""
     sizes = sorted({result.dataset.image_size for result in every if not result.dataset.synthetic})
-    small = [size for size in sizes if size < PHYSICIAN]
+    small = [size for size in sizes if size < RADIOLOGY]
     physician = f" Images of {listed(small)} pixels along an edge are not what a physician reads." if small else ""
     dealt = dict.fromkeys(_hospitals(result) for result in every)
     return f"Hospitals are {listed(dealt, 'or')}.{physician} Nothing here is fit for diagnosis."

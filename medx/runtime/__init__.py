@@ -16,6 +16,10 @@ class Runtime(Protocol):
         """Raise ConfigError where this machine cannot run one client; called before anything is trained."""
         ...
 
+    def speeds_of(self, num_clients: int) -> tuple[float, ...] | None:
+        """Virtual time that each hospital takes for an answer; None where nothing is said of it."""
+        ...
+
     def run(self, app: ClientApp, num_clients: int, serve: Callable[[Grid], None]) -> None:
         """Start ``num_clients`` clients of ``app`` and call ``serve`` with a Grid that reaches them.
 

@@ -7,16 +7,16 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from medx.federation.flower import become_a_server, empty_run, name_message, quiet_flower
-from medx.schema import component
+from medx.schema import ConfigError, component
 
 log = logging.getLogger(__name__)
 WORTHWHILE = 1.3  # cores kept busy, below which clients take turns
@@ -30,14 +30,24 @@ class InProcess:
     """Clients in threads of this process. ``timeout`` has no meaning here and stays null.
 
     ``workers`` clients train at once, null for what keeps the cores busy; each computes with its share of the cores.
-    Replies come in the order of the messages, so the result does not depend on who was first.
+    Replies come in the order of the messages, so the result does not depend on who was first. ``speeds`` are a virtual
+    clock's: the time that each hospital takes for an answer.
     """
 
     timeout: None
     workers: Annotated[int, Ge(1)] | None
+    speeds: tuple[Annotated[float, Gt(0)], ...] | None = None
+
+    added: ClassVar[tuple[str, ...]] = ("speeds",)
 
     def check(self) -> None:
         """Threads are always there."""
+
+    def speeds_of(self, num_clients: int) -> tuple[float, ...] | None:
+        """``speeds``, which must be as many; raises ConfigError."""
+        if self.speeds is not None and len(self.speeds) != num_clients:
+            raise ConfigError(f"runtime.speeds={list(self.speeds)}: accepted: {num_clients} numbers, one a hospital")
+        return self.speeds
 
     def run(self, app: ClientApp, num_clients: int, serve: Callable[[Grid], None]) -> None:
         """Call ``serve`` with a grid of ``num_clients`` clients."""

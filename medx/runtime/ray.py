@@ -61,6 +61,9 @@ class Ray:
                     f"accepted: at most {there}"
                 )
 
+    def speeds_of(self, num_clients: int) -> None:
+        """It has no virtual clock."""
+
     def run(self, app: ClientApp, num_clients: int, serve: Callable[[Grid], None]) -> None:
         """Run the server in a thread of this process and the clients in Ray's workers."""
         say("preparing: Ray starts")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from flwr.serverapp import Grid
 from pydantic import BaseModel, ConfigDict, Field
 
+import medx
 from medx import files
 from medx.configuration import build
 from medx.experiment import follow
@@ -173,7 +174,7 @@ def _context(held: Conduct, side: Place) -> RunContext:
         config_hash=study.digest[:16],
         folder=job.folder,
         config=full_config(study, side),
-        num_rounds=job.setup.federation.num_rounds,
+        num_rounds=job.setup.federation.updates,
         resumed=job.resumed,
         synthetic=study.synthetic,
         public=study.synthetic,
@@ -223,7 +224,7 @@ def _concluded(held: Conduct, side: Place, server: SiteServer, outcome: Outcome)
         privacy=privacy,
         rounds=state.records,
         checkpoint=str(checkpoint),
-        environment=environment(job.setup.device),
+        environment=environment(job.setup.device) | {"medx": medx.__version__},
         config=full_config(study, side),
         **known,
     )

@@ -128,9 +128,9 @@ class Patient(PassingOn):
     ) -> None:
         look_again_soon()
         super().__init__(grid)
-        self._timeout = timeout
+        self.timeout = timeout
         self._patience = patience
-        self._genuine = genuine
+        self.is_genuine = genuine
         self.asked: Counter[int] = Counter()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -143,7 +143,7 @@ class Patient(PassingOn):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Answers as they come, until all have or the time is over."""
-        given, seconds = list(messages), timeout or self._timeout
+        given, seconds = list(messages), timeout or self.timeout
         self.wait_for({message.metadata.dst_node_id for message in given})
         for message in given:
             message.metadata.ttl = seconds  # nobody works off what nobody waits for any more
@@ -152,7 +152,7 @@ class Patient(PassingOn):
         while waiting and time.monotonic() < deadline:
             answers = list(self.pull_messages(waiting))
             waiting -= {answer.metadata.reply_to_message_id for answer in answers}
-            yield from (answer for answer in answers if self._genuine(answer))
+            yield from (answer for answer in answers if self.is_genuine(answer))
             if not answers:
                 time.sleep(POLL)
 

@@ -1,4 +1,4 @@
-"""The page of what is committed of a study, without any run: it is in the repository, and is what the command renders."""
+"""The page of what is committed of a study: it is in the repository, and is what the command renders without a run."""
 
 import re
 import shutil

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from medx.federation.checkpoint import RECORDS
 from medx.model.storage import read_tensors
 from medx.site import certificates
 from medx.site.consortium import Consortium
@@ -40,6 +42,7 @@ from tests.site.consortium_example import (
 )
 
 PATIENCE = 60.0
+NODES: dict[str, subprocess.Popen] = {}  # the SuperNodes that run, by hospital
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -98,7 +101,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
         for name in NAMES:
             kit = example.kit(name)
             command = supernode_command(kit, SiteConfig.load(kit), Consortium.load(kit))
-            stack.enter_context(process(command, folder / f"{name}.log"))
+            NODES[name] = stack.enter_context(process(command, folder / f"{name}.log"))
             executor = forks.Process(target=answer_for, args=(str(kit),), daemon=True)
             executor.start()
             stack.callback(end, executor)
@@ -134,6 +137,41 @@ def test_a_study_on_real_nodes_is_the_simulation_to_the_bit(
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert result.privacy.epsilon == expected.privacy.epsilon
     assert [each["receipt"]["hospital"] for each in json.loads((folder / "receipts.json").read_text())] == list(NAMES)
+
+
+def test_buffered_rounds_go_on_while_a_node_is_stopped(running: Example) -> None:
+    """``SIGSTOP`` for a SuperNode in the middle: nobody waits for it, and what it may have spent is counted."""
+    study = study_of(running, *LOCAL, "federation=fedbuff", "federation.buffer_size=2", "federation.num_rounds=4")
+    approve(running, study)
+    folder = running.coordinator / "runs" / study.digest[:16]
+    gone: list[int] = []
+
+    def rounds() -> int:
+        path = folder / "checkpoints" / RECORDS
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def stop_and_go_on() -> None:
+        wait_until(lambda: rounds() >= 1)
+        NODES["west"].send_signal(signal.SIGSTOP)
+        try:
+            gone.append(rounds())
+            wait_until(lambda: rounds() >= gone[0] + 2)
+            gone.append(rounds())
+        finally:
+            NODES["west"].send_signal(signal.SIGCONT)
+
+    beside = threading.Thread(target=stop_and_go_on)
+    beside.start()
+    result = submit(running.coordinator, signed(running, study))
+    beside.join(PATIENCE)
+    assert result.status == "finished", result.error
+    assert len(gone) == 2, "two updates and more while it was stopped"
+    assert gone[1] >= gone[0] + 2
+    steps = [client.steps for client in result.privacy.clients]
+    assert steps[:2] == [4 * 2, 4 * 2], "the others have answered as often as planned"
+    assert steps[2] <= 4 * 2
+    assert [each["receipt"]["hospital"] for each in json.loads((folder / "receipts.json").read_text())] == list(NAMES)
+    assert max(client.epsilon or 0.0 for client in result.privacy.clients) <= 10
 
 
 def node_of(example: Example, name: str, folder: Path, **files: Path) -> list[str]:
