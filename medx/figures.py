@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from shutil import copyfile
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -127,13 +128,14 @@ def drawing(
 
 def finish(figure: Figure, name: str, title: str, caption: str) -> Picture:
     """Lay the figure out, once for all formats."""
-    figure.suptitle(title, fontsize=10, color=INK)
+    figure.suptitle(fill(title, LETTERS), fontsize=10, color=INK)
     with mpl.rc_context(SETTINGS):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
     return Picture(name, title, caption, figure)
 
 
+LETTERS = 62  # of a title that fit into a figure's width
 HALF_A_LINE = 34  # letters of a legend that fit twice into a figure's width
 
 

@@ -4,7 +4,7 @@ ROC, calibration and confusion matrices are of the run whose AUC is its group's 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from medx.report.cells import runs_text, summarise, target, who
 from medx.report.rows import Results, seeds_by_setting, settings_of, skew_rows, with_role
 from medx.report.study import Claim
 from medx.report.tables import round_values
+from medx.report.words import LABELS
 from medx.results import ClientResult, CurveData, ExperimentResult
 
 FRONTIERS = {
@@ -78,8 +79,9 @@ def frontier_figures(frame: pd.DataFrame, dataset: str, class_count: int, claim:
             axes.set(ylabel=f"test {label}", ylim=(low, high))
             legend(axes)
             what = "One seed" if seeds_by_setting(rows) == [1] else "Mean over seeds with its 95 % t interval as a band"
-            caption = f"{what}; {dataset}, test split. Runs {runs_text(rows['run'])}."
-            yield finish(figure, f"frontier_{dataset}_{metric}", f"{dataset}: {label.split(',')[0]} and ε", caption)
+            caption = f"{what}; {dataset}, test split. {_explained(levels)}Runs {runs_text(rows['run'])}."
+            name = re.sub(r"[^\w.]+", "_", f"frontier_{dataset}_{metric}")
+            yield finish(figure, name, f"{dataset}: {label.split(',')[0]} and ε", caption)
 
 
 def _levels(plain: pd.DataFrame, metric: str) -> Iterator[tuple[str, float]]:
@@ -90,6 +92,13 @@ def _levels(plain: pd.DataFrame, metric: str) -> Iterator[tuple[str, float]]:
             values = part.get(f"{baseline}_{metric}")
             if values is not None and values.notna().any():
                 yield f"{line['model']}, no privacy, {words}", summarise(values).mean
+
+
+def _explained(levels: Iterable[str]) -> str:
+    """What the lines beside are of, which a legend has no room for."""
+    said = {f", {word}": f"{word}: {LABELS[baseline]}" for baseline, word in BESIDE.items()}
+    told = [text for ending, text in said.items() if any(level.endswith(ending) for level in levels)]
+    return f"{'; '.join(told).capitalize()}. " if told else ""
 
 
 def _range(values: Sequence[float], floor: float) -> tuple[float, float]:
@@ -155,7 +164,8 @@ def convergence_figures(frame: pd.DataFrame, results: Results, dataset: str) -> 
             legend(above)
             what = "One seed" if seeds_by_setting(rows) == [1] else "Mean over seeds, band from smallest to largest"
             caption = f"{what}; {dataset}. Runs {runs_text(rows['run'])}."
-            yield finish(figure, f"convergence_{name}_{dataset}", f"{dataset}: convergence over {words}", caption)
+            key = re.sub(r"[^\w.]+", "_", f"convergence_{name}_{dataset}")
+            yield finish(figure, key, f"{dataset}: convergence over {words}", caption)
 
 
 def _rounds_line(axes: Axes, values: dict[int, list[float]], style: dict[str, Any], label: str | None) -> None:
@@ -250,23 +260,24 @@ def curve_figures(frame: pd.DataFrame, results: Results, dataset: str) -> Iterat
         return
     model, runs = str(rows["model"].iloc[0]), ", ".join(str(run) for _, run, _ in chosen)
     classes = {run: results[run].dataset.class_names for _, run, _ in chosen}
+    data = re.sub(r"[^\w.]+", "_", dataset)
     if results[chosen[0][1]].dataset.task == "binary":
         lines = [(label, points.roc.get("1", [])) for label, _, points in chosen]
         caption = f"{model}, test split; of each setting the run with the median validation AUC. Runs {runs}."
-        yield roc_figure(f"roc_{dataset}", f"{dataset}: ROC", lines, caption)
+        yield roc_figure(f"roc_{data}", f"{dataset}: ROC", lines, caption)
     else:
         for index, (label, run, points) in enumerate(chosen):
             lines = [(shortened(classes[run][int(key)]), line) for key, line in points.roc.items()]
             caption = f"{model}, {label}: every class against the rest, test split. Run {run}."
-            yield roc_figure(f"roc_{dataset}_{index}", f"{dataset}: ROC, {label}", lines, caption)
+            yield roc_figure(f"roc_{data}_{index}", f"{dataset}: ROC, {label}", lines, caption)
     if not chosen[0][2].confusion_matrix:  # of several labels a record
         return
     caption = f"{model}, test split, 15 bins; below the line is overconfident. Runs {runs}."
     bins = [(label, points.calibration) for label, _, points in chosen]
-    yield calibration_figure(f"calibration_{dataset}", f"{dataset}: calibration", bins, caption)
+    yield calibration_figure(f"calibration_{data}", f"{dataset}: calibration", bins, caption)
     for index, (label, run, points) in enumerate(chosen):
         what = "counts on test, the most probable class; the lighter, the more of its row"
-        name, title = f"confusion_{dataset}_{index}", f"{dataset}: answers, {label}"
+        name, title = f"confusion_{data}_{index}", f"{dataset}: answers, {label}"
         caption = f"{model}, {label}: {what}. Run {run}."
         yield confusion_figure(name, title, points.confusion_matrix, classes[run], caption)
 

@@ -50,8 +50,7 @@ def read_sweep(folder: Path) -> Found:
             f"{folder}: no finished run lies there{why}; accepted: the folder of a run, of a sweep or of several, or "
             "one with study.yaml and results.csv"
         )
-    _refuse_other_data(folder, finished)
-    results = _in_order(finished)
+    results = _in_order(_told_apart(finished))
     runs = [Run(number, name, roles(one, finished.values()), one) for number, (name, one) in enumerate(results, 1)]
     return Found(study_of(folder, [run.result for run in runs]), runs, gaps)
 
@@ -83,32 +82,43 @@ def _left_nothing(folder: Path) -> Iterator[str]:
             yield f"{where}{len(planned) - len(found)} of {len(planned)} jobs left nothing"
 
 
-def _refuse_other_data(folder: Path, finished: dict[str, ExperimentResult]) -> None:
-    """Raise ConfigError where runs that a table would show as one data set have other classes or another task."""
-    first: dict[str, tuple[str, Any]] = {}
-    for name, result in finished.items():
-        data = dataset_name(result.config)
-        kind = (result.dataset.task, result.dataset.class_names)
-        other, known = first.setdefault(data, (name, kind))
-        if kind != known:
-            raise ConfigError(
-                f"{folder}: {name} and {other} both call their data {data} and have other classes; accepted: a folder "
-                "of runs of each"
-            )
+def _told_apart(finished: dict[str, ExperimentResult]) -> dict[str, ExperimentResult]:
+    """The same runs; data of one name that have other classes under names that tell which, as a table has one kind."""
+    kinds: dict[str, dict[str, ExperimentResult]] = {}
+    for result in finished.values():
+        kind = repr((result.dataset.task, result.dataset.class_names))
+        kinds.setdefault(dataset_name(result.config), {}).setdefault(kind, result)
+    several = {
+        name: [kind.config["dataset"] for kind in known.values()] for name, known in kinds.items() if len(known) > 1
+    }
+
+    def renamed(result: ExperimentResult) -> ExperimentResult:
+        name, data = dataset_name(result.config), result.config["dataset"]
+        others = several.get(name, [])
+        counts = {key: len({repr(each.get(key)) for each in others}) for key in data}
+        differ = [key for key, count in counts.items() if count > 1]
+        enough = [key for key in differ if counts[key] == len(others)][:1] or differ
+        if not enough:
+            return result
+        words = f"{name} ({', '.join(f'{key}={data[key]}' for key in enough)})"
+        return result.model_copy(update={"config": result.config | {"dataset": data | {"name": words}}})
+
+    return {job: renamed(result) for job, result in finished.items()}
 
 
 def _in_order(finished: dict[str, ExperimentResult]) -> list[tuple[str, ExperimentResult]]:
-    """By data, model and mode as they first appear, then by epsilon, without privacy last, and seed."""
+    """By data, model and mode, each as it first appears, then by epsilon, without privacy last, and seed."""
+    names = {
+        job: (dataset_name(each.config), option_name(each.config, "model"), option_name(each.config, "privacy"))
+        for job, each in finished.items()
+    }
+    first = [list(dict.fromkeys(column)) for column in zip(*names.values(), strict=True)]
 
-    def of(result: ExperimentResult) -> tuple[str, str, str]:
-        config = result.config
-        return dataset_name(config), option_name(config, "model"), option_name(config, "privacy")
-
-    places = {key: index for index, key in enumerate(dict.fromkeys(of(each) for each in finished.values()))}
-
-    def order(pair: tuple[str, ExperimentResult]) -> tuple[int, float, int]:
-        target = pair[1].privacy.target_epsilon
-        return places[of(pair[1])], float("inf") if target is None else target, pair[1].seed or 0
+    def order(pair: tuple[str, ExperimentResult]) -> tuple[list[int], float, int]:
+        job, result = pair
+        target = result.privacy.target_epsilon
+        places = [known.index(name) for known, name in zip(first, names[job], strict=True)]
+        return places, float("inf") if target is None else target, result.seed or 0
 
     return sorted(finished.items(), key=order)
 
@@ -131,7 +141,7 @@ def study_of(folder: Path, results: Sequence[ExperimentResult]) -> Study:
         title, question = f"One run on {data}", "What does this run come to?"
     elif found:
         title = f"{listed(name for name, _ in found)} on {data}"
-        question = f"What do {listed(told(*axis) for axis in found)} change?"
+        question = f"What {'does' if len(found) == 1 else 'do'} {listed(told(*axis) for axis in found)} change?"
     else:
         title, question = f"{len(seeds)} seeds of one setting on {data}", "What does another seed change?"
     grids = [Grid(role="utility", overrides={})]
@@ -166,7 +176,7 @@ def axes(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]]]:
             told_apart = finer
             lacks = any(key not in one for one in flats)  # then it is not null where it is not
             shown = {repr(value): value for value in values if value is not None or not lacks}
-            found.append((group if option else key, list(shown.values())))
+            found.append((group if option or key == "dataset.name" else key, list(shown.values())))
     return found
 
 

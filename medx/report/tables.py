@@ -1,5 +1,6 @@
 """Tables of privacy and utility: the claim, by data set, round and class, chosen privately, and for Markdown files."""
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -149,7 +150,7 @@ def utility_table(role: Role, frame: pd.DataFrame, dataset: str, class_count: in
     if rows and role == "utility":
         rows.append(_majority(chosen, class_count))
     title = "Privacy and utility" if role == "utility" else "Together, alone, in one place"
-    return Table.of(f"{role}_{dataset}", f"{title}: {dataset}", note, rows)
+    return Table.of(re.sub(r"[^\w.]+", "_", f"{role}_{dataset}"), f"{title}: {dataset}", note, rows)
 
 
 def _with_baselines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
