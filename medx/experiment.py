@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -99,7 +98,7 @@ def run_experiment(
     Raises a MedxError before anything is trained where the experiment cannot be run; a run that stops early
     (aborted, out of budget, killed) ends in a result with that status and the last round's model.
     """
-    began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    began = time.perf_counter()
     setup = share_epsilon(setup, experiment.baseline)
     prepared = prepare(setup)
     check_combination(experiment, setup, prepared, config)
@@ -129,7 +128,7 @@ def run_experiment(
         result = finish(job, prepared, outcome, config, planned=baselines, config_hash=place.config_hash)
         ended = time.perf_counter()
         phases = {"prepare": loaded - began, "rounds": trained - loaded, "measure": ended - trained}
-        result.timing, result.started = phases | {"total": ended - began}, started
+        result.timing, result.started = phases | {"total": ended - began}, place.started
         write_down(result, place.path)
         if attacks is not None and result.status == "finished":
             result.attacks = attacked(attacks, config, prepared, place.path)

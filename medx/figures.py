@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from shutil import copyfile
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -80,7 +81,14 @@ class Picture:
         # Glyphs are shared within a figure by id, and ids must not meet those of another figure.
         body = re.sub(r'id="([^"]+)"', rf'id="{self.name}-\1"', body)
         body = re.sub(r'href="#([^"]+)"', rf'href="#{self.name}-\1"', body)
-        return re.sub(r"url\(#([^)]+)\)", rf"url(#{self.name}-\1)", body)
+        body = re.sub(r"url\(#([^)]+)\)", rf"url(#{self.name}-\1)", body)
+        body = re.sub(r"\s*\n\s*", " ", re.sub(r"<!--.*?-->", "", body)).replace("> <", "><")
+        return re.sub(r' d="([^"]+)"', lambda path: re.sub(r"\d+\.\d{3,}", _shorter, path[0]), body)
+
+
+def _shorter(number: re.Match[str]) -> str:
+    """A coordinate to a hundredth of a point, finer than a screen."""
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 @dataclass(frozen=True)
@@ -120,13 +128,14 @@ def drawing(
 
 def finish(figure: Figure, name: str, title: str, caption: str) -> Picture:
     """Lay the figure out, once for all formats."""
-    figure.suptitle(title, fontsize=10, color=INK)
+    figure.suptitle(fill(title, LETTERS), fontsize=10, color=INK)
     with mpl.rc_context(SETTINGS):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
     return Picture(name, title, caption, figure)
 
 
+LETTERS = 62  # of a title that fit into a figure's width
 HALF_A_LINE = 34  # letters of a legend that fit twice into a figure's width
 
 

@@ -3,6 +3,7 @@
 import json
 import uuid
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 LOCK_FILE = ".lock"
+STARTED = "started"  # in the configuration's file, beside the run's id
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep, above those of its runs
 LEFT_BY_A_RUN = (CONFIG_FILE, RESULT_FILE, "checkpoints", "ledger", "tracking", "baselines", "model.safetensors")
 
@@ -24,14 +26,16 @@ LEFT_BY_A_RUN = (CONFIG_FILE, RESULT_FILE, "checkpoints", "ledger", "tracking", 
 class RunFolder:
     """The folder of the run ``run`` (32 hexadecimal digits), held against other processes while it is entered.
 
-    Nothing is written before ``occupy``, so that a run that is refused leaves an empty folder. The id, the
-    configuration and its hash appear there in one step, as ``config.json``, whatever process dies meanwhile.
+    ``started`` is when the run first began (``moment``); None of one that an earlier version began. Nothing is written
+    before ``occupy``, so that a run that is refused leaves an empty folder. The id, the configuration, its hash and the
+    start appear there in one step, as ``config.json``, whatever process dies meanwhile.
     """
 
-    def __init__(self, path: Path, run: str, config_hash: str, *, resumed: bool) -> None:
+    def __init__(self, path: Path, run: str, config_hash: str, *, resumed: bool, started: str | None) -> None:
         self.path = path
         self.run = run
         self.config_hash = config_hash
+        self.started = started
         self.resumed = resumed
         self._lock = ExitStack()
 
@@ -39,7 +43,7 @@ class RunFolder:
     def new(cls, path: Path, config_hash: str) -> "RunFolder":
         """The folder of a run that is to begin; raises ConfigError where another run has used it."""
         refuse_used(path)
-        return cls(path.absolute(), uuid.uuid4().hex, config_hash, resumed=False)
+        return cls(path.absolute(), uuid.uuid4().hex, config_hash, resumed=False, started=moment())
 
     @classmethod
     def of(cls, path: Path, config_hash: str) -> "RunFolder":
@@ -54,14 +58,14 @@ class RunFolder:
                 f"then {known}; accepted: the file as the run wrote it, with the version that wrote it"
             )
         load_result(path)
-        place = cls(path, run, config_hash, resumed=True)
+        place = cls(path, run, config_hash, resumed=True, started=_content(path).get(STARTED))
         place._hold()
         return place
 
     def occupy(self, config: dict[str, Any]) -> None:
         """Write the id and the configuration, for a new run exclusively; raises ConfigError where one was faster."""
         self.path.mkdir(parents=True, exist_ok=True)
-        content = {"run": self.run, "config_hash": self.config_hash, **config}
+        content = {"run": self.run, "config_hash": self.config_hash, STARTED: self.started, **config}
         if self.resumed:
             files.write_json(self.path / CONFIG_FILE, content)
             return
@@ -78,6 +82,11 @@ class RunFolder:
 
     def _hold(self) -> None:
         self._lock = locked(self.path)
+
+
+def moment() -> str:
+    """Now, in UTC by ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def sweep_of(folder: Path) -> Path | None:
@@ -120,17 +129,22 @@ def used(path: Path) -> ConfigError:
 
 def read_config(path: Path) -> tuple[str, str, dict[str, Any]]:
     """The run's id, its configuration's hash as it began, and the configuration; raises CheckpointError."""
-    file = path / CONFIG_FILE
-    if not file.exists():
+    if not (path / CONFIG_FILE).exists():
         raise CheckpointError(f"resume={path}: no {CONFIG_FILE} there; give the output folder of a run")
     try:
-        content: dict[str, Any] = json.loads(file.read_text())
+        content = _content(path)
+        content.pop(STARTED, None)
         return content.pop("run"), content.pop("config_hash"), content
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"resume={path}: {CONFIG_FILE} does not say which run this is ({type(error).__name__}: {error}); "
             "accepted: the folder of a run of this version"
         ) from error
+
+
+def _content(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((path / CONFIG_FILE).read_text())
+    return content
 
 
 def read_result(path: Path) -> "ExperimentResult":

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from medx import __version__
 from medx.schema import ConfigError
 
 # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h, in bytes: beyond any tensor's size.
@@ -123,8 +122,8 @@ def _lines(path: Path) -> list[str]:
 
 def environment(device: str) -> dict[str, str]:
     """Versions, machine and git revision: what a reader needs to make the run again."""
-    packages = ("torch", "flwr", "opacus", "lightning", "mlflow", "medmnist", "numpy", "dp-accounting")
-    facts = {"medx": __version__} | {name: version(name) for name in packages}
+    packages = ("medx", "torch", "flwr", "opacus", "lightning", "mlflow", "medmnist", "numpy", "dp-accounting")
+    facts = {name: version(name) for name in packages}
     revision = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         cwd=Path(__file__).parent,

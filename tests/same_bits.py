@@ -55,8 +55,8 @@ CASES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 VARYING = (
     "run",
-    "timing",
     "started",
+    "timing",
     "checkpoint",
     "tracking",
     "environment",

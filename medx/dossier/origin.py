@@ -1,6 +1,7 @@
 """Where the model comes from, digest by digest, and what each hospital has on record: ``origin`` and ``sites``."""
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from medx.dossier.people import hospital
@@ -35,9 +36,13 @@ def _again(run: Subject) -> str | None:
     )
 
 
+def _began(run: Subject) -> str | None:
+    if run.result.started is None:
+        return None
+    return f"The run began on {datetime.fromisoformat(run.result.started):%Y-%m-%d %H:%M} UTC, by its machine's clock."
+
+
 def _when(run: Subject) -> str | None:
-    if run.result.started is not None:
-        return f"The run began, or was gone on with, on {run.result.started} (UTC), by the clock of the machine."
     if run.written is None:
         return None
     return (
@@ -51,7 +56,7 @@ def _held_back(run: Subject) -> str | None:
     return None if run.owner else held
 
 
-ORIGIN: tuple[Rule, ...] = (_when, _dirty, _no_code, _again, _held_back)
+ORIGIN: tuple[Rule, ...] = (_began, _when, _dirty, _no_code, _again, _held_back)
 
 
 def origin_tables(run: Subject) -> Iterator[Table]:

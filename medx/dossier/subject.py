@@ -74,8 +74,9 @@ class Kit:
 class Subject:
     """One run of a dossier by its ``number`` and the ``name`` it was given.
 
-    ``digests`` are SHA-256 by the name of the file, ``written`` when its configuration was (UTC). ``seeds`` counts the
-    runs in the dossier that differ from this one by their seed alone, itself included.
+    ``digests`` are SHA-256 by the name of the file, ``written`` when its configuration was (UTC), where the result
+    does not say when it began. ``seeds`` counts the runs in the dossier that differ from this one by their seed alone,
+    itself included.
     """
 
     number: int
@@ -183,7 +184,7 @@ def _read(number: int, text: str, *, released: bool) -> Subject:
         name=path.name or text,
         result=result,
         digests={name: _digest(folder / name) for name in names if (folder / name).is_file()},
-        written=_when(config.stat().st_mtime) if owner and config.exists() and not result.started else None,
+        written=_when(config.stat().st_mtime) if owner and not result.started and config.exists() else None,
         ledgers=tuple(ledgers_in(folder / "ledger", result)) if owner else (),
         receipts=tuple(_receipts(folder)) if owner else (),
     )

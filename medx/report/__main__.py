@@ -1,4 +1,8 @@
-"""``python -m medx.report``: run what a study still lacks, then render it; or compare two runs."""
+"""``python -m medx.report``: run what a study still lacks, then render it; or render what lies in a folder.
+
+A folder is that of a run, of a sweep or of several sweeps, whose page goes to FOLDER/report; or a study's with its
+results.csv, whose page, FOLDER/report.html, is made without any run. ``compare`` shows two runs side by side.
+"""
 
 import argparse
 import shlex
@@ -17,7 +21,8 @@ examples:
   python -m medx.report --study phantom_report        in miniature, on synthetic images
   python -m medx.report --seeds 0-4                   other seeds
   python -m medx.report --set pneumoniamnist:dataset.md5=0123...   an override for one data set's jobs
-  python -m medx.report multirun/DATE/TIME            a page of any sweep, of a folder of sweeps, or of one run
+  python -m medx.report multirun/DATE/TIME            the runs of a sweep, into multirun/DATE/TIME/report
+  python -m medx.report experiments/reference_report  from what is committed of it, without any run
   python -m medx.report compare RUN RUN               two runs (output folders) side by side
 
 A job is known by its configuration's hash and its seed, and is not run again while its result is in
@@ -33,8 +38,6 @@ def main(arguments: list[str] | None = None) -> int:
             from medx.report import compare
 
             return compare.main(given[1:])
-        if given and not given[0].startswith("-"):
-            return of_folder(given)
         return report(given)
     except (MedxError, OSError) as error:
         if (line := one_line(error)) is None:
@@ -49,16 +52,21 @@ def main(arguments: list[str] | None = None) -> int:
 def report(given: list[str]) -> int:
     """Run and render the studies that were named."""
     parser = Parser.of("medx.report", __doc__, HELP)
-    parser.add_argument("--study", default="reference_report", help="names of experiments/NAME/study.yaml, by commas")
+    parser.add_argument("folder", nargs="?", type=Path, help="a run, a sweep, or a study with its results.csv")
+    parser.add_argument("--study", help="names of experiments/NAME/study.yaml, by commas (default reference_report)")
     parser.add_argument("--seeds", type=str, help="in place of the study's: 0,1,2 or 0-4")
     parser.add_argument("--set", action="append", default=[], metavar="[DATASET:]KEY=VALUE", help="one more override")
     parser.add_argument("--workers", type=int, default=2, help="jobs at a time, in processes of their own (default 2)")
     parser.add_argument("--store", type=Path, default=Path("outputs"), help="where runs are kept (default outputs)")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where the report goes (default report)")
+    parser.add_argument("--out", type=Path, help="where the report goes (default report, or in the folder)")
     parser.add_argument("--list", action="store_true", help="show the jobs and what is missing; run nothing")
     parser.add_argument("--render-only", action="store_true", help="run nothing; render what there is")
     parser.add_argument("--publish", action="store_true", help="also write experiments/STUDY and the README's table")
     chosen = parser.parse_args(given)
+    if chosen.folder is not None:
+        return of_folder(chosen)
+    chosen.study = "reference_report" if chosen.study is None else chosen.study
+    chosen.out = chosen.out or Path("report")
     if chosen.workers < 1:
         raise ConfigError(f"workers={chosen.workers}: nobody would run a job; accepted: a number from 1")
     seeds = None if chosen.seeds is None else parse_seeds(chosen.seeds)
@@ -71,22 +79,27 @@ def report(given: list[str]) -> int:
     return code
 
 
-def of_folder(given: list[str]) -> int:
-    """Render the runs that are in a folder."""
-    from medx.report.found import runs_in, study_of
-    from medx.report.page import build_report, write_report
+def of_folder(chosen: argparse.Namespace) -> int:
+    """Render what lies in a folder, and say where the page is."""
+    beside = {"--study": chosen.study, "--seeds": chosen.seeds, "--set": chosen.set, "--list": chosen.list,
+              "--publish": chosen.publish}  # fmt: skip
+    if unfit := [name for name, value in beside.items() if value not in (None, False, [])]:
+        raise ConfigError(f"{unfit[0]}: goes with a study that is run; accepted beside {chosen.folder}: --out")
+    from medx.report.committed import is_committed, read_committed
+    from medx.report.page import report_of, write_page, write_report
+    from medx.report.section import Material
+    from medx.report.sweep import read_sweep
 
-    parser = Parser.of("medx.report", "A page of the runs in a folder; nothing is run.", "")
-    parser.add_argument("folder", type=Path, help="of a sweep (multirun/DATE/TIME), of several, or of one run")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where the report goes (default report)")
-    chosen = parser.parse_args(given)
     began = time.monotonic()
-    runs, gaps = runs_in(chosen.folder)
-    made = build_report(study_of(chosen.folder, runs), f"medx report {chosen.folder}", runs, gaps)
-    page = write_report(made, chosen.out)
-    print(f"{page} ({len(runs)} runs, {time.monotonic() - began:.1f} s)")
-    for gap in gaps:
-        print(f"left out: {gap}", file=sys.stderr)
+    folder, out = chosen.folder, chosen.out
+    command = f"medx report {folder}"
+    if is_committed(folder):
+        page = write_page(folder) if out is None else write_report(report_of(read_committed(folder), command, []), out)
+    else:
+        found = read_sweep(folder)
+        made = Material(found.study, found.runs, where=f"A job is the run's folder in `{folder}`")
+        page = write_report(report_of(made, command, found.gaps), out or folder / "report")
+    print(f"{page} ({time.monotonic() - began:.1f} s)")
     return 0
 
 
@@ -136,7 +149,10 @@ def render(
     from medx.report.rows import Run
 
     if not jobs:
-        raise MedxError(f"study={study.name}: no job has a result yet" + "".join(f"; {gap}" for gap in gaps[:1]))
+        raise MedxError(
+            f"study={study.name}: no job has a result yet" + "".join(f"; {gap}" for gap in gaps[:1]) + "; what is "
+            f"committed of it is rendered by: medx report experiments/{study.name}"
+        )
     runs = [Run(index, job.name, job.roles, results[job.folder]) for index, job in enumerate(jobs, start=1)]
     made = build_report(study, command_of(study.name, chosen), runs, gaps)
     page = write_report(made, chosen.out)

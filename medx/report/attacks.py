@@ -50,7 +50,8 @@ def attacks(made: Material) -> Section:
 
 def attacked(made: Material) -> pd.DataFrame:
     """The runs that were."""
-    return made.frame[[bool(made.results[int(run)].attacks) for run in made.frame["run"]]]
+    chosen = [bool(made.results[int(run)].attacks) for run in made.known["run"]]
+    return made.known[pd.Series(chosen, made.known.index, dtype=bool)]
 
 
 def strongest(made: Material) -> Iterator[tuple[Setting, pd.DataFrame, int, AttackResult]]:
@@ -177,7 +178,9 @@ def speaking_against(made: Material) -> Iterator[str]:
 
 
 def _not_tried(made: Material, studied: set[str]) -> Iterator[str]:
-    reported = with_role(made.frame, "utility", "convergence")
+    if made.committed is not None:
+        yield "What canaries found in these runs is not in `results.csv`."
+    reported = with_role(made.known, "utility", "convergence")
     tried = set(attacked(made)[["model", "mode"]].itertuples(index=False, name=None))
     every = dict.fromkeys(reported[["model", "mode"]].itertuples(index=False, name=None))
     left = [f"{model} with {mode}" for model, mode in every if (model, mode) not in tried]

@@ -28,10 +28,8 @@ TITLES = {
     "hospital_worst": "worst hospital",
     "hospital_best": "best hospital",
 }
-PERCENT = (
-    *("accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold", "recall"),
-    *("sensitivity_at_threshold", "specificity_at_threshold", "hospital_worst", "hospital_best"),
-)
+PERCENT = ("accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold", "sensitivity_at_threshold",
+           "specificity_at_threshold", "hospital_worst", "hospital_best", "recall")  # fmt: skip
 
 
 @dataclass(frozen=True)

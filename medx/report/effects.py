@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,8 @@ from medx.report.rows import BASELINES, SKEW_SETTING, SKEW_SHOWN, WHO, Results, 
 from medx.report.words import LABELS, listed
 from medx.results import Interval
 
+DESCRIBED = ("dataset", "model", "mode", "target_epsilon", "partition", "strategy", "rounds", "batch")
+
 
 def images_table(frame: pd.DataFrame) -> Table:
     """Noise of the test images beside the spread over seeds, for AUC."""
@@ -37,27 +41,33 @@ def images_table(frame: pd.DataFrame) -> Table:
         shown = {"AUC": number(summary.mean), "sd over seeds": number(summary.sd, digits=4),
                  "over images": f"[{number(low)}, {number(high)}]"}  # fmt: skip
         rows.append(settled(setting, "dataset", *WHO) | spent(part) | Row(data, shown))
-    note = (
-        "Over images: 95 % percentile bootstrap with the model fixed, the bounds averaged over the runs. Over seeds: "
-        "what another seed changes, on the same images. The two are different questions and are not added up."
+    note = "Over images: 95 % percentile bootstrap with the model fixed, the bounds averaged over the runs. "
+    several = any(part["seed"].nunique() > 1 for _, part in settings_of(with_role(frame, "utility")))
+    note += (
+        "Over seeds: what another seed changes, on the same images. The two are different questions and are not added "
+        "up."
+        if several
+        else "What another seed would change is not known."
     )
-    return Table.of("image_noise", "Two kinds of uncertainty", note, rows)
+    return Table.of("image_noise", "Two kinds of uncertainty" if several else "Noise of the test images", note, rows)
 
 
 def paired_table(frame: pd.DataFrame) -> Table:
     """Two privacy modes at the same epsilon and seed; differences inside noise are said to be."""
-    private = with_role(frame, "utility")
-    private = private[private["target_epsilon"].notna()]
+    guarded = with_role(frame, "utility")
+    guarded = guarded[guarded["target_epsilon"].notna()]
     found = [
         (setting, part, first, second, metric)
-        for setting, part in settings_of(private, ["dataset", "model", "partition", "target_epsilon"])
+        for setting, part in settings_of(guarded, ["dataset", "model", "partition", "target_epsilon"])
         for first, second in itertools.combinations(dict.fromkeys(part["mode"]), 2)
         for metric in ("auc", "balanced_accuracy_at_threshold")
     ]
     tests = []
     for _, part, first, second, metric in found:
-        wide = part.pivot_table(index="seed", columns="mode", values=metric)
+        wide = part.astype({metric: float}).pivot_table(index="seed", columns="mode", values=metric, dropna=False)
         tests.append(paired(wide[first].tolist(), wide[second].tolist()))
+    if all(test.n < 2 for test, _ in tests):  # of one seed nothing can be said
+        return Table.of("paired_modes", "", "", [])
     adjusted = holm([p for _, p in tests])
     rows = []
     for (setting, part, first, second, metric), (test, p), p_holm in zip(found, tests, adjusted, strict=True):
@@ -87,8 +97,8 @@ def hospital_table(frame: pd.DataFrame) -> Table:
     ]  # fmt: skip
     note = (
         "Test AUC and balanced accuracy; then accuracy of the final model on the worst and best hospital's own "
-        "training images. The study holds all data and can compute it; in a deployment it would not leave, and ε does "
-        "not cover it."
+        "training images. The study holds all data and can compute it; in a deployment it would not leave"
+        + (", and ε does not cover it." if private(frame) else ".")
     )
     return Table.of("hospitals", "Unequal hospitals", note, rows)
 
@@ -96,6 +106,7 @@ def hospital_table(frame: pd.DataFrame) -> Table:
 def site_table(frame: pd.DataFrame, results: Results) -> Table:
     """Hospitals of the data, each on its own test images, beside its own model and one that has all records."""
     rows = []
+    beside = False
     for setting, part in settings_of(frame):
         runs = [results[int(run)] for run in part["run"]]
         if runs[0].personal:  # which have tables of their own
@@ -107,12 +118,15 @@ def site_table(frame: pd.DataFrame, results: Results) -> Table:
             for who, title in (("run", "this run"), *((name, LABELS[name]) for name in BASELINES)):
                 tested = [each.test if who == "run" else each.baselines.get(who, {}) for each in found]
                 row |= _tested(tested, who, title)
+                beside |= who != "run" and any(tested)
             rows.append(settled(setting, "dataset", *WHO) | spent(part) | row | cited(part))
-    note = (
-        "On a hospital's own test images, with the 95 % bootstrap interval over them, both averaged over seeds. The "
-        "local model is the hospital's own. A run beside which they are trained privately shares its ε with them. The "
-        "study holds all data and can compute it; ε does not cover it."
-    )
+    told = [
+        "On a hospital's own test images, with the 95 % bootstrap interval over them, both averaged over seeds.",
+        "Of those that train alone, its own model." if beside else "",
+        "A private run beside which they are trained shares its ε with them." if beside and private(frame) else "",
+        "ε does not cover these figures." if private(frame) else "",
+    ]
+    note = " ".join(filter(None, told))
     return Table.of("sites", "Each hospital's own test images", note, rows)
 
 
@@ -135,7 +149,7 @@ def subgroup_table(frame: pd.DataFrame, results: Results) -> Table:
             rows.append(settled(setting, "dataset", *WHO) | spent(part) | row | cited(part))
     note = (
         "Test images of each group, with the 95 % bootstrap interval over them, both averaged over seeds. Small groups "
-        "have wide intervals: no difference is shown by them. ε does not cover these figures."
+        "have wide intervals, which show little." + (" ε does not cover these figures." if private(frame) else "")
     )
     return Table.of("subgroups", "Groups of people", note, rows)
 
@@ -158,7 +172,7 @@ def _tested(tested: Sequence[dict[str, Interval]], who: str, title: str) -> Row:
 
 def class_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Table:
     """Recall of every class, one row a class."""
-    chosen = skew_rows(frame)
+    chosen = skew_rows(frame[frame["task"] != "multilabel"])
     rows = []
     for setting, part in settings_of(chosen[chosen["strategy"] == "fedavg"], SKEW_SETTING):
         for index, name in enumerate(class_names[setting["dataset"]]):
@@ -168,6 +182,11 @@ def class_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Table
             rows.append(settled(setting, *SKEW_SHOWN) | measured | cited(part))
     note = "Share of a class's test images that get that class as the most probable one."
     return Table.of("classes", "Recall by class", note, rows)
+
+
+def private(frame: pd.DataFrame) -> bool:
+    """Whether any run has a guarantee."""
+    return bool(frame["epsilon"].notna().any())
 
 
 def calibration_table(frame: pd.DataFrame) -> Table:
@@ -228,18 +247,31 @@ def sum_overhead_table(frame: pd.DataFrame) -> Table:
     return Table.of("sum_overhead", "Cost of secure aggregation by model size", note, rows)
 
 
-def appendix_table(runs: Sequence[Run], frame: pd.DataFrame) -> Table:
-    """Every run behind the report."""
-    kept = ["roles", "config_hash", "seed", "mlflow_run", "git", "seconds"]
-    rows = [
-        Row(
-            {"run": run.number, "name": run.name} | {name: record[name] for name in kept},
-            {"run": str(run.number), "job": run.name,
-             "used for": ", ".join(role.replace("_", " ") for role in run.roles), "hash": record["config_hash"],
-             "MLflow run": record["mlflow_run"] or "not tracked", "code": record["git"] or DASH,
-             "seconds": number(record["seconds"], digits=1)},
-        )
-        for run, record in zip(runs, frame[kept].to_dict("records"), strict=True)
-    ]  # fmt: skip
-    note = "`HASH-SEED` is the run's folder in the study's store; the hash covers all that its numbers depend on."
+def appendix_table(runs: Sequence[Run], frame: pd.DataFrame, where: str) -> Table:
+    """Every run behind the report; ``where`` says in which folder one lies."""
+    kept = ["run", "roles", "config_hash", "seed", "started", "mlflow_run", "git", "seconds"]
+    named = {run.number: run.name for run in runs}
+    rows = []
+    for _, record in frame.reindex(columns=[*kept, *DESCRIBED]).iterrows():
+        told: dict[str, Any] = {name: None if pd.isna(record[name]) else record[name] for name in kept}
+        name = named.get(told["run"]) or _described(record)
+        shown = {"run": str(told["run"]), "job": name, "used for": told["roles"].replace(" ", ", ").replace("_", " "),
+                 "hash": told["config_hash"], "began (UTC)": _moment(told["started"]),
+                 "MLflow run": told["mlflow_run"] or "not tracked", "code": told["git"] or DASH,
+                 "seconds": number(told["seconds"], digits=1)}  # fmt: skip
+        rows.append(Row({"run": told["run"], "name": name} | told, shown))
+    note = f"{where}; the hash covers all that its numbers depend on."
     return Table.of("runs", "Runs", note, rows)
+
+
+def _described(record: pd.Series) -> str:
+    """A run whose name is not known, as its row knows it."""
+    epsilon = [] if pd.isna(record["target_epsilon"]) else [f"ε={record['target_epsilon']:g}"]
+    words = [str(record[name]) for name in ("dataset", "model", "mode")] + epsilon
+    batch = [] if pd.isna(record["batch"]) else [f"batch {record['batch']:g}"]
+    return " ".join([*words, str(record["partition"]), str(record["strategy"]), f"{record['rounds']} rounds", *batch,
+                     f"seed={record['seed']}"])  # fmt: skip
+
+
+def _moment(started: str | None) -> str:
+    return DASH if started is None else f"{datetime.fromisoformat(started):%Y-%m-%d %H:%M}"

@@ -4,7 +4,7 @@ ROC, calibration and confusion matrices are of the run whose AUC is its group's 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,11 @@ from medx.figures import (
     roc_figure,
     shortened,
 )  # fmt: skip
-from medx.report.cells import number, runs_text, summarise, target, who
+from medx.report.cells import runs_text, summarise, target, who
 from medx.report.rows import Results, seeds_by_setting, settings_of, skew_rows, with_role
 from medx.report.study import Claim
 from medx.report.tables import round_values
+from medx.report.words import LABELS
 from medx.results import ClientResult, CurveData, ExperimentResult
 
 FRONTIERS = {
@@ -39,52 +40,74 @@ FRONTIERS = {
     "accuracy": "accuracy, most probable class",
 }
 EPSILONS = [digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 5)]  # ticks
+BESIDE = {"local_only": "alone", "centralized": "one place"}  # as a legend has room for
 LINE_KEYS = ["model", "mode", "rounds"]
 
 
 def frontier_figures(frame: pd.DataFrame, dataset: str, class_count: int, claim: Claim | None) -> Iterator[Picture]:
-    """Utility against true epsilon: a line with its 95 % band a mode, what no privacy gives, and the majority."""
+    """Utility against true epsilon: a line with its 95 % band a mode, and what stands beside it as lines.
+
+    The axis shows where the points and what they are compared with lie; a majority far below them is told instead.
+    """
     rows = with_role(frame[frame["dataset"] == dataset], "utility")
     private = rows[rows["epsilon"].notna()]
     if private.empty:
         return
     labels = (frame["task"][frame["dataset"] == dataset] == "multilabel").any()
+    lines = sum(1 for _ in settings_of(private, LINE_KEYS)) + len(dict(_levels(rows[rows["epsilon"].isna()], "auc")))
     for metric, label in FRONTIERS.items():
-        with drawing() as (figure, (axes,)):
+        with drawing(size=(4.7, 3.1 + 0.15 * lines)) as (figure, (axes,)):
             for index, (line, part) in enumerate(settings_of(private, LINE_KEYS)):
                 _frontier_line(axes, part, metric, index, f"{line['model']}, {line['mode']}")
-            for index, (line, part) in enumerate(settings_of(rows[rows["mode"] == "none"], LINE_KEYS)):
-                level = summarise(part[metric]).mean
-                axes.axhline(level, color=INK, linestyle=DASHES[1 + index % 3], linewidth=1,
-                             label=f"{line['model']}, no privacy")  # fmt: skip
+            levels = dict(_levels(rows[rows["epsilon"].isna()], metric))
+            for index, (label_of, level) in enumerate(levels.items()):
+                axes.axhline(level, color=INK if "no privacy" in label_of else COLOURS[-1 - index % 3],
+                             linestyle=DASHES[1 + index % 3], linewidth=1, label=label_of)  # fmt: skip
+            points = [summarise(part[metric]).mean for _, part in settings_of(private, [*LINE_KEYS, "target_epsilon"])]
             majority = float(rows["majority_accuracy"].iloc[0])
             floor = {"auc": 0.5, "balanced_accuracy_at_threshold": 0.5 if labels else 1 / class_count}.get(
                 metric, majority
             )
-            low, high = _range_that_matters(axes)
-            stated = claim is not None and claim.dataset == dataset and metric == "accuracy"
-            if floor >= low or stated:
-                axes.axhline(floor, color=FAINT, linestyle=":", linewidth=1.5, label="always the majority class")
-            else:
-                axes.plot([], [], " ", label=f"always the majority class: {number(floor)}, below")
-            if claim is not None and stated:
-                axes.plot([claim.epsilon, claim.composed_epsilon], [claim.accuracy] * 2, marker="X", color=INK,
+            told = claim if claim is not None and claim.dataset == dataset and metric == "accuracy" else None
+            low, high = _range([*points, *levels.values(), *([told.accuracy] if told else [])], floor)
+            below = f": {floor:.3f}, below" if floor < low else ""
+            axes.axhline(floor, color=FAINT, linestyle=":", linewidth=1.5, label=f"always the majority class{below}")
+            if told is not None:
+                axes.plot([told.epsilon, told.composed_epsilon], [told.accuracy] * 2, marker="X", color=INK,
                           linewidth=0.8, label="published: as stated, and composed")  # fmt: skip
             _epsilon_axis(axes, private["epsilon"].astype(float))
-            low = min(low, axes.get_ylim()[0]) if stated else low
-            axes.set(ylabel=f"test {label}", ylim=(max(low, 0.0), min(high, 1.01)))
+            axes.set(ylabel=f"test {label}", ylim=(low, high))
             legend(axes)
             what = "One seed" if seeds_by_setting(rows) == [1] else "Mean over seeds with its 95 % t interval as a band"
-            caption = f"{what}; {dataset}, test split. Runs {runs_text(rows['run'])}."
-            yield finish(figure, f"frontier_{dataset}_{metric}", f"{dataset}: {label.split(',')[0]} and ε", caption)
+            caption = f"{what}; {dataset}, test split. {_explained(levels)}Runs {runs_text(rows['run'])}."
+            name = re.sub(r"[^\w.]+", "_", f"frontier_{dataset}_{metric}")
+            yield finish(figure, name, f"{dataset}: {label.split(',')[0]} and ε", caption)
 
 
-def _range_that_matters(axes: Axes) -> tuple[float, float]:
-    """Where the points lie that were measured, with a tenth of their range around them; at least .02 wide."""
-    drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
-    known = np.concatenate([values[~np.isnan(values)] for values in drawn])
-    margin = max(0.1 * float(np.ptp(known)), 0.01)
-    return float(known.min()) - margin, float(known.max()) + margin
+def _levels(plain: pd.DataFrame, metric: str) -> Iterator[tuple[str, float]]:
+    """What runs without privacy come to, and the models that they were compared with."""
+    for line, part in settings_of(plain, LINE_KEYS):
+        yield f"{line['model']}, no privacy", summarise(part[metric]).mean
+        for baseline, words in BESIDE.items():
+            values = part.get(f"{baseline}_{metric}")
+            if values is not None and values.notna().any():
+                yield f"{line['model']}, no privacy, {words}", summarise(values).mean
+
+
+def _explained(levels: Iterable[str]) -> str:
+    """What the lines beside are of, which a legend has no room for."""
+    said = {f", {word}": f"{word}: {LABELS[baseline]}" for baseline, word in BESIDE.items()}
+    told = [text for ending, text in said.items() if any(level.endswith(ending) for level in levels)]
+    return f"{'; '.join(told).capitalize()}. " if told else ""
+
+
+def _range(values: Sequence[float], floor: float) -> tuple[float, float]:
+    """The ends of an axis for these values, and for the floor too where it lies near."""
+    known = [value for value in values if not np.isnan(value)] or [floor]
+    low, high = min(known), max(known)
+    room = max(high - low, 0.02)
+    low = floor if low - room <= floor <= low else low
+    return max(min(low, high) - 0.15 * room, 0.0), min(high + 0.15 * room, 1.005)
 
 
 def at_the_ends(frame: pd.DataFrame) -> pd.DataFrame:
@@ -141,7 +164,8 @@ def convergence_figures(frame: pd.DataFrame, results: Results, dataset: str) -> 
             legend(above)
             what = "One seed" if seeds_by_setting(rows) == [1] else "Mean over seeds, band from smallest to largest"
             caption = f"{what}; {dataset}. Runs {runs_text(rows['run'])}."
-            yield finish(figure, f"convergence_{name}_{dataset}", f"{dataset}: convergence over {words}", caption)
+            key = re.sub(r"[^\w.]+", "_", f"convergence_{name}_{dataset}")
+            yield finish(figure, key, f"{dataset}: convergence over {words}", caption)
 
 
 def _rounds_line(axes: Axes, values: dict[int, list[float]], style: dict[str, Any], label: str | None) -> None:
@@ -236,23 +260,24 @@ def curve_figures(frame: pd.DataFrame, results: Results, dataset: str) -> Iterat
         return
     model, runs = str(rows["model"].iloc[0]), ", ".join(str(run) for _, run, _ in chosen)
     classes = {run: results[run].dataset.class_names for _, run, _ in chosen}
+    data = re.sub(r"[^\w.]+", "_", dataset)
     if results[chosen[0][1]].dataset.task == "binary":
         lines = [(label, points.roc.get("1", [])) for label, _, points in chosen]
         caption = f"{model}, test split; of each setting the run with the median validation AUC. Runs {runs}."
-        yield roc_figure(f"roc_{dataset}", f"{dataset}: ROC", lines, caption)
+        yield roc_figure(f"roc_{data}", f"{dataset}: ROC", lines, caption)
     else:
         for index, (label, run, points) in enumerate(chosen):
             lines = [(shortened(classes[run][int(key)]), line) for key, line in points.roc.items()]
             caption = f"{model}, {label}: every class against the rest, test split. Run {run}."
-            yield roc_figure(f"roc_{dataset}_{index}", f"{dataset}: ROC, {label}", lines, caption)
+            yield roc_figure(f"roc_{data}_{index}", f"{dataset}: ROC, {label}", lines, caption)
     if not chosen[0][2].confusion_matrix:  # of several labels a record
         return
     caption = f"{model}, test split, 15 bins; below the line is overconfident. Runs {runs}."
     bins = [(label, points.calibration) for label, _, points in chosen]
-    yield calibration_figure(f"calibration_{dataset}", f"{dataset}: calibration", bins, caption)
+    yield calibration_figure(f"calibration_{data}", f"{dataset}: calibration", bins, caption)
     for index, (label, run, points) in enumerate(chosen):
         what = "counts on test, the most probable class; the lighter, the more of its row"
-        name, title = f"confusion_{dataset}_{index}", f"{dataset}: answers, {label}"
+        name, title = f"confusion_{data}_{index}", f"{dataset}: answers, {label}"
         caption = f"{model}, {label}: {what}. Run {run}."
         yield confusion_figure(name, title, points.confusion_matrix, classes[run], caption)
 

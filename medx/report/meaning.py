@@ -89,8 +89,9 @@ def meaning_figure(frame: pd.DataFrame, found: Meanings) -> Iterator[Picture]:
         axes.set(xscale="log", yscale="log", xlim=(1e-4, 1), ylim=(1e-4, 1.3))
         axes.set(xlabel="false positive rate (log scale)", ylabel="largest true positive rate (log scale)")
         legend(axes)
+        both = any("patient" in each for each in found.values())
         caption = (
-            "No test of whether an image, or a patient with all images, was trained on is above its line; the largest "
-            f"of any run with this target. Runs {runs_text(rows['run'])}."
+            f"No test of whether an image{', or a patient with all images,' if both else ''} was trained on is above "
+            f"its line; the largest of any run with this target. Runs {runs_text(rows['run'])}."
         )
         yield finish(figure, "meaning", "What any test finds at most", caption)

@@ -11,10 +11,11 @@ from markupsafe import Markup, escape
 
 from medx.figures import Shown
 from medx.report import tables, words
-from medx.report.answer import answer, made_with
+from medx.report.answer import answer, facts
 from medx.report.attacks import speaking_against
-from medx.report.cells import Table
-from medx.report.rows import Run
+from medx.report.cells import Table, runs_text
+from medx.report.committed import LEFT_OUT, PAGE_FILE, STUDY_FILE, read_committed
+from medx.report.rows import Run, with_none
 from medx.report.section import Material, Section
 from medx.report.sections import sections
 from medx.report.study import Study
@@ -27,15 +28,19 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is rendered. ``frame`` has a row a run; ``gaps`` says what is missing and why."""
+    """Everything that is rendered. ``frame`` has a row a run; ``gaps`` says what is missing and why.
+
+    ``answer`` and ``facts`` are sentences; ``left_out`` is one where no run is at hand.
+    """
 
     study: Study
     command: str
+    answer: list[str]
+    facts: list[str]
+    left_out: str | None
     frame: pd.DataFrame
     sections: list[Section]
     gaps: list[str]
-    answer: list[str]
-    made_with: str
     synthetic: str | None
     warning: str | None
 
@@ -50,7 +55,11 @@ class Report:
 
 def build_report(study: Study, command: str, runs: Sequence[Run], gaps: Sequence[str], *, draw: bool = True) -> Report:
     """Make every table, and where ``draw`` every figure, from finished runs; at least one run is needed."""
-    made = Material(study, runs)
+    return report_of(Material(study, runs), command, gaps, draw=draw)
+
+
+def report_of(made: Material, command: str, gaps: Sequence[str], *, draw: bool = True) -> Report:
+    """The same of runs, or of what is committed in their place."""
     kept = []
     for section in sections(made):
         found = [table for table in section.tables if table.rows]
@@ -58,14 +67,19 @@ def build_report(study: Study, command: str, runs: Sequence[Run], gaps: Sequence
         if found or pictures or section.statements or section.points or section.always:
             kept.append(replace(section, words=list(section.words), tables=found, pictures=pictures))
     frame = made.frame
-    mixed = sorted({git for git in frame["git"] if git})
+    mixed = sorted({str(git) for git in frame["git"].dropna() if git})
     gaps = list(gaps) + ([f"runs of {len(mixed)} revisions of the code: {', '.join(mixed)}"] if len(mixed) > 1 else [])
-    gaps += [f"run {row.run} is DEGENERATE: every test image gets the same answer"
-             for row in frame.itertuples() if row.degenerate and "overhead" not in str(row.roles)]  # fmt: skip
-    warning = next((run.result.privacy.warning for run in runs if run.result.privacy.warning), None)
+    degenerate = frame["run"][frame["degenerate"].fillna(False).astype(bool) & ~frame["roles"].str.contains("overhead")]
+    if len(degenerate):
+        which = f"run {runs_text(degenerate)} is" if len(degenerate) == 1 else f"runs {runs_text(degenerate)} are"
+        gaps += [f"{which} DEGENERATE: every test image gets the same answer"]
+    warning = next((run.result.privacy.warning for run in made.runs if run.result.privacy.warning), None)
     gaps += list(speaking_against(made))
-    said, how = answer(frame, made.results), made_with(made.results)
-    return Report(study, command, frame, kept, gaps, said, how, words.synthetic_warning(made.results), warning)
+    left_out = None if made.committed is None else LEFT_OUT
+    return Report(
+        *(made.study, command, list(answer(made)), list(facts(made)), left_out, frame, kept, gaps),
+        *(words.synthetic_warning(frame), warning),
+    )
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -86,13 +100,23 @@ def write_report(report: Report, folder: Path) -> Path:
 
 
 def publish(report: Report, folder: Path, readme: Path) -> None:
-    """Write what is committed: the study's ``results.csv`` and ``README.md``, and the table of the project's README."""
+    """Write what is committed: the study's ``results.csv``, ``README.md`` and page, and the table of the README."""
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.csv"
     write_csv(report.frame, results)
     (folder / "README.md").write_text(with_results(render(report, "experiment.md.j2"), results, "experiment.md.j2"))
     if report.study.name == "reference_report" and readme.exists() and BEGIN in readme.read_text():
         readme.write_text(with_results(readme.read_text(), results, str(readme), short=True))
+    if (folder / STUDY_FILE).exists():
+        write_page(folder)
+
+
+def write_page(folder: Path) -> Path:
+    """Write the page of what is committed in a study's folder beside it, as one file; gives its path."""
+    made = read_committed(folder)
+    page = folder / PAGE_FILE
+    page.write_text(render(report_of(made, f"medx report experiments/{made.study.name}", []), "index.html.j2"))
+    return page
 
 
 def with_results(text: str, results: Path, name: str, *, short: bool = False) -> str:
@@ -102,8 +126,7 @@ def with_results(text: str, results: Path, name: str, *, short: bool = False) ->
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise MedxError(f"{name}: needs the lines {BEGIN} and {END} once each, around the results table")
-    frame = pd.read_csv(results)
-    frame["mode"] = frame["mode"].fillna("none")
+    frame = with_none(pd.read_csv(results))
     head, rest = text.split(BEGIN)
     return f"{head}{BEGIN}\n{tables.published_table(frame, short=short).markdown}\n{END}{rest.split(END)[1]}"
 

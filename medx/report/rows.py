@@ -8,16 +8,19 @@ from typing import Any
 import pandas as pd
 
 from medx.configuration import NOT_HASHED, flat
-from medx.report.study import Role, dataset_name, option_name, partition_name
+from medx.report.study import Role, dataset_name, option_name, option_shown, partition_name
 from medx.results import ExperimentResult, Interval
 from medx.selection import select
 
 HEADLINE = ("auc", "accuracy_at_threshold", "balanced_accuracy_at_threshold")
+OPERATING = ("sensitivity_at_threshold", "specificity_at_threshold")  # what a yes and a no are worth: of two classes
 METRICS = (
     "auc", "accuracy", "balanced_accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold",
     "sensitivity_at_threshold", "specificity_at_threshold", "quadratic_kappa", "ece", "brier",
 )  # fmt: skip
 BOUNDED = ("auc", "accuracy", "balanced_accuracy_at_threshold")
+SHARED = ("distributed_dp", "central_dp")  # where noise may be made in shares
+VERSIONS = ("medx", "torch", "flwr", "opacus")
 EVERYBODY = " (all must answer)"
 PER_PATIENT = " (per patient)"
 PATIENTS_APART = " (validation by patient)"
@@ -65,6 +68,21 @@ def with_role(frame: pd.DataFrame, *roles: Role) -> pd.DataFrame:
     return frame[pd.Series(chosen, frame.index, dtype=bool)]
 
 
+def with_none(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table as ``results.csv`` gives it, where ``none`` of a column of words reads as nothing."""
+    return frame.assign(mode=frame["mode"].fillna("none")) if "mode" in frame else frame
+
+
+def class_count(rows: pd.DataFrame) -> int:
+    """How many classes a data set has, by whose recall its rows know."""
+    return int(rows.filter(regex=r"^recall_\d+$").notna().any().sum())
+
+
+def of_two_classes(rows: pd.DataFrame) -> bool:
+    """Whether there is a threshold, and with it a sensitivity and a specificity."""
+    return bool((rows["task"] == "binary").all()) if "task" in rows else class_count(rows) == 2
+
+
 def settings_of(frame: pd.DataFrame, keys: Sequence[str] = SETTING) -> Iterator[tuple[Setting, pd.DataFrame]]:
     """Runs that differ in nothing but the seed, in the study's order; without privacy last."""
     for values, rows in frame.groupby(list(keys), dropna=False, sort=False):
@@ -86,6 +104,7 @@ def skew_rows(frame: pd.DataFrame) -> pd.DataFrame:
 def make_row(run: Run) -> dict[str, Any]:
     """One run as a row: its settings, epsilon, test metrics and costs."""
     result, config, privacy = run.result, run.result.config, run.result.privacy
+    kept = result.environment
     row: dict[str, Any] = {
         "run": run.number,
         "roles": " ".join(run.roles),
@@ -118,14 +137,17 @@ def make_row(run: Run) -> dict[str, Any]:
             "config_hash": result.config_hash,
             "mlflow_run": result.tracking.get("run_id", ""),
             "git": result.environment.get("git", ""),
+            "started": result.started,
+            "versions": ", ".join(f"{name} {kept[name]}" for name in VERSIONS if name in kept),
         }
     )
 
 
 def _mode_name(config: dict[str, Any]) -> str:
     """The mechanism; whether every hospital must answer, which makes its share of noise smaller; patients."""
+    needed = config["aggregation"].get("minimum_survivors")
     said = {
-        EVERYBODY: config["aggregation"].get("minimum_survivors") == config["federation"]["num_clients"],
+        EVERYBODY: needed == config["federation"]["num_clients"] and option_name(config, "privacy") in SHARED,
         PER_PATIENT: config["privacy"].get("unit") == "patient",
         PATIENTS_APART: config["dataset"].get("validation") == "by_patient",
     }
@@ -144,7 +166,7 @@ def _measured(result: ExperimentResult) -> dict[str, float | None]:
     values |= {"hospital_worst": min(known, default=None), "hospital_best": max(known, default=None)}
     for baseline in BASELINES:
         measured = result.baselines.get(baseline, {})
-        values |= {f"{baseline}_{metric}": measured.get(metric, unknown).value for metric in HEADLINE}
+        values |= {f"{baseline}_{metric}": measured.get(metric, unknown).value for metric in (*HEADLINE, *OPERATING)}
     return values
 
 
@@ -205,6 +227,6 @@ def _differences(configs: Sequence[dict[str, Any]]) -> list[str]:
             option = f"{group}._target_"
             alike = [other for other in every if key == option or other.get(option) == one.get(option)]
             if len({repr(other.get(key)) for other in alike}) > 1:
-                own.append(f"{group}={option_name(config, group)}" if key == option else f"{key}={one.get(key)}")
+                own.append(f"{group}={option_shown(config, group)}" if key == option else f"{key}={one.get(key)}")
         words.append(", ".join(own))
     return words

@@ -8,8 +8,10 @@ import pandas as pd
 
 from medx.figures import Picture, Shown
 from medx.report.cells import Table
-from medx.report.rows import Results, Run, make_frame
-from medx.report.study import Study, dataset_name
+from medx.report.rows import Results, Run, class_count, make_frame
+from medx.report.study import Study
+
+IN_THE_STORE = "`HASH-SEED` is the run's folder in the study's store"
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,29 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Committed:
+    """What is kept of a study whose runs are elsewhere: its ``results.csv``, and the limits that its README tells."""
+
+    frame: pd.DataFrame
+    limits: list[str]
+
+
+@dataclass(frozen=True)
 class Material:
-    """A study and its finished runs, of which every section is made."""
+    """A study and its finished runs, of which every section is made; or in their place what is ``committed`` of them.
+
+    ``where`` says in which folder a run lies.
+    """
 
     study: Study
     runs: Sequence[Run]
+    committed: Committed | None = None
+    where: str = IN_THE_STORE
 
     @cached_property
     def frame(self) -> pd.DataFrame:
         """A row a run."""
-        return make_frame(self.runs)
+        return make_frame(self.runs) if self.committed is None else self.committed.frame
 
     @cached_property
     def results(self) -> Results:
@@ -44,9 +59,19 @@ class Material:
         return {run.number: run.result for run in self.runs}
 
     @cached_property
+    def known(self) -> pd.DataFrame:
+        """The rows whose results are at hand, with rounds, hospitals and curves: all of them, or none."""
+        return self.frame[self.frame["run"].isin(list(self.results))]
+
+    @cached_property
     def names(self) -> dict[str, list[str]]:
-        """Class names by data set."""
-        return {dataset_name(result.config): result.dataset.class_names for result in self.results.values()}
+        """Class names by data set; their numbers where the runs are elsewhere."""
+        found = {}
+        for dataset, rows in self.frame.groupby("dataset", sort=False):
+            result = self.results.get(int(rows["run"].iloc[0]))
+            numbered = [f"class {index}" for index in range(class_count(rows))]
+            found[str(dataset)] = numbered if result is None else result.dataset.class_names
+        return found
 
     def drawn(self, make: Callable[[str], Iterable[Picture]]) -> Iterator[Picture]:
         """The pictures of every data set, made when they are asked for."""

@@ -27,9 +27,9 @@ def claim(made: Material) -> Section:
 def convergence(made: Material) -> Section:
     """Utility by round."""
     return Section(
-        "convergence", "Efficacy and convergence", words.convergence_words(made.frame, made.study),
-        [tables.by_round("convergence", made.frame, made.results)],
-        made.drawn(lambda name: figures.convergence_figures(made.frame, made.results, name)),
+        "convergence", "Efficacy and convergence", words.convergence_words(made.known, made.study),
+        [tables.by_round("convergence", made.known, made.results)],
+        made.drawn(lambda name: figures.convergence_figures(made.known, made.results, name)),
     )  # fmt: skip
 
 
@@ -57,30 +57,30 @@ def overhead(made: Material) -> Section:
 
 def budget(made: Material) -> Section:
     """Epsilon by round."""
-    return Section("budget", "Privacy budget by round", [SPENT], [tables.by_round("budget", made.frame, made.results)])
+    return Section("budget", "Privacy budget by round", [SPENT], [tables.by_round("budget", made.known, made.results)])
 
 
 def bounds(made: Material) -> Section:
     """What epsilon leaves possible."""
-    found = meaning.meanings_by_run(made.frame, made.results)
+    found = meaning.meanings_by_run(made.known, made.results)
     return Section(
-        "meaning", "What the bounds mean", [meaning.WORDS], [meaning.meaning_table(made.frame, found)],
-        meaning.meaning_figure(made.frame, found),
+        "meaning", "What the bounds mean", [meaning.WORDS], [meaning.meaning_table(made.known, found)],
+        meaning.meaning_figure(made.known, found),
     )  # fmt: skip
 
 
 def hospitals(made: Material) -> Section:
     """Who is served how well."""
-    frame, results = made.frame, made.results
+    frame, results = made.known, made.results
     return Section(
-        "hospitals", "Hospitals and classes", words.hospital_words(frame),
+        "hospitals", "Hospitals and classes", words.hospital_words(made.frame),
         [
-            effects.hospital_table(frame),
+            effects.hospital_table(made.frame),
             effects.site_table(frame, results),
             personal_table(frame, results),
             personal_hospitals_table(frame, results),
             effects.subgroup_table(frame, results),
-            effects.class_table(frame, made.names),
+            effects.class_table(made.frame, made.names),
         ],
         made.drawn(lambda name: figures.hospital_figures(frame, results, name)),
     )  # fmt: skip
@@ -90,15 +90,15 @@ def calibration(made: Material) -> Section:
     """What a probability is worth."""
     return Section(
         "calibration", "Calibration and errors",
-        ["Whether the model's probabilities can be believed, and what it confuses."],
+        ["Whether the model's probabilities can be believed" + (", and what it confuses." if made.runs else ".")],
         [effects.calibration_table(made.frame)],
-        made.drawn(lambda name: figures.curve_figures(made.frame, made.results, name)),
+        made.drawn(lambda name: figures.curve_figures(made.known, made.results, name)),
     )  # fmt: skip
 
 
 def statement(made: Material) -> Section:
     """What the runs with the largest epsilon state."""
-    frame = made.frame
+    frame = made.known
     largest = frame.sort_values(["epsilon", "run"], ascending=[False, True], na_position="first").groupby("mode")["run"]
     numbers = {mode: int(largest.first()[mode]) for mode in dict.fromkeys(frame["mode"])}
     stated = {f"{mode} (run {run})": made.results[run].privacy.statement for mode, run in numbers.items()}
@@ -108,7 +108,7 @@ def statement(made: Material) -> Section:
 
 def limits(made: Material) -> Section:
     """What all this does not show."""
-    points = words.limits(made.frame, made.results, made.study)
+    points = words.limits(made.frame, made.results, made.study) if made.committed is None else made.committed.limits
     return Section("limits", "Limits", ["What this report does not show."], points=points)
 
 
@@ -120,7 +120,7 @@ def appendix(made: Material) -> Section:
         found.setdefault("\n".join(facts), []).append(run.number)
     environments = {f"Environment of runs {runs_text(numbers)}": text for text, numbers in found.items() if text}
     what = "Every number above names its runs; this is what they are."
-    table = effects.appendix_table(made.runs, made.frame)
+    table = effects.appendix_table(made.runs, made.frame, made.where)
     return Section("appendix", "Appendix: runs", [what], [table], statements=environments)
 
 

@@ -210,6 +210,14 @@ def option_name(config: dict[str, Any], group: str) -> str:
     return option_of(group, config[group]["_target_"])
 
 
+def option_shown(config: dict[str, Any], group: str) -> str | None:
+    """The same as a reader tells it apart: trainers by their class, which options share; None without the group."""
+    target = config.get(group, {}).get("_target_")
+    if target is None:
+        return None
+    return str(target).rsplit(".", 1)[-1] if group == "trainer" else option_of(group, target)
+
+
 def dataset_name(config: dict[str, Any]) -> str:
     """The data set's short name."""
     return str(config["dataset"].get("name", option_name(config, "dataset")))

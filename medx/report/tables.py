@@ -1,5 +1,6 @@
 """Tables of privacy and utility: the claim, by data set, round and class, chosen privately, and for Markdown files."""
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,14 +21,25 @@ from medx.report.cells import (
     spreads,
     summarise,
 )  # fmt: skip
-from medx.report.rows import BASELINES, EVERYBODY, HEADLINE, WHO, Results, settings_of, with_role
+from medx.report.rows import (
+    BASELINES,
+    EVERYBODY,
+    HEADLINE,
+    OPERATING,
+    WHO,
+    Results,
+    class_count,
+    of_two_classes,
+    seeds_by_setting,
+    settings_of,
+    with_role,
+)
 from medx.report.study import Claim, Role
 from medx.report.words import deltas, over_seeds
 from medx.results import told_epsilon
 
 CLAIM_METRICS = ("accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold", "auc")
 SHOWN_ROUNDS = (1, 2, 5, 10, 25, 50, 100, 300)
-BOTH_CLASSES = ("sensitivity_at_threshold", "specificity_at_threshold")
 PUBLISHED_BY = ("dataset", *WHO)
 FRONT = (1.0, 10.0)  # target epsilons of the project's front page
 
@@ -74,10 +86,11 @@ def _claimed(claim: Claim) -> Row:
 
 
 def _claim_s_majority(frame: pd.DataFrame, results: Results) -> Row:
-    counts = results[int(frame["run"].iloc[0])].dataset.class_counts.get("test", [])
+    result = results.get(int(frame["run"].iloc[0]))  # None where the runs are elsewhere
+    counts = [] if result is None else result.dataset.class_counts.get("test", [])
     share = float(frame["majority_accuracy"].iloc[0])
     told = f" ({round(share * sum(counts))} of {sum(counts)})" if counts else ""
-    balanced = number(_majority_scores(frame, len(counts))[2] if counts else None, True, 2)
+    balanced = number(_majority_scores(frame, len(counts) or class_count(frame))[2], True, 2)
     values = (number(share, True, 2), number(share, True, 2), balanced, number(0.5))
     cells = dict(zip((TITLES[metric] for metric in CLAIM_METRICS), values, strict=True))
     shown = {"row": f"always the majority class{told}", "stated ε": "0", "true ε": "0"} | cells
@@ -87,11 +100,13 @@ def _claim_s_majority(frame: pd.DataFrame, results: Results) -> Row:
 def by_round(name: str, frame: pd.DataFrame, results: Results) -> Table:
     """Test AUC (``convergence``) or epsilon spent (``budget``) after chosen rounds."""
     title, metric, note = {
-        "convergence": ("Test AUC by round", "auc", "Mean test AUC over seeds. The number of rounds is fixed before a "
-                        "run starts; no round is chosen by it."),
+        "convergence": ("Test AUC by round", "auc", "The number of rounds is fixed before a run starts; no round is "
+                        "chosen by it."),
         "budget": ("ε spent by round", None, "Largest ε of any hospital and seed, composed over all steps so far."),
     }[name]  # fmt: skip
     chosen = with_role(frame, "utility", "convergence")
+    if metric is not None and seeds_by_setting(chosen) not in ([], [1]):
+        note = f"Mean over seeds. {note}"
     if metric is None:
         chosen = chosen[chosen["target_epsilon"].notna()]
     last = {int(count) for count in chosen["rounds"]}
@@ -125,8 +140,9 @@ def utility_table(role: Role, frame: pd.DataFrame, dataset: str, class_count: in
     Or hospitals together, alone, and all records in one place, where these models share one epsilon (``baselines``).
     """
     chosen = with_role(frame[frame["dataset"] == dataset], role)
+    metrics = (*HEADLINE, *OPERATING) if of_two_classes(chosen) else HEADLINE
     rows = [
-        Row({"row": kind}, {"row": kind}) | settled(setting, *WHO) | spent(part) | spreads(part, _told(kind, part))
+        Row({"row": kind}, {"row": kind}) | settled(setting, *WHO) | spent(part) | spreads(part, metrics)
         for setting, every in settings_of(chosen)
         for kind, part in _with_baselines(every)
     ]
@@ -134,13 +150,7 @@ def utility_table(role: Role, frame: pd.DataFrame, dataset: str, class_count: in
     if rows and role == "utility":
         rows.append(_majority(chosen, class_count))
     title = "Privacy and utility" if role == "utility" else "Together, alone, in one place"
-    return Table.of(f"{role}_{dataset}", f"{title}: {dataset}", note, rows)
-
-
-def _told(kind: str, rows: pd.DataFrame) -> tuple[str, ...]:
-    """The metrics of a row; of two classes and the run's own model, also what becomes of sick and healthy."""
-    both = kind == "federated" and bool((rows["task"] == "binary").all())
-    return (*HEADLINE, *BOTH_CLASSES) if both else HEADLINE
+    return Table.of(re.sub(r"[^\w.]+", "_", f"{role}_{dataset}"), f"{title}: {dataset}", note, rows)
 
 
 def _with_baselines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -149,7 +159,8 @@ def _with_baselines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     for baseline in BASELINES:
         known = rows[rows[f"{baseline}_auc"].notna()]
         if not known.empty:
-            yield baseline, known.assign(**{metric: known[f"{baseline}_{metric}"] for metric in HEADLINE})
+            measured = {metric: known.get(f"{baseline}_{metric}", np.nan) for metric in (*HEADLINE, *OPERATING)}
+            yield baseline, known.assign(**measured)
 
 
 def _majority(rows: pd.DataFrame, class_count: int) -> Row:
@@ -172,9 +183,9 @@ def _utility_note(rows: pd.DataFrame, class_count: int, kinds: set[str]) -> str:
         "centralized": "centralized pools all records",
     }
     private = rows["target_epsilon"].notna().any()
-    answer = "use the threshold chosen on validation" if class_count == 2 else "count the most probable class"
+    answer = _answer(rows, class_count)
     found = [words for name, words in baselines.items() if name in kinds]
-    sentences = [over_seeds(rows), f"Test split; accuracy and balanced accuracy {answer}."]
+    sentences = [over_seeds(rows), f"Test split; {answer}."]
     if rows["mode"].str.contains(EVERYBODY, regex=False).any():
         sentences.append(
             "All must answer: shares of the noise are made for all hospitals, and no drop-out is tolerated."
@@ -184,12 +195,21 @@ def _utility_note(rows: pd.DataFrame, class_count: int, kinds: set[str]) -> str:
     return " ".join(sentences)
 
 
+def _answer(rows: pd.DataFrame, class_count: int) -> str:
+    """What is counted as a right answer."""
+    if (rows["task"] == "multilabel").any():
+        return "accuracies are means over labels, each with the threshold chosen for it on validation"
+    if class_count == 2:
+        return "accuracies, sensitivity (of the second class) and specificity use the threshold chosen on validation"
+    return "accuracy and balanced accuracy count the most probable class"
+
+
 def ordinal_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Table:
     """Recall of every class, of data sets with more than two, and kappa where they are grades."""
     rows = []
     for setting, part in settings_of(with_role(frame, "utility")):
         names = class_names[setting["dataset"]]
-        if len(names) == 2:
+        if len(names) == 2 or (part["task"] == "multilabel").any():  # of labels there is no most probable one
             continue
         titles = {name: TITLES[name] for name in ("quadratic_kappa", "accuracy")}
         titles |= {f"recall_{index}": f"recall: {name}" for index, name in enumerate(names)}
@@ -234,8 +254,7 @@ def published_table(frame: pd.DataFrame, *, short: bool = False) -> Table:
     rows = []
     for dataset in dict.fromkeys(chosen["dataset"]):
         part = chosen[chosen["dataset"] == dataset]
-        classes = int(part.filter(regex=r"^recall_\d+$").notna().any().sum())
-        scores = zip(HEADLINE, _majority_scores(part, classes), strict=True)
+        scores = zip(HEADLINE, _majority_scores(part, class_count(part)), strict=True)
         majority = [number(score, metric in PERCENT) for metric, score in scores]
         rows.append(_published([dataset, "always the majority class", "-", "0", "0", *majority, "-"]))
         for setting, runs in settings_of(part, PUBLISHED_BY):

@@ -17,7 +17,7 @@ MIXES = {
     "label": "label(n) gives each hospital about n classes",
 }
 LABELS = {"local_only": "hospitals that train alone", "centralized": "all records in one place"}
-RADIOLOGY = 512  # pixels along an edge: a radiologist reads images of thousands
+RADIOLOGY = 512  # pixels along an edge: a physician reads images of thousands
 
 
 def listed(words: Iterable[object], last: str = "and") -> str:
@@ -48,7 +48,7 @@ def convergence_words(frame: pd.DataFrame, study: Study) -> Iterable[str]:
     yield f"Runs of {listed(counts)} round{'' if counts == [1] else 's'}."
     if study.claim is not None and study.claim.rounds in counts:
         yield f"The published report had {study.claim.rounds}."
-    if rows["target_epsilon"].notna().any():
+    if rows["target_epsilon"].notna().any() and counts != [1]:
         yield (
             "The whole run's noise is planned before its first round, so more rounds mean more noise in each and not "
             "more ε."
@@ -67,7 +67,13 @@ def utility_words(frame: pd.DataFrame, shown: set[str]) -> Iterable[str]:
     if "selection" in shown:
         yield "Settings that were chosen inside the guarantee have a table of their own."
     if any(name.startswith("baselines_") for name in shown):
-        yield "So have runs that share their ε with the models they are compared with, and are noisier for it."
+        shared = with_role(frame, "baselines")["epsilon"].notna().any()
+        yield (
+            "Runs that share their ε with the models they are compared with have a table of their own, and are noisier "
+            "for it."
+            if shared
+            else "Runs beside which others were trained to compare with have a table of their own."
+        )
 
 
 def seed_count(rows: pd.DataFrame) -> str:
@@ -104,11 +110,21 @@ def limits(frame: pd.DataFrame, results: Results, study: Study) -> list[str]:
     every = list(results.values())
     private = [result.privacy for result in every if result.privacy.epsilon is not None]
     points = [*study.limits, *(privacy_limits(frame, private) if private else [])]
-    points.append(
-        "Validation and test metrics, and metrics by hospital, are computed by the study on data it holds"
-        + ("; ε does not cover them." if private else ".")
-    )
+    points += [f"{text}{'; ε does not cover them' if private else ''}." for text in whose_metrics(every)]
     return [*points, *leaks(every), *interval_limits(frame), image_limit(every)]
+
+
+def whose_metrics(every: Sequence[ExperimentResult]) -> Iterable[str]:
+    """Who has computed them, on whose data."""
+    apart = [_deployed(result) for result in every]
+    if not all(apart):
+        yield "Validation and test metrics, and metrics by hospital, are computed by the study on data it holds"
+    if any(apart):
+        yield "Metrics of hospitals on machines of their own are computed there, or by the coordinator on public data"
+
+
+def _deployed(result: ExperimentResult) -> bool:
+    return bool(result.config.get("runtime") == "deployment")
 
 
 def leaks(results: Sequence[ExperimentResult]) -> Iterable[str]:
@@ -148,8 +164,8 @@ def interval_limits(frame: pd.DataFrame) -> Iterable[str]:
     seeds = "Intervals over seeds speak of retraining on these images. " if several else "There is one seed of each "
     seeds += "" if several else "setting, so nothing tells what another seed would change. "
     yield seeds + (
-        "Bootstrap intervals speak of other test images of the same kind. Neither speaks of other hospitals, scanners "
-        "or patients."
+        "Bootstrap intervals speak of other test images of the same kind. Nothing here speaks of other hospitals, "
+        "scanners or patients."
     )
     if several and several[0] < 10:
         width = float(stats.t.ppf(0.975, several[0] - 1))
@@ -163,19 +179,26 @@ def image_limit(every: Sequence[ExperimentResult]) -> str:
     """Where the images come from and how small they are."""
     sizes = sorted({result.dataset.image_size for result in every if not result.dataset.synthetic})
     small = [size for size in sizes if size < RADIOLOGY]
-    radiology = f" Images of {listed(small)} pixels along an edge are not what a radiologist reads." if small else ""
-    real = all(option_name(result.config, "partition") == "site" for result in every)
-    dealt = "those that the data name, on one machine" if real else "simulated by dealing out one data set"
-    return f"Hospitals are {dealt}.{radiology} Nothing here is fit for diagnosis."
+    physician = f" Images of {listed(small)} pixels along an edge are not what a physician reads." if small else ""
+    dealt = dict.fromkeys(_hospitals(result) for result in every)
+    return f"Hospitals are {listed(dealt, 'or')}.{physician} Nothing here is fit for diagnosis."
 
 
-def synthetic_warning(results: Results) -> str | None:
+def _hospitals(result: ExperimentResult) -> str:
+    if _deployed(result):
+        return "on machines of their own"
+    if option_name(result.config, "partition") == "site":
+        return "those that the data name, on one machine"
+    return "simulated by dealing out a data set"
+
+
+def synthetic_warning(frame: pd.DataFrame) -> str | None:
     """What a reader must know where images were drawn: of all, or of which data."""
-    drawn = list(dict.fromkeys(dataset_name(one.config) for one in results.values() if one.dataset.synthetic))
-    if not drawn:
+    synthetic = frame["synthetic"].astype(bool)
+    if not synthetic.any():
         return None
-    every = all(result.dataset.synthetic for result in results.values())
-    which = "these images" if every else f"the images of {listed(drawn)}"
+    drawn = frame["dataset"][synthetic].unique()
+    which = "these images" if synthetic.all() else f"the images of {listed(drawn)}"
     return f"{which} were drawn by a program and show no patient; their figures say nothing of medicine"
 
 

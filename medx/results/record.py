@@ -128,8 +128,8 @@ class PersonalResult(Record):
 class ExperimentResult(Record):
     """Everything about one run: ``result.json`` is its owner's view, ``released.json`` what may leave the house.
 
-    ``run`` is the id in its folder, ``started`` when it began (or was gone on with), in UTC; None in a result of an
-    earlier version.
+    ``run`` is the id in its folder, ``started`` when it first began, in UTC by ISO 8601; None in a result of an earlier
+    version.
     """
 
     view: Public[Literal["owner", "released"]] = "owner"

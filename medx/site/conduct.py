@@ -3,7 +3,6 @@
 import logging
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,7 @@ from medx.federation.checkpoint import resumed_state
 from medx.federation.prepared import Prepared, prepare_own
 from medx.federation.setup import Job, build_network, solved
 from medx.federation.sums import aggregation_result
-from medx.folder import LOCK_FILE
+from medx.folder import LOCK_FILE, moment
 from medx.hints import option
 from medx.machine import environment
 from medx.measurement import Measurement, describe, described, measure
@@ -108,7 +107,7 @@ def conduct(folder: Path, text: str, grid: Grid) -> ExperimentResult:
 
 
 def _held(study: Study, consortium: Consortium, config: CoordinatorConfig, place: Path, grid: Grid) -> ExperimentResult:
-    began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    began, started = time.perf_counter(), moment()
     reached = resumed_state(place / "checkpoints", study.run)
     side = Place(device=config.device, cache=config.cache, folder=place)
     dataset = None if config.evaluation is None else evaluation(config.evaluation, study)
@@ -132,7 +131,8 @@ def _held(study: Study, consortium: Consortium, config: CoordinatorConfig, place
         for observer in observers:
             observer.on_error(error)
         raise
-    result.timing, result.started = {"total": time.perf_counter() - began}, started
+    result.timing = {"total": time.perf_counter() - began}
+    result.started = started if reached is None else None  # of one that is gone on with nobody has kept it
     write_down(result, place)
     for observer in observers:
         observer.on_end(result)

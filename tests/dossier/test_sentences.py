@@ -135,6 +135,7 @@ FLIPS: dict[str, tuple[Changes, Changes]] = {
     "use.internal": (BASE, DEPLOYED),
     "use.one_seed": (BASE, {".seeds": 3}),
     "use.price": ({"baselines": {"centralized": {"accuracy_at_threshold": interval(0.95)}}}, BASE),
+    "origin.began": ({"started": "2026-11-27T06:57:27Z"}, BASE),
     "origin.when": (BASE, {".written": None}),
     "origin.dirty": ({"environment": {"git": "0123456789ab-dirty"}}, BASE),
     "origin.no_code": ({"environment": {"git": "not a git checkout"}}, BASE),

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import re
 import shutil
 import signal
 import sqlite3
@@ -17,6 +18,10 @@ from medx.model.export import load_model
 from medx.schema import CONF, ConfigError
 from tests.end_to_end.test_resume import ledger_steps, run_until
 from tests.program import TINY, Ran, call, call_plainly
+
+
+def began(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text())["started"])
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -40,6 +45,8 @@ def test_everything_that_a_run_leaves_carries_its_id(reference: Ran) -> None:
     result = reference.result
     assert len(run) == 32
     assert (result.run, result.config_hash, result.config) == (run, config_hash, config)
+    assert result.started == began(reference.folder)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", result.started)
     for path in checkpoints(reference.folder / "checkpoints"):
         state = json.loads((path / "state.json").read_text())
         assert state["run"] == run
@@ -122,6 +129,7 @@ def test_a_run_that_moved_goes_on_with_its_own_ledgers(
     ran = resumed(stopped, tmp_path, how, monkeypatch)
     result = ran.result
     assert result.run == read_config(stopped)[0]
+    assert result.started == began(stopped), "it is the run that is gone on with"
     spent = ledger_steps(ran.folder / "ledger")
     # Round 3 is charged again, so the last round finds no room: the run ends there, and says what was spent.
     assert (result.status, ran.code) == ("budget_exhausted", 1)

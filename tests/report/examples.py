@@ -72,7 +72,10 @@ def make_result(
         "balanced_accuracy_at_threshold": auc - 0.08,
         "ece": 0.04,
         "brier": 0.11,
-    } | {f"recall_{index}": auc - 0.1 * index for index in range(len(names))}
+    }
+    if TASKS[dataset] == "binary":
+        metrics |= {"sensitivity_at_threshold": auc - 0.03, "specificity_at_threshold": auc - 0.13}
+    metrics |= {f"recall_{index}": auc - 0.1 * index for index in range(len(names))}
     intervals = {name: interval(value) for name, value in metrics.items()}
     key = json.dumps(config | {"seed": 0}, sort_keys=True)
     spent = None if epsilon is None else round(0.99 * epsilon, 3)
@@ -138,8 +141,9 @@ def make_result(
         ),
         rounds=rounds,
         timing={"total": 12.5},
+        started=f"2026-11-0{1 + seed}T09:30:00Z",
         tracking={"run_id": f"{dataset[:1]}{epsilon or 0:g}{seed}"},
-        environment={"git": "0123abcd"},
+        environment={"git": "0123abcd", "medx": "1.2.3", "torch": "2.0"},
         config=config,
     )  # fmt: skip
 
