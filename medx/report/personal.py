@@ -83,8 +83,7 @@ def personal_best_table(frame: pd.DataFrame, results: Results) -> Table:
     note = (
         "AUC of two classes, balanced accuracy of the most probable class of more: means over hospitals that have the "
         "metric (counted over seeds; who has one class has none), then over seeds. The best of "
-        f"{', '.join(FREE)} is named by these figures, which flatters it: nobody knows it before. ε does not cover "
-        "them."
+        f"{', '.join(FREE)} is named by these figures, which flatters it. ε does not cover them."
     )
     return Table.of("personal_best", "The best model for each hospital that costs no epsilon", note, rows)
 
