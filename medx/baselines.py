@@ -1,7 +1,8 @@
-"""The rows to compare with: each hospital alone, and all records in one place.
+"""The rows to compare with: each hospital alone, all records in one place, and phantoms alone.
 
-They train on the records of the run, so with privacy on they share its epsilon: the noise of all is calibrated for what
-is done to a record together, and what they spend is a part of what the run states.
+The first two train on the records of the run, so with privacy on they share its epsilon: the noise of all is calibrated
+for what is done to a record together, and what they spend is a part of what the run states. Phantoms alone are a head
+that was fitted before any record was read: it spends nothing, and shares nothing.
 """
 
 import logging
@@ -10,23 +11,27 @@ from dataclasses import dataclass, replace
 
 from flwr.serverapp import Grid
 
+from medx.dataset import InputSpec
 from medx.federation.hospital import Hospitals
 from medx.federation.hospital_app import client_app
 from medx.federation.ledgers import finish_ledgers, recorded_steps
 from medx.federation.plain_rounds import RoundAborted
 from medx.federation.prepared import Prepared
 from medx.federation.server import Server
-from medx.federation.setup import Job, Setup, make_job, solved
+from medx.federation.setup import Job, Setup, build_network, make_job, solved
 from medx.federation.sums import alone, with_sums
 from medx.measurement import Measurement, TestRows, mean_intervals, measure, own_test_rows
+from medx.model.heads import HeadOnFeatures
+from medx.model.phantoms import phantoms_fit
 from medx.output import counted
 from medx.privacy.accounting import Event, epsilon_spent
 from medx.privacy.base import ClientPlan, PrivacyPlan
 from medx.results import Interval
 from medx.runtime.in_process import InProcess
-from medx.schema import LedgerError, PrivacyError
+from medx.schema import ConfigError, LedgerError, PrivacyError
 
 log = logging.getLogger(__name__)
+PHANTOMS = "phantoms_alone"
 MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -57,8 +62,40 @@ class Baselines:
     by_hospital: dict[int, dict[str, dict[str, Interval]]]
 
 
+def that_train(names: Sequence[str]) -> list[str]:
+    """Those of the baselines that train on records."""
+    return [name for name in names if name != PHANTOMS]
+
+
+def check_phantoms(names: Sequence[str], setup: Setup, spec: InputSpec) -> None:
+    """Raise ConfigError where phantoms alone are asked for and can give no head."""
+    if PHANTOMS not in names:
+        return
+    model = setup.model
+    if not isinstance(model, HeadOnFeatures) or model.hidden:
+        why = "the model has no linear head on fixed features, which alone is fitted to phantoms"
+    elif not phantoms_fit(spec):
+        why = "the data set does not say that phantoms' labels mean the same as its own"
+    else:
+        return
+    left = ",".join(that_train(names)) or "null"
+    raise ConfigError(f"baseline={PHANTOMS}: {why}; accepted here: baseline={left}")
+
+
+def phantoms_alone(setup: Setup, prepared: Prepared) -> dict[str, Interval]:
+    """Test metrics of the head that phantoms' own labels give (``model.phantom_start`` of 1), before any training.
+
+    No training record moves it, so its epsilon is 0; its threshold is chosen on validation, as every model's.
+    """
+    assert isinstance(setup.model, HeadOnFeatures)
+    network = build_network(replace(setup, model=replace(setup.model, phantom_start=1.0)), prepared.spec)
+    network = network.to(setup.device)
+    state = {name: value.detach() for name, value in network.named_parameters()}
+    return measure(network, state, prepared, setup.device, setup.seed, test_rows={}).test
+
+
 def share_epsilon(setup: Setup, names: Sequence[str]) -> Setup:
-    """The set-up with a mechanism whose epsilon is for the run and its baselines together: one model more for each.
+    """The set-up with a mechanism whose epsilon is for the run and the baselines that train: one model more for each.
 
     Its noise is larger than without them, so it is drawn by another key: one noise at two scales would come off.
     """

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from pydantic import BeforeValidator, InstanceOf, SkipValidation
 
 from medx.aggregation import Aggregation
-from medx.baselines import plan_baselines, share_epsilon
+from medx.baselines import PHANTOMS, check_phantoms, phantoms_alone, plan_baselines, share_epsilon, that_train
 from medx.dataset import Dataset
 from medx.federation.checkpoint import ServerState, resumed_state
 from medx.federation.fedbuff import FedBuff
@@ -50,7 +50,7 @@ from medx.schema import CheckpointError, ConfigError, LedgerError, MedxError, Pl
 from medx.trainer.local_training import Trainer
 
 log = logging.getLogger(__name__)
-Baseline = Literal["local_only", "centralized"]
+Baseline = Literal["local_only", "centralized", "phantoms_alone"]
 Attacks = Callable[[dict[str, Any], Prepared, Path], list[AttackResult]]
 
 
@@ -99,7 +99,7 @@ def run_experiment(
     (aborted, out of budget, killed) ends in a result with that status and the last round's model.
     """
     began = time.perf_counter()
-    setup = share_epsilon(setup, experiment.baseline)
+    setup = share_epsilon(setup, that_train(experiment.baseline))
     prepared = prepare(setup)
     check_combination(experiment, setup, prepared, config)
     # A run that was stopped before its first checkpoint has trained nothing: it starts anew, on the same ledgers.
@@ -107,9 +107,9 @@ def run_experiment(
     job = with_sums(make_job(setup, prepared.declared, place.run, place.path, reached))
     check_model(job, prepared)
     check_ledgers(job)
-    baselines = plan_baselines(experiment.baseline, job, prepared)
+    baselines = plan_baselines(that_train(experiment.baseline), job, prepared)
     if baselines:  # their models are what the epsilon is shared with, and not runs to choose among
-        job = replace(job, plan=replace(job.plan, num_runs=1, baselines=tuple(experiment.baseline)))
+        job = replace(job, plan=replace(job.plan, num_runs=1, baselines=tuple(that_train(experiment.baseline))))
     place.occupy(config)
     import_module("medx.trainer.module")  # lightning takes seconds, which are the start's and not the first round's
     loaded = time.perf_counter()
@@ -128,6 +128,8 @@ def run_experiment(
         result = finish(job, prepared, outcome, config, planned=baselines, config_hash=place.config_hash)
         ended = time.perf_counter()
         phases = {"prepare": loaded - began, "rounds": trained - loaded, "measure": ended - trained}
+        if PHANTOMS in experiment.baseline and result.status == "finished":
+            result.baselines[PHANTOMS] = phantoms_alone(setup, prepared)
         result.timing, result.started = phases | {"total": ended - began}, place.started
         write_down(result, place.path)
         if attacks is not None and result.status == "finished":
@@ -186,7 +188,8 @@ def check_combination(experiment: Experiment, setup: Setup, prepared: Prepared, 
     if setup.personalisation.told is not None:
         network = build_module(setup, prepared.spec)
         setup.personalisation.check(setup.trainer, setup.privacy, federation, setup.aggregation, network)
-    experiment.privacy.check_baselines(experiment.baseline)
+    experiment.privacy.check_baselines(that_train(experiment.baseline))
+    check_phantoms(experiment.baseline, setup, prepared.spec)
     if isinstance(setup.federation, FedBuff) and experiment.attack != "none":
         raise ConfigError(
             f"attack={experiment.attack}: hears rounds in which all begin from one model, which those of "

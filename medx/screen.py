@@ -35,6 +35,7 @@ OWNER = "OWNER'S VIEW: epsilon does not cover these metrics, counts by class and
 BASELINES = {
     "local_only": "local_only: every hospital alone, the mean over them (the lowest to the highest)",
     "centralized": "centralized: all records in one place",
+    "phantoms_alone": "phantoms_alone: a head fitted to drawn phantoms, before any record was read; its ε is 0",
 }
 OPEN_UI = "Compare runs: make ui"
 Outcome = tuple[str, ExperimentResult | str]
@@ -185,7 +186,8 @@ def _rows(job: str, result: ExperimentResult) -> list[list[str]]:
     rows = [[name, *what, target, *figures, majority, seconds, " ".join(flags), data]]
     shared = "-" if privacy.epsilon is None else "shared"
     for name, test in result.baselines.items():
-        figures = [shared, _auc_of(name, test.get("auc", Interval(value=None))), *_accuracies(test)]
+        epsilon = "0" if name == "phantoms_alone" else shared
+        figures = [epsilon, _auc_of(name, test.get("auc", Interval(value=None))), *_accuracies(test)]
         rows.append([f"{job} {name}".strip(), *what, target, *figures, majority, "", "", data])
     return rows
 

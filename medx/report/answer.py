@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from medx.report.cells import TITLES, number, patients_known, summarise
-from medx.report.rows import PER_PATIENT, SETTING, settings_of, with_role
+from medx.report.rows import PER_PATIENT, SETTING, settings_of, with_phantoms, with_role
 from medx.report.section import Material
 from medx.report.study import Claim, Role
 from medx.report.words import deltas, listed, seed_count
@@ -56,6 +56,8 @@ def _of_data(dataset: str, rows: pd.DataFrame) -> str:
     if not plain.empty:
         parts.append(f"{_best(plain, metric)} without privacy")
     parts += _alone(plain, private, metric)
+    if not (phantoms := with_phantoms(rows)).empty and metric == "auc":
+        parts.append(f"{_best(phantoms, metric)} for drawn phantoms alone, at ε 0")
     majority = number(rows["majority_accuracy"].astype(float).max(), True)
     guessing = f"0.500 for always the majority class, whose accuracy is {majority}"
     parts.append(guessing if metric == "auc" else f"always the majority class has accuracy {majority}")

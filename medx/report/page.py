@@ -10,11 +10,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from medx.figures import Shown
-from medx.report import tables, words
+from medx.report import words
 from medx.report.answer import answer, facts
 from medx.report.attacks import speaking_against
 from medx.report.cells import Table, runs_text
 from medx.report.committed import LEFT_OUT, PAGE_FILE, STUDY_FILE, read_committed
+from medx.report.published import published_table
 from medx.report.rows import Run, with_none
 from medx.report.section import Material, Section
 from medx.report.sections import sections
@@ -128,7 +129,7 @@ def with_results(text: str, results: Path, name: str, *, short: bool = False) ->
         raise MedxError(f"{name}: needs the lines {BEGIN} and {END} once each, around the results table")
     frame = with_none(pd.read_csv(results))
     head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{tables.published_table(frame, short=short).markdown}\n{END}{rest.split(END)[1]}"
+    return f"{head}{BEGIN}\n{published_table(frame, short=short).markdown}\n{END}{rest.split(END)[1]}"
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:

@@ -25,6 +25,7 @@ EVERYBODY = " (all must answer)"
 PER_PATIENT = " (per patient)"
 PATIENTS_APART = " (validation by patient)"
 BASELINES = ("local_only", "centralized")
+PHANTOMS = "phantoms_alone"  # a baseline that no record was needed for, and whose epsilon is 0
 WHO = ("model", "mode", "target_epsilon")
 SETTING = ("dataset", "model", "mode", "partition", "rounds", "target_epsilon", "config_hash")
 SKEW_SHOWN = ("dataset", "model", "mode", "target_epsilon", "partition", "strategy")
@@ -76,6 +77,14 @@ def with_none(frame: pd.DataFrame) -> pd.DataFrame:
 def class_count(rows: pd.DataFrame) -> int:
     """How many classes a data set has, by whose recall its rows know."""
     return int(rows.filter(regex=r"^recall_\d+$").notna().any().sum())
+
+
+def with_phantoms(rows: pd.DataFrame) -> pd.DataFrame:
+    """The runs that were measured beside phantoms alone, with the metrics of these in place of their own."""
+    if f"{PHANTOMS}_auc" not in rows:  # of a table from before
+        return rows[:0]
+    known = rows[rows[f"{PHANTOMS}_auc"].notna()]
+    return known.assign(**{metric: known[f"{PHANTOMS}_{metric}"] for metric in (*HEADLINE, *OPERATING)})
 
 
 def of_two_classes(rows: pd.DataFrame) -> bool:
@@ -164,7 +173,7 @@ def _measured(result: ExperimentResult) -> dict[str, float | None]:
     values |= {name: interval.value for name, interval in result.test.items() if name.startswith("recall_")}
     known = [value for client in result.clients if (value := client.metrics.get("accuracy")) is not None]
     values |= {"hospital_worst": min(known, default=None), "hospital_best": max(known, default=None)}
-    for baseline in BASELINES:
+    for baseline in (*BASELINES, PHANTOMS):
         measured = result.baselines.get(baseline, {})
         values |= {f"{baseline}_{metric}": measured.get(metric, unknown).value for metric in (*HEADLINE, *OPERATING)}
     return values

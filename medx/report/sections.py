@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from medx.report import effects, figures, meaning, tables, words
 from medx.report.attacks import attacks
 from medx.report.cells import runs_text
+from medx.report.frontier import frontier_figures
 from medx.report.personal import personal_best_table, personal_hospitals_table, personal_table
 from medx.report.section import Material, Section
 
@@ -42,7 +43,7 @@ def utility(made: Material) -> Section:
     found += [effects.images_table(frame), effects.paired_table(frame)]
     return Section(
         "utility", "Privacy and utility", words.utility_words(frame, {table.name for table in found if table.rows}),
-        found, made.drawn(lambda name: figures.frontier_figures(frame, name, len(names[name]), made.study.claim)),
+        found, made.drawn(lambda name: frontier_figures(frame, name, len(names[name]), made.study.claim)),
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Tables of privacy and utility: the claim, by data set, round and class, chosen privately, and for Markdown files."""
+"""Tables of privacy and utility: the claim, by data set, round and class, and chosen privately."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,6 @@ from medx.report.cells import (
     patients_known,
     settled,
     spent,
-    spread,
     spreads,
     summarise,
 )  # fmt: skip
@@ -26,22 +25,22 @@ from medx.report.rows import (
     EVERYBODY,
     HEADLINE,
     OPERATING,
+    PHANTOMS,
     WHO,
     Results,
     class_count,
     of_two_classes,
     seeds_by_setting,
     settings_of,
+    with_phantoms,
     with_role,
 )
 from medx.report.study import Claim, Role
 from medx.report.words import deltas, over_seeds
-from medx.results import told_epsilon
 
 CLAIM_METRICS = ("accuracy", "accuracy_at_threshold", "balanced_accuracy_at_threshold", "auc")
 SHOWN_ROUNDS = (1, 2, 5, 10, 25, 50, 100, 300)
 PUBLISHED_BY = ("dataset", *WHO)
-FRONT = (1.0, 10.0)  # target epsilons of the project's front page
 
 
 def claim_table(frame: pd.DataFrame, claim: Claim, results: Results) -> Table:
@@ -90,7 +89,7 @@ def _claim_s_majority(frame: pd.DataFrame, results: Results) -> Row:
     counts = [] if result is None else result.dataset.class_counts.get("test", [])
     share = float(frame["majority_accuracy"].iloc[0])
     told = f" ({round(share * sum(counts))} of {sum(counts)})" if counts else ""
-    balanced = number(_majority_scores(frame, len(counts) or class_count(frame))[2], True, 2)
+    balanced = number(majority_scores(frame, len(counts) or class_count(frame))[2], True, 2)
     values = (number(share, True, 2), number(share, True, 2), balanced, number(0.5))
     cells = dict(zip((TITLES[metric] for metric in CLAIM_METRICS), values, strict=True))
     shown = {"row": f"always the majority class{told}", "stated ε": "0", "true ε": "0"} | cells
@@ -147,6 +146,7 @@ def utility_table(role: Role, frame: pd.DataFrame, dataset: str, class_count: in
         for kind, part in _with_baselines(every)
     ]
     note = _utility_note(chosen, class_count, {row.data["row"] for row in rows})
+    rows += _phantoms(chosen, metrics)
     if rows and role == "utility":
         rows.append(_majority(chosen, class_count))
     title = "Privacy and utility" if role == "utility" else "Together, alone, in one place"
@@ -163,14 +163,21 @@ def _with_baselines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
             yield baseline, known.assign(**measured)
 
 
+def _phantoms(rows: pd.DataFrame, metrics: Sequence[str]) -> Iterator[Row]:
+    """What a head comes to that was fitted to drawn phantoms alone: once for each model, whatever the runs' epsilon."""
+    for setting, part in settings_of(with_phantoms(rows), ["model"]):
+        row = Row({"row": PHANTOMS, "epsilon": 0.0}, {"row": PHANTOMS, "model": setting["model"], "true ε": "0"})
+        yield row | spreads(part.drop_duplicates("seed"), metrics) | cited(part)
+
+
 def _majority(rows: pd.DataFrame, class_count: int) -> Row:
     row = Row({"row": "always the majority", "epsilon": 0.0}, {"row": "always the majority", "true ε": "0"})
-    for metric, value in zip(HEADLINE, _majority_scores(rows, class_count), strict=True):
+    for metric, value in zip(HEADLINE, majority_scores(rows, class_count), strict=True):
         row |= Row({f"{metric}_mean": value}, {TITLES[metric]: number(value, metric in PERCENT)})
     return row
 
 
-def _majority_scores(rows: pd.DataFrame, class_count: int) -> tuple[float, float, float]:
+def majority_scores(rows: pd.DataFrame, class_count: int) -> tuple[float, float, float]:
     """AUC, accuracy and balanced accuracy of always answering the most frequent class; of no where there are labels."""
     balanced = 0.5 if "task" in rows and (rows["task"] == "multilabel").any() else 1 / class_count
     return 0.5, float(rows["majority_accuracy"].iloc[0]), balanced
@@ -191,6 +198,8 @@ def _utility_note(rows: pd.DataFrame, class_count: int, kinds: set[str]) -> str:
             "All must answer: shares of the noise are made for all hospitals, and no drop-out is tolerated."
         )
     sentences += ["True ε is the largest of any run."] if private else []
+    if not with_phantoms(rows).empty:
+        sentences.append(f"{PHANTOMS} is a head fitted to drawn phantoms and to no record, so its ε is 0.")
     sentences += [", ".join(found) + (". A run's ε covers its baselines too." if private else ".")] if found else []
     return " ".join(sentences)
 
@@ -242,53 +251,3 @@ def selection_table(frame: pd.DataFrame) -> Table:
         "names the winners."
     )
     return Table.of("selection", "Chosen inside the guarantee", note, rows)
-
-
-def published_table(frame: pd.DataFrame, *, short: bool = False) -> Table:
-    """What Markdown files have of ``results.csv``: means and standard deviations over seeds, and the majority rows.
-
-    ``short``: of each data set the first model in its plain modes, at two epsilons and without privacy.
-    """
-    chosen = with_role(frame, "utility")
-    chosen = _front(chosen) if short else chosen
-    rows = []
-    for dataset in dict.fromkeys(chosen["dataset"]):
-        part = chosen[chosen["dataset"] == dataset]
-        scores = zip(HEADLINE, _majority_scores(part, class_count(part)), strict=True)
-        majority = [number(score, metric in PERCENT) for metric, score in scores]
-        rows.append(_published([dataset, "always the majority class", "-", "0", "0", *majority, "-"]))
-        for setting, runs in settings_of(part, PUBLISHED_BY):
-            epsilon = "none" if np.isnan(setting["target_epsilon"]) else number(runs["epsilon"].astype(float).max())
-            setup = [dataset, setting["model"], setting["mode"], epsilon, _of_a_patient(runs)]
-            rows.append(_published([*setup, *_means(runs), str(len(runs))]))
-        selected = frame[(frame["dataset"] == dataset) & frame["candidates"].notna()]
-        for setting, runs in settings_of(selected, WHO):
-            # Settings that were chosen inside the guarantee; epsilon is that of all candidates together.
-            mode = f"{setting['mode']}, chosen privately among {int(runs['candidates'].max())}"
-            epsilon = number(runs["selection_epsilon"].astype(float).max())
-            setup = [dataset, setting["model"], mode, epsilon, DASH]
-            rows.append(_published([*setup, *_means(runs), str(len(runs))]))
-    return Table.of("published", "Privacy and utility", "", rows)
-
-
-def _front(rows: pd.DataFrame) -> pd.DataFrame:
-    first = rows.groupby("dataset")["model"].transform("first")
-    known = rows["target_epsilon"].isna() | rows["target_epsilon"].isin(FRONT)
-    return rows[(rows["model"] == first) & known & ~rows["mode"].str.contains("(", regex=False)]
-
-
-def _of_a_patient(rows: pd.DataFrame) -> str:
-    """The largest epsilon that any run comes to for a patient; a dash where patients are not known."""
-    known = rows["epsilon_patient"].astype(float).max() if patients_known(rows) else np.nan
-    if rows["target_epsilon"].isna().all():
-        return "none"
-    return DASH if np.isnan(known) else told_epsilon(known)
-
-
-def _means(rows: pd.DataFrame) -> list[str]:
-    return [spread(summarise(rows[metric]), metric in PERCENT, interval=False) for metric in HEADLINE]
-
-
-def _published(cells: list[str]) -> Row:
-    titles = ["data", "model", "privacy", "true ε", "ε of a patient", *(TITLES[metric] for metric in HEADLINE), "seeds"]
-    return Row({}, dict(zip(titles, cells, strict=True)))

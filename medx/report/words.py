@@ -16,7 +16,8 @@ MIXES = {
     "quantity": "quantity(α) gives all the same mix and unequal numbers of images, the more unequal the smaller α",
     "label": "label(n) gives each hospital about n classes",
 }
-LABELS = {"local_only": "hospitals that train alone", "centralized": "all records in one place"}
+LABELS = {"local_only": "hospitals that train alone", "centralized": "all records in one place",
+          "phantoms_alone": "drawn phantoms alone"}  # fmt: skip
 RADIOLOGY = 512  # pixels along an edge: a physician reads images of thousands
 
 

@@ -53,7 +53,7 @@ CONFIGURATIONS = [
     ("federation.num_clients=2.5", r"federation\.num_clients=2\.5: .*integer"),
     ("model._target_=os.system", r"model\._target_=os\.system: no class"),
     ("privacy.epsilon=1,5", r"privacy\.epsilon=1,5: several values; add -m"),
-    ("baseline=alone", r"baseline\.0='alone': .*'local_only' or 'centralized'"),
+    ("baseline=alone", r"baseline\.0='alone': .*'local_only', 'centralized' or 'phantoms_alone'"),
     ("+nonsense=1", r"nonsense is unknown"),
     # what is no override
     ("--epsilon=3", r"unrecognized arguments: --epsilon=3; accepted: key=value, -m for a sweep"),
