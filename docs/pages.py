@@ -16,6 +16,8 @@ PAGES = (
     "experiments/membership/README.md",
     "experiments/reconstruction/README.md",
     "experiments/least_squares/README.md",
+    "experiments/personal/README.md",
+    "experiments/fedbuff/README.md",
 )
 LINK = re.compile(r"\]\(([\w./-]+)")
 GROUPS = {
@@ -26,6 +28,7 @@ GROUPS = {
     "privacy": "Who adds which noise, and what is proved of it.",
     "federation": "How many hospitals and rounds, and what the server makes of their updates.",
     "aggregation": "How updates are summed, and who sees one alone.",
+    "personalisation": "A model for each hospital beside the shared one, and what that costs.",
     "runtime": "Where the hospitals run.",
     "tracking": "Where runs are recorded.",
 }

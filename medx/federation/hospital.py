@@ -5,6 +5,7 @@ place in the plan and the bytes of the protocol, read strictly, and what is not 
 data is touched.
 """
 
+import hashlib
 import threading
 import weakref
 from collections import OrderedDict
@@ -172,13 +173,13 @@ class Hospital:
         """The steps of round ``number`` from this state; the ledger is charged before any data is read."""
         job = self.job
         ledger = self.ledger if self.plan.step is not None else None  # without, the sum is what is charged
-        model = state.hash()
+        own, begin, model = self.own_before(number), state, state.hash()
+        if own is not None:
+            begin = job.setup.personalisation.begin(state, own.state, self.site.own_names)
+            model = hashlib.sha256(model + begin.hash()).digest()  # the sum follows from both
         if ledger is not None:
             release = secret_key(job, "release", self.client, number, model)
             ledger.begin_round(job.run_id, number, self.plan.steps_per_round, release=release)
-        own, begin = self.own_before(number), state
-        if own is not None:
-            begin = job.setup.personalisation.begin(state, own.state, self.site.own_names)
         sample, noise, views = generators(job, self.client, number, model, self.site.noise)
         update = job.setup.trainer.train(
             module=self.site.module(),

@@ -7,7 +7,7 @@ from pathlib import Path
 from medx.model.storage import read_tensors, write_tensors
 from medx.trainer.state import ModelState
 
-KEEP = 3  # rounds: the last may be asked for again, and from the checkpoint before the last
+KEEP = 3  # of the rounds that it was in: the last may be asked for again, and from the checkpoint before the last
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,15 @@ def kept_before(folder: Path, number: int) -> Kept | None:
 
 
 def keep(folder: Path, number: int, kept: Kept) -> None:
-    """Write what round ``number`` ended in, and let go of what is older than the round before."""
+    """Write what round ``number`` ended in; of the rounds that it was in, the last ``KEEP`` stay."""
     folder.mkdir(parents=True, exist_ok=True)
     state, average = kept.state.tensors(), kept.average.tensors()
     tensors = {f"state/{name}": t for name, t in state.items()} | {f"average/{name}": t for name, t in average.items()}
     write_tensors(folder / f"kept_{number:05d}.safetensors", tensors, {"order": ",".join(state)})
-    for found, path in sorted(_rounds(folder), reverse=True):
-        if found > number or found <= number - KEEP:  # later ones are of rounds that are done again
-            path.unlink()
+    later = [path for found, path in _rounds(folder) if found > number]  # of rounds that are done again
+    older = [path for found, path in sorted(_rounds(folder)) if found <= number][:-KEEP]
+    for path in (*later, *older):
+        path.unlink()
 
 
 def _rounds(folder: Path) -> Iterator[tuple[int, Path]]:

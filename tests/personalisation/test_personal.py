@@ -230,7 +230,7 @@ def test_a_personal_figure_that_leaves_is_seen(tmp_path: Path, monkeypatch: pyte
 def left(folder: Path) -> dict[str, Any]:
     """What may leave of a run, but for what names the run and what was configured."""
     content = json.loads((folder / "released.json").read_text())
-    apart = ("run", "config", "tracking", "checkpoint", "environment")
+    apart = ("run", "started", "config", "tracking", "checkpoint", "environment")
     told = content["privacy"].pop("statement")
     kept = [line for line in told.splitlines() if not line.startswith("Personal models")]
     return {name: value for name, value in content.items() if name not in apart} | {"statement": kept}
@@ -268,6 +268,49 @@ def test_a_round_that_is_done_again_goes_on_from_the_round_before(tmp_path: Path
     found = [kept_before(tmp_path, number) for number in (3, 4)]
     assert [each and each.state.hash() for each in found] == [kept(2.0).state.hash(), kept(3.0).state.hash()]
     assert len(list(tmp_path.iterdir())) == 2, "2 and 3: what came after the round that was done again is gone"
+    keep(tmp_path, 9, kept(9.0))  # it was not drawn for five rounds
+    again = kept_before(tmp_path, 9)
+    assert again is not None
+    assert again.state.hash() == kept(3.0).state.hash()
+
+
+@pytest.mark.parametrize("option", KEPT)
+def test_a_round_done_again_from_another_own_model_is_a_release_of_its_own(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One noise on two sums would come off. What repeats bit by bit is free, and all else is charged anew."""
+    again: list[tuple[Sent, Sent, int]] = []
+
+    def twice(self: Hospital, state: ModelState, number: int) -> ClientUpdate:
+        own = self.own_before(number)
+        update = TRAIN(self, state, number)
+        if self.client or number < 3:
+            return update
+        assert own is not None
+        assert self.ledger is not None
+        begin = self.job.setup.personalisation.begin
+        began = begin(state, own.state, self.site.own_names)
+        assert TRAIN(self, state, number).state.hash() == update.state.hash(), "the same, and free"
+        changed = replace(own.state, parameters=own.state.parameters + np.float32(0.01))
+        keep(self.folder, number - 1, replace(own, state=changed))
+        with monkeypatch.context() as patch:
+            charged: list[int] = []
+            patch.setattr(self.ledger, "begin_round", lambda *_, release: charged.append(hash(release)))
+            other = TRAIN(self, state, number)
+            keep(self.folder, number - 1, own)
+            TRAIN(self, state, number)
+        ends = (begin(state, changed, self.site.own_names), other), (began, update)
+        sent = [Sent(0, number, state, start, end.state, self) for start, end in ends]
+        again.append((sent[0], sent[1], len(set(charged))))
+        return update
+
+    monkeypatch.setattr(Hospital, "train", twice)
+    run(tmp_path, f"personalisation={option}", *FULL, "federation.num_rounds=3", "privacy.epsilon=8")
+    ((one, other, releases),) = again
+    assert one.began.hash() != other.began.hash()
+    assert releases == 2, "the ledger is told of two"
+    noises = [noise_of(each)[0] for each in (one, other)]
+    assert abs(np.corrcoef(*noises)[0, 1]) < 5 / np.sqrt(len(noises[0]))
 
 
 def test_no_personal_model_and_no_figure_of_one_is_tracked(tmp_path: Path) -> None:
