@@ -45,7 +45,9 @@ def chosen_from(rows: pd.DataFrame) -> int:
 
 
 def _of_data(dataset: str, rows: pd.DataFrame) -> str:
-    metric = "auc" if rows["auc"].notna().any() else "balanced_accuracy_at_threshold"
+    metric = next((each for each in ("auc", "balanced_accuracy_at_threshold") if rows[each].notna().any()), None)
+    if metric is None:
+        return f"{dataset}: nothing was measured on test images here."
     private, plain = rows[rows["epsilon"].notna()], rows[rows["epsilon"].isna()]
     head = f"{dataset}: {'' if rows['config_hash'].nunique() == 1 else 'best '}test {TITLES[metric]} "
     parts = []
@@ -58,9 +60,10 @@ def _of_data(dataset: str, rows: pd.DataFrame) -> str:
     parts += _alone(plain, private, metric)
     if not (phantoms := with_phantoms(rows)).empty and metric == "auc":
         parts.append(f"{_best(phantoms, metric)} for drawn phantoms alone, at ε 0")
-    majority = number(rows["majority_accuracy"].astype(float).max(), True)
-    guessing = f"0.500 for always the majority class, whose accuracy is {majority}"
-    parts.append(guessing if metric == "auc" else f"always the majority class has accuracy {majority}")
+    majority = rows["majority_accuracy"].astype(float).max()
+    accuracy = "" if np.isnan(majority) else f", whose accuracy is {number(majority, True)}"
+    if metric == "auc":
+        parts.append(f"0.500 for always the majority class{accuracy}")
     nothing = "" if not private.empty else " Without an ε nothing bounds what its model tells of a record."
     return f"{head}{'; '.join(parts)} ({seed_count(rows)}).{nothing}"
 

@@ -87,8 +87,8 @@ def _claimed(claim: Claim) -> Row:
 def _claim_s_majority(frame: pd.DataFrame, results: Results) -> Row:
     result = results.get(int(frame["run"].iloc[0]))  # None where the runs are elsewhere
     counts = [] if result is None else result.dataset.class_counts.get("test", [])
-    share = float(frame["majority_accuracy"].iloc[0])
-    told = f" ({round(share * sum(counts))} of {sum(counts)})" if counts else ""
+    share = float(frame["majority_accuracy"].astype(float).iloc[0])
+    told = f" ({round(share * sum(counts))} of {sum(counts)})" if counts and not np.isnan(share) else ""
     balanced = number(majority_scores(frame, len(counts) or class_count(frame))[2], True, 2)
     values = (number(share, True, 2), number(share, True, 2), balanced, number(0.5))
     cells = dict(zip((TITLES[metric] for metric in CLAIM_METRICS), values, strict=True))
@@ -112,6 +112,8 @@ def by_round(name: str, frame: pd.DataFrame, results: Results) -> Table:
     rows = []
     for setting, part in settings_of(chosen):
         values = round_values(part, results, metric)
+        if not values:
+            continue
         row = settled(setting, "dataset", *WHO, "rounds") | cited(part)
         for wanted in sorted(last | {one for one in SHOWN_ROUNDS if one <= max(last, default=0)}):
             # Epsilon is a bound, so the largest counts; a metric is averaged.
@@ -180,7 +182,7 @@ def _majority(rows: pd.DataFrame, class_count: int) -> Row:
 def majority_scores(rows: pd.DataFrame, class_count: int) -> tuple[float, float, float]:
     """AUC, accuracy and balanced accuracy of always answering the most frequent class; of no where there are labels."""
     balanced = 0.5 if "task" in rows and (rows["task"] == "multilabel").any() else 1 / class_count
-    return 0.5, float(rows["majority_accuracy"].iloc[0]), balanced
+    return 0.5, float(rows["majority_accuracy"].astype(float).iloc[0]), balanced
 
 
 def _utility_note(rows: pd.DataFrame, class_count: int, kinds: set[str]) -> str:
@@ -221,9 +223,13 @@ def ordinal_table(frame: pd.DataFrame, class_names: dict[str, list[str]]) -> Tab
         if len(names) == 2 or (part["task"] == "multilabel").any():  # of labels there is no most probable one
             continue
         titles = {name: TITLES[name] for name in ("quadratic_kappa", "accuracy")}
-        titles |= {f"recall_{index}": f"recall: {name}" for index, name in enumerate(names)}
+        titles |= {
+            f"recall_{index}": f"recall: {name}" for index, name in enumerate(names) if f"recall_{index}" in part
+        }
         means = {name: float(part[name].astype(float).mean()) for name in titles}
         shown = {title: number(means[name], name != "quadratic_kappa") for name, title in titles.items()}
+        if np.isnan(list(means.values())).all():
+            continue
         if np.isnan(means["quadratic_kappa"]):
             del shown[TITLES["quadratic_kappa"]]
         seeds = Row({"seeds": part["seed"].nunique()}, {})

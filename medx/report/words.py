@@ -164,10 +164,9 @@ def interval_limits(frame: pd.DataFrame) -> Iterable[str]:
     several = [count for count in seeds_by_setting(frame) if count > 1]
     seeds = "Intervals over seeds speak of retraining on these images. " if several else "There is one seed of each "
     seeds += "" if several else "setting, so nothing tells what another seed would change. "
-    yield seeds + (
-        "Bootstrap intervals speak of other test images of the same kind. Nothing here speaks of other hospitals, "
-        "scanners or patients."
-    )
+    if frame["auc_images_low"].notna().any():
+        seeds += "Bootstrap intervals speak of other test images of the same kind. "
+    yield f"{seeds}Nothing here speaks of other hospitals, scanners or patients."
     if several and several[0] < 10:
         width = float(stats.t.ppf(0.975, several[0] - 1))
         yield (

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from medx.report.figures import hospital_figures
+from medx.report.frontier import _range, frontier_figures
 from medx.report.page import Report, build_report, render
 from medx.report.rows import Run, make_frame
 from medx.report.study import Claim, Grid, Role, Study, job_name
 from medx.results import ExperimentResult
-from tests.report.examples import STUDY, make_result
+from tests.report.examples import STUDY, interval, make_result
 
 OTHER = Study(name="other", title="Other", question="Why?", seeds=[0], grids=[Grid(role="utility", overrides={})])
 
@@ -122,3 +123,99 @@ def test_the_study_s_own_limits_are_shown() -> None:
     study = OTHER.model_copy(update={"limits": ["Only on Tuesdays."]})
     report = report_of((("utility",), make_result("pneumoniamnist", None, 0, 0.9)), study=study)
     assert "- Only on Tuesdays." in text_of(report)
+
+
+def deployed(result: ExperimentResult, **changes: Any) -> ExperimentResult:
+    """The same of hospitals on machines of their own."""
+    return result.model_copy(update={"config": result.config | {"runtime": "deployment"}, **changes})
+
+
+def test_of_hospitals_on_their_own_machines_nothing_is_simulated() -> None:
+    here = make_result("pneumoniamnist", 1.0, 0, 0.9)
+    text = text_of(report_of((("utility",), deployed(here))))
+    assert "Hospitals are on machines of their own." in text
+    assert "Metrics of hospitals on machines of their own are computed there" in text
+    for phrase in ("simulated", "computed by the study on data it holds"):
+        assert phrase not in text, phrase
+    both = text_of(report_of((("utility",), deployed(here)), (("utility",), make_result("retinamnist", 1.0, 0, 0.7))))
+    assert "on machines of their own or simulated by dealing out a data set." in both
+
+
+def test_where_nothing_is_measured_the_page_is_of_what_there_is() -> None:
+    empty = {"test": {}, "validation": {}, "clients": [], "majority_accuracy": None, "curves": None}
+    bare = deployed(make_result("retinamnist", 1.0, 0, 0.9), **empty)
+    bare = bare.model_copy(update={"rounds": [each.model_copy(update={"metrics": {}}) for each in bare.rounds]})
+    runs = runs_of((("utility", "skew"), bare))
+    report = build_report(OTHER, "make report", runs, [])
+    text = text_of(report)
+    assert "retinamnist: nothing was measured on test images here." in text
+    assert "### ε spent by round" in text
+    for phrase in ("Bootstrap intervals", "nan", "### Test AUC by round", "recall", "accuracy is"):
+        assert phrase not in text, phrase
+    assert not any(picture.name.startswith("frontier") for picture in report.pictures())
+
+
+def test_several_labels_have_no_most_probable_class() -> None:
+    result = make_result("retinamnist", 1.0, 0, 0.8)
+    dataset = result.dataset.model_copy(update={"task": "multilabel"})
+    test = {name: value for name, value in result.test.items() if not name.startswith("recall_")}
+    text = text_of(report_of((("utility", "skew"), result.model_copy(update={"dataset": dataset, "test": test}))))
+    assert "accuracies are means over labels, each with the threshold chosen for it on validation" in text
+    for phrase in ("count the most probable class", "### Recall by class", "### More than two classes", "sensitivity"):
+        assert phrase not in text, phrase
+    assert "| always the majority | – | – | – | 0 | – | 0.500 | 45.0 % | 50.0 % |" in text
+
+
+def test_all_must_answer_is_of_shares_of_noise_alone() -> None:
+    for mode, told in (("distributed_dp", True), ("none", False), ("local_dp", False)):
+        result = make_result("pneumoniamnist", None if mode == "none" else 1.0, 0, 0.9, mode=mode)
+        aggregation = result.config["aggregation"] | {"minimum_survivors": 2}
+        needed = result.model_copy(update={"config": result.config | {"aggregation": aggregation}})
+        assert ("ll must answer" in text_of(report_of((("utility",), needed)))) is told, mode
+
+
+def test_of_one_seed_no_two_modes_are_tested() -> None:
+    modes = ("local_dp", "distributed_dp")
+    named = {seed: [(("utility",), make_result("pneumoniamnist", 1.0, seed, 0.9 + index / 50 + seed / 100, mode=mode))
+                    for index, mode in enumerate(modes)] for seed in (0, 1)}  # fmt: skip
+    assert "paired" not in text_of(report_of(*named[0]))
+    assert "Two modes at the same ε" in text_of(report_of(*named[0], *named[1]))
+
+
+def test_a_frontier_shows_where_its_points_lie() -> None:
+    low, high = _range([0.92, 0.98], 0.5)
+    assert 0.9 < low < 0.92
+    assert 0.98 < high < 1
+    low, _ = _range([0.48, 0.53], 0.45)
+    assert low < 0.45, "a majority that is near is on it"
+    assert _range([float("nan")], 0.5)[0] < 0.5 < _range([float("nan")], 0.5)[1]
+    runs = runs_of(*[(("utility",), make_result("pneumoniamnist", e, 0, auc, baselines=e is None))
+                     for e, auc in ((1.0, 0.93), (10.0, 0.97), (None, 0.98))])  # fmt: skip
+    drawn = {each.name: each for each in frontier_figures(make_frame(runs), "pneumoniamnist", 2, None)}
+    (axes,) = drawn["frontier_pneumoniamnist_auc"].figure.axes
+    assert 0.9 < axes.get_ylim()[0] < 0.93
+    labels = axes.get_legend_handles_labels()[1]
+    assert labels == [
+        "scatternet, local_dp",
+        "scatternet, no privacy",
+        "scatternet, no privacy, alone",
+        "scatternet, no privacy, one place",
+        "always the majority class: 0.500, below",
+    ]
+
+
+def test_phantoms_alone_are_a_row_a_line_and_in_the_answer_at_epsilon_0() -> None:
+    results = [make_result("pneumoniamnist", epsilon, 0, 0.9) for epsilon in (1.0, 10.0)]
+    beside = [
+        each.model_copy(update={"baselines": {"phantoms_alone": each.test | {"auc": interval(0.875)}}})
+        for each in results
+    ]
+    report = report_of(*[(("utility",), each) for each in beside])
+    (table,) = [table for table in report.tables() if table.name.startswith("utility")]
+    rows = [dict(zip(table.header, row, strict=True)) for row in table.rows if row[0] == "phantoms_alone"]
+    assert [(row["true ε"], row["AUC"], row["runs"]) for row in rows] == [("0", "0.875", "1-2")], "once"
+    assert "0.875 for drawn phantoms alone, at ε 0" in report.answer[0]
+    figures = frontier_figures(report.frame, "pneumoniamnist", 2, None)
+    labels = next(figures).figure.axes[0].get_legend_handles_labels()[1]
+    assert "scatternet, phantoms alone (ε 0)" in labels
+    assert "phantoms" not in text_of(report_of(*[(("utility",), each) for each in results]))
