@@ -190,12 +190,10 @@ def check_combination(experiment: Experiment, setup: Setup, prepared: Prepared, 
         setup.personalisation.check(setup.trainer, setup.privacy, federation, setup.aggregation, network)
     experiment.privacy.check_baselines(that_train(experiment.baseline))
     check_phantoms(experiment.baseline, setup, prepared.spec)
-    own = f"personalisation={setup.personalisation.name}" if setup.personalisation.keeps_own else None
-    own = "federation=fedbuff" if isinstance(setup.federation, FedBuff) else own
-    if own is not None and experiment.attack != "none":
+    if isinstance(setup.federation, FedBuff) and experiment.attack != "none":
         raise ConfigError(
-            f"attack={experiment.attack}: hears rounds in which all begin from one model, which those of {own} do "
-            "not; accepted: none"
+            f"attack={experiment.attack}: hears rounds in which all begin from one model, which those of "
+            "federation=fedbuff do not; accepted: none"
         )
 
 

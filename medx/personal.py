@@ -3,7 +3,7 @@
 Nothing here reaches a message: the rounds are over, and what is made stays in the hospital's folder.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from medx.aggregation.integer_noise import NoiseStream
+from medx.dataset import Task
 from medx.dataset.dealing import folded
 from medx.dataset.labels import count_classes, strata
 from medx.federation.prepared import Prepared
@@ -131,15 +132,19 @@ class Home:
             models = [state for _, state in self.candidates(option, rows, f"part {part}")]
             seen.append([self.probabilities(state, inputs[torch.from_numpy(held)]) for state in models])
             order.append(held)
-        rows = np.concatenate(order)
-        losses = [self._loss(np.concatenate(each), labels.numpy()[rows]) for each in zip(*seen, strict=True)]
-        best = int(np.argmin(losses))
+        guesses, rows = [np.concatenate(each) for each in zip(*seen, strict=True)], np.concatenate(order)
+        best = best_of(guesses, labels.numpy()[rows], self.prepared.spec.task, option.choose_by)
         return next(islice(self.candidates(option, everything, "all"), best, None))
 
-    def _loss(self, probabilities: np.ndarray, labels: np.ndarray) -> float:
-        """The cross-entropy: defined for one class too."""
-        loss = evaluate(probabilities, labels, self.prepared.spec.task)["loss"]
-        return np.inf if loss is None else loss
+
+def best_of(guesses: Sequence[np.ndarray], labels: np.ndarray, task: Task, choose_by: str | None) -> int:
+    """Whose probabilities are best by this metric, the first of equals; see ``Afterwards``."""
+    found = [evaluate(each, labels, task) for each in guesses]
+    name = choose_by or ("auc" if task in ("binary", "multilabel") else "balanced_accuracy")
+    scores = [score for each in found if (score := each[name]) is not None]
+    if name != "loss" and len(scores) == len(found):
+        return int(np.argmax(scores))
+    return int(np.argmin([np.inf if each["loss"] is None else each["loss"] for each in found]))
 
 
 def personal_models(job: Job, prepared: Prepared, average: Tensors) -> list[PersonalResult]:

@@ -131,6 +131,12 @@ class Finding:
 def unit_of(config: Mapping[str, Any]) -> str:
     """What a canary is, a key of ``SETTINGS``; raises ConfigError where canaries cannot be that."""
     experiment = typed({"resume": None} | dict(config)).experiment
+    personal = experiment.personalisation
+    if personal.keeps_own:
+        raise ConfigError(
+            f"personalisation={personal.name}: an audit hears rounds in which all begin from one model; accepted: none "
+            "or one whose models are trained afterwards"
+        )
     protected = experiment.privacy.protected
     if protected is PATIENT:
         raise ConfigError("privacy.unit=patient: canaries are images; accepted: record")

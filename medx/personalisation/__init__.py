@@ -4,7 +4,7 @@ What never leaves a hospital needs no noise. What a hospital sends does, and so 
 part that is trained without noise is trained once the rounds are over and enters nothing that is sent.
 """
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 from torch import nn
@@ -100,12 +100,15 @@ AFTERWARDS = (
 class Afterwards(Personalisation):
     """Models that are trained once the rounds are over, of ``steps`` of the trainer's without noise.
 
-    What an option leaves open is chosen by the cross-entropy of models that each saw all but one of ``folds`` parts of
-    the hospital's records, whole patients, on the part that it did not see. (The shared model has seen them all.)
+    What an option leaves open is chosen by models that each saw all but one of ``folds`` parts of the hospital's
+    records, whole patients, on the part that it did not see. (The shared model has seen them all.) ``choose_by`` is a
+    metric, None AUC or of more than two classes balanced accuracy; where a hospital's records leave it undefined, as
+    those of one class do, the cross-entropy chooses.
     """
 
     steps: Annotated[int, Ge(1)]
     folds: Annotated[int, Ge(2), Le(20)]
+    choose_by: Literal["auc", "balanced_accuracy", "loss"] | None
 
     says: ClassVar[str] = AFTERWARDS
 

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from medx.report.cells import Row, Table, cited, number, settled
+from medx.report.cells import Row, Table, cited, number, settled, signed
 from medx.report.rows import SETTING, Results, Setting, settings_of
 from medx.results import PersonalResult
 
 WHOSE = {"local_only": "alone", "shared": "shared", "personal": "personal"}
-SHOWN = {"auc": "AUC", "accuracy": "accuracy"}
+SHOWN = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
+FREE = ("fine_tune", "interpolate", "ditto")  # they cost no epsilon
 SETTLED = ("dataset", "partition", "mode", "target_epsilon")
 HOME = "without noise and never sent"
 Runs = Sequence[Sequence[PersonalResult]]
@@ -37,11 +38,10 @@ def personal_table(frame: pd.DataFrame, results: Results) -> Table:
         row = Row({"method": method}, {"personal models": method})
         for metric, title in SHOWN.items():
             means = {whose: np.array([_mean(run, whose, metric) for run in runs]) for whose in WHOSE}
-            better = np.fmax(means["local_only"], means["shared"])
-            data = {f"{whose}_{metric}": _over(found) for whose, found in means.items()}
-            data |= {f"gain_{metric}": _over(means["personal"] - better)}
-            shown = {f"{title}, {WHOSE[whose]}": number(data[f"{whose}_{metric}"]) for whose in WHOSE}
-            row |= Row(data, shown | {f"{title}, personal - better of both": f"{data[f'gain_{metric}']:+.3f}"})
+            found = {whose: _over(each) for whose, each in means.items()}
+            data = {f"{whose}_{metric}": each for whose, each in found.items()} | {f"gain_{metric}": _gain(found)}
+            shown = {f"{title}, {WHOSE[whose]}": number(each) for whose, each in found.items()}
+            row |= Row(data, shown | {f"{title}, personal - better of both": signed(_gain(found))})
         worst = {whose: _over(np.array([_worst(run, whose, "accuracy") for run in runs])) for whose in WHOSE}
         shown = {f"worst hospital, {WHOSE[whose]}": number(found) for whose, found in worst.items()}
         row |= Row({f"worst_{whose}": found for whose, found in worst.items()}, shown)
@@ -56,6 +56,36 @@ def personal_table(frame: pd.DataFrame, results: Results) -> Table:
         "not cover it."
     )
     return Table.of("personal", "A model for each hospital", note, rows)
+
+
+def personal_best_table(frame: pd.DataFrame, results: Results) -> Table:
+    """By kind of hospitals and epsilon, the best of what costs no epsilon beside the better of alone and shared."""
+    alike: dict[tuple[str, ...], list[tuple[Setting, pd.DataFrame, str, Runs]]] = {}
+    for each in personal_runs(frame, results):
+        if each[2] in FREE:
+            alike.setdefault(tuple(str(each[0][key]) for key in SETTLED), []).append(each)
+    rows = []
+    for options in alike.values():
+        metric = "auc" if len(options[0][3][0][0].test_counts) == 2 else "balanced_accuracy"
+        found = {
+            method: {whose: _over(np.array([_mean(run, whose, metric) for run in runs])) for whose in WHOSE}
+            for _, _, method, runs in options
+        }
+        best = max(found, key=lambda method: found[method]["personal"])
+        setting, part, _, runs = next(each for each in options if each[2] == best)
+        known = [sum(_defined(each, metric) for each in run) for run in runs]
+        have = f"{sum(known)} of {sum(map(len, runs))}"
+        data = {"metric": metric, "best": best, **found[best], "gain": _gain(found[best]), "measured": sum(known)}
+        shown = {"metric": SHOWN[metric], "hospitals that have it": have}
+        shown |= {WHOSE[whose]: number(each) for whose, each in found[best].items()}
+        shown |= {"best option": best, "personal - better of both": signed(_gain(found[best]))}
+        rows.append(settled(setting, *SETTLED) | Row(data, shown) | cited(part))
+    note = (
+        "AUC of two classes, balanced accuracy of the most probable class of more: means over hospitals that have the "
+        "metric (counted over seeds; who has one class has none), then over seeds. The best of "
+        f"{', '.join(FREE)} is named by these figures, which flatters it. ε does not cover them."
+    )
+    return Table.of("personal_best", "The best model for each hospital that costs no epsilon", note, rows)
 
 
 def personal_hospitals_table(frame: pd.DataFrame, results: Results) -> Table:
@@ -73,7 +103,7 @@ def personal_hospitals_table(frame: pd.DataFrame, results: Results) -> Table:
                 data = {f"{whose}_accuracy": found[whose], f"{whose}_low": low, f"{whose}_high": high}
                 row |= Row(data, {f"accuracy, {title}": f"{number(found[whose])} [{number(low)}, {number(high)}]"})
             gap = found["personal"] - max(found.values())
-            row |= Row({"gap": gap}, {"personal - best of three": f"{gap:+.3f}"})
+            row |= Row({"gap": gap}, {"personal - best of three": signed(gap)})
             rows.append(settled(setting, *SETTLED) | row | cited(part))
     note = (
         "Accuracy of the most probable class on each hospital's own test images, with the 95 % bootstrap interval over "
@@ -82,9 +112,18 @@ def personal_hospitals_table(frame: pd.DataFrame, results: Results) -> Table:
     return Table.of("personal_hospitals", "A model for each hospital, hospital by hospital", note, rows)
 
 
+def _defined(each: PersonalResult, metric: str) -> bool:
+    return not any(np.isnan(value(each, whose, metric)) for whose in WHOSE)
+
+
+def _gain(found: dict[str, float]) -> float:
+    """Of the personal model over the better of the hospital's own and the shared one."""
+    return found["personal"] - float(np.fmax(found["local_only"], found["shared"]))
+
+
 def _mean(run: Sequence[PersonalResult], whose: str, metric: str) -> float:
     """Over the hospitals for which the metric is defined of all three models."""
-    found = [value(each, whose, metric) for each in run if not any(np.isnan(value(each, w, metric)) for w in WHOSE)]
+    found = [value(each, whose, metric) for each in run if _defined(each, metric)]
     return float(np.mean(found)) if found else np.nan
 
 

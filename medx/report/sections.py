@@ -6,7 +6,7 @@ from medx.report import effects, figures, meaning, tables, words
 from medx.report.attacks import attacks
 from medx.report.cells import runs_text
 from medx.report.frontier import frontier_figures
-from medx.report.personal import personal_hospitals_table, personal_table
+from medx.report.personal import personal_best_table, personal_hospitals_table, personal_table
 from medx.report.section import Material, Section
 
 SPENT = "What has been spent after each of these rounds. One accountant composes all of a run's steps; it never starts "
@@ -78,6 +78,7 @@ def hospitals(made: Material) -> Section:
         [
             effects.hospital_table(made.frame),
             effects.site_table(frame, results),
+            personal_best_table(frame, results),
             personal_table(frame, results),
             personal_hospitals_table(frame, results),
             effects.subgroup_table(frame, results),

@@ -1,6 +1,8 @@
 """Personal models: what never leaves needs no noise, and nothing of that is in what is sent."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,12 +15,16 @@ import torch
 from scipy import stats
 
 import medx.outcome
+from medx.api import composed
+from medx.attacks.audit import audit
 from medx.federation.hospital import Hospital
 from medx.federation.setup import build_module
 from medx.model.export import load_model
-from medx.personal import FILE, dealt_alike
+from medx.personal import FILE, best_of, dealt_alike
 from medx.personalisation.kept import Kept, hospital_folder, keep, kept_before
 from medx.privacy.base import SampledGaussian
+from medx.results import ExperimentResult
+from medx.schema import ConfigError
 from medx.trainer.local_training import ClientUpdate
 from medx.trainer.state import ModelLayout, ModelState
 from tests.audit import recompute
@@ -346,6 +352,27 @@ def test_a_test_split_is_dealt_once_in_the_mixture_that_hospitals_have() -> None
     assert np.bincount(labels[dealt[1]], minlength=2).tolist() == [30, 30]
 
 
+def test_what_is_left_open_is_chosen_by_the_metric_that_is_named() -> None:
+    """One orders the records well and is sure of what is wrong, the other is unsure and orders them worse."""
+    labels = np.array([0, 0, 1, 1])
+    orders, unsure, neither = ([0.9, 0.95, 0.99, 0.995], [0.4, 0.55, 0.6, 0.52], [0.9, 0.8, 0.1, 0.2])
+    guesses = [np.stack([1 - np.array(each), np.array(each)], 1) for each in (neither, unsure, orders)]
+    assert best_of(guesses, labels, "binary", None) == best_of(guesses, labels, "binary", "auc") == 2
+    assert best_of(guesses, labels, "binary", "loss") == 1
+    assert best_of(guesses[::-1], labels, "binary", "balanced_accuracy") == 1
+    one_class = np.zeros(4, np.int64)
+    assert best_of(guesses, one_class, "binary", None) == 1, "no AUC: the least cross-entropy"
+    three = [
+        np.array([[0.8, 0.1, 0.1]] * 3 + [[0.2, 0.5, 0.3]]),
+        np.array([[0.4, 0.3, 0.3]] * 2 + [[0.3, 0.6, 0.1]] * 2),
+    ]
+    kinds = np.array([0, 0, 0, 1])
+    assert best_of(three, kinds, "multiclass", None) == best_of(three, kinds, "ordinal", None) == 0
+    assert best_of([three[1], three[1]], kinds, "multiclass", None) == 0, "the first of equals"
+    lost = np.full((4, 2), np.nan)
+    assert best_of([lost, guesses[1]], labels, "binary", None) == 1
+
+
 def test_what_does_not_go_together_is_refused_in_one_line(tmp_path: Path) -> None:
     for overrides, says in (
         (("personalisation=mr_mtl", "privacy=distributed_dp"), "personalisation=mr_mtl: each hospital's own steps"),
@@ -362,3 +389,32 @@ def test_what_does_not_go_together_is_refused_in_one_line(tmp_path: Path) -> Non
         if "privacy=distributed_dp" in overrides:
             base = tuple(part for part in base if "expected_batch_size" not in part)
         assert says in call(tmp_path / "refused", *overrides, base=base).refusal, overrides
+
+
+def test_on_ray_hospitals_keep_the_same(tmp_path: Path) -> None:
+    """A worker is another process: what it keeps lies in the run's folder, not in its memory."""
+    pytest.importorskip("ray")
+    option = ("personalisation=mr_mtl", "personalisation.mean_pull=0.1", "federation.num_rounds=3")
+    here = run(tmp_path / "here", *option)
+    arguments = (*TINY, *option, "runtime=ray", "runtime.num_cpus=1", f"hydra.run.dir={tmp_path / 'there'}")
+    overrides = {part.split("=", 1)[0]: part for part in arguments}.values()
+    command = [sys.executable, "-m", "medx.run", *overrides]
+    there = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert there.returncode == 0, there.stderr
+    for client in range(3):
+        both = [kept_before(hospital_folder(tmp_path / place, client), 4) for place in ("here", "there")]
+        first, second = (each and each.state.parameters for each in both)
+        assert first is not None
+        np.testing.assert_allclose(second, first, atol=1e-6)
+    personal = ExperimentResult.load(tmp_path / "there" / "result.json").personal
+    assert [each.client for each in personal] == [0, 1, 2]
+    assert personal[0].personal["auc"].value == pytest.approx(here.result.personal[0].personal["auc"].value, abs=1e-6)
+
+
+@pytest.mark.parametrize("option", KEPT)
+def test_an_audit_is_refused_where_hospitals_begin_from_their_own(option: str, tmp_path: Path) -> None:
+    """It takes what lies between the model sent and the one that came for a release, which it is not here."""
+    config, _ = composed((*TINY, f"personalisation={option}"), None, tmp_path)
+    with pytest.raises(ConfigError, match=f"personalisation={option}: an audit hears .*; accepted: none"):
+        audit(config, tmp_path, canaries=4, seeds=[0])
+    assert not list(tmp_path.iterdir()), "before anything is trained"
