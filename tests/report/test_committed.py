@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from medx.report.__main__ import main
@@ -47,12 +48,10 @@ def test_the_committed_page_is_what_the_command_renders(study: Path, tmp_path: P
     assert len(page.encode()) < 1.5e6
     place = copy_of(study, tmp_path)
     assert alike(page, write_page(place).read_text()), f"medx report experiments/{study.name}"
-    csv = place / "results.csv"
-    lines = csv.read_text().splitlines()
-    cells = lines[1].split(",")
-    auc = lines[0].split(",").index("auc")
-    changed = ",".join([*cells[:auc], str(float(cells[auc]) - 0.1), *cells[auc + 1 :]])
-    csv.write_text("\n".join([lines[0], changed, *lines[2:]]) + "\n")
+    frame = pd.read_csv(place / "results.csv", dtype=str, keep_default_na=False)
+    best = frame["auc"].replace("", "0").astype(float).idxmax()  # which the answer tells, whatever the study is of
+    frame.loc[best, "auc"] = "1.0"  # so the best is better, whatever ties with it
+    frame.to_csv(place / "results.csv", index=False)
     assert not alike(page, write_page(place).read_text()), "one figure changed"
 
 
