@@ -108,7 +108,9 @@ class Afterwards(Personalisation):
 
     steps: Annotated[int, Ge(1)]
     folds: Annotated[int, Ge(2), Le(20)]
-    choose_by: Literal["auc", "balanced_accuracy", "loss"] | None
+    choose_by: Literal["auc", "balanced_accuracy", "loss"] | None = "loss"
+
+    added: ClassVar[tuple[str, ...]] = ("choose_by",)
 
     says: ClassVar[str] = AFTERWARDS
 
