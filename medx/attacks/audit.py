@@ -19,6 +19,7 @@ from medx.attacks.knowledge import Directions, canary_data, put_in
 from medx.attacks.listening import Ears, listen, planned_shift, releases_of
 from medx.configuration import typed
 from medx.experiment import Experiment, make_setup
+from medx.federation.fedbuff import FedBuff
 from medx.federation.ledgers import check_ledgers
 from medx.federation.prepared import Prepared, prepare
 from medx.federation.setup import Job, draw_key, make_job
@@ -136,6 +137,11 @@ def unit_of(config: Mapping[str, Any]) -> str:
         raise ConfigError(
             f"personalisation={personal.name}: an audit hears rounds in which all begin from one model; accepted: none "
             "or one whose models are trained afterwards"
+        )
+    if isinstance(experiment.federation, FedBuff):
+        raise ConfigError(
+            "federation=fedbuff: an audit hears rounds in which all begin from one model; accepted: a federation that "
+            "waits for all"
         )
     protected = experiment.privacy.protected
     if protected is PATIENT:

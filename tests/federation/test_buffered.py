@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from hydra import compose, initialize_config_dir
 
+from medx.attacks.audit import unit_of
+from medx.configuration import plain
 from medx.federation.arrivals import Asked, RealArrivals
 from medx.federation.checkpoint import load_checkpoint
 from medx.federation.flower import become_a_server, name_message, to_array, to_record
 from medx.federation.hospital import Hospital
 from medx.federation.replies import Code
 from medx.runtime.in_process import InProcessGrid
+from medx.schema import CONF, ConfigError
 from medx.trainer.local_training import ClientUpdate
 from medx.trainer.state import ModelLayout, ModelState
 from tests.audit import recompute
@@ -296,3 +300,13 @@ def test_answers_of_machines_count_once_in_the_order_in_which_they_come() -> Non
     wire.ready = [answer_to(sent[4], 0, 2)]
     arrivals.ask([Asked(1, 2, 1, state)])
     assert arrivals.next().asked.client == 1, "what comes late is dropped"
+
+
+def test_an_audit_of_it_is_refused() -> None:
+    """It would take for a release what is none, and find nothing against a claim."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = plain(compose("config", ["federation=fedbuff"]))
+    with pytest.raises(
+        ConfigError, match="federation=fedbuff: an audit hears rounds"
+    ):
+        unit_of({key: value for key, value in config.items() if key != "resume"})
