@@ -306,7 +306,5 @@ def test_an_audit_of_it_is_refused() -> None:
     """It would take for a release what is none, and find nothing against a claim."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = plain(compose("config", ["federation=fedbuff"]))
-    with pytest.raises(
-        ConfigError, match="federation=fedbuff: an audit hears rounds"
-    ):
+    with pytest.raises(ConfigError, match="federation=fedbuff: an audit hears rounds"):
         unit_of({key: value for key, value in config.items() if key != "resume"})
