@@ -3,7 +3,7 @@
 Nothing here reaches a message: the rounds are over, and what is made stays in the hospital's folder.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from medx.aggregation.integer_noise import NoiseStream
-from medx.dataset import Task
 from medx.dataset.dealing import folded
 from medx.dataset.labels import count_classes, strata
 from medx.federation.prepared import Prepared
@@ -133,16 +132,15 @@ class Home:
             seen.append([self.probabilities(state, inputs[torch.from_numpy(held)]) for state in models])
             order.append(held)
         guesses, rows = [np.concatenate(each) for each in zip(*seen, strict=True)], np.concatenate(order)
-        best = best_of(guesses, labels.numpy()[rows], self.prepared.spec.task, option.choose_by)
+        found = [evaluate(each, labels.numpy()[rows], self.prepared.spec.task) for each in guesses]
+        best = best_of(found, option.choose_by)
         return next(islice(self.candidates(option, everything, "all"), best, None))
 
 
-def best_of(guesses: Sequence[np.ndarray], labels: np.ndarray, task: Task, choose_by: str | None) -> int:
-    """Whose probabilities are best by this metric, the first of equals; see ``Afterwards``."""
-    found = [evaluate(each, labels, task) for each in guesses]
-    name = choose_by or ("auc" if task in ("binary", "multilabel") else "balanced_accuracy")
-    scores = [score for each in found if (score := each[name]) is not None]
-    if name != "loss" and len(scores) == len(found):
+def best_of(found: Sequence[Mapping[str, float | None]], choose_by: str) -> int:
+    """Whose metrics are best by this one, the first of equals; see ``Afterwards``."""
+    scores = [score for each in found if (score := each[choose_by]) is not None]
+    if choose_by != "loss" and len(scores) == len(found):
         return int(np.argmax(scores))
     return int(np.argmin([np.inf if each["loss"] is None else each["loss"] for each in found]))
 
