@@ -114,14 +114,14 @@ class Home:
                 mixed = self.shared.parameters + weight * (own.parameters - self.shared.parameters)
                 yield {"weight": weight}, ModelState(own.layout, mixed.astype(own.parameters.dtype))
 
-    def chosen(self, option: Afterwards) -> Candidate:
-        """The candidate that does best on records that its model did not see, trained on all of them."""
+    def scored(self, option: Afterwards) -> list[dict[str, float | None]] | None:
+        """Each candidate's metrics on records that its model did not see; None for too few patients to part."""
         inputs, labels = self.records
         everything = np.arange(len(labels))
         numbers = self.prepared.patients(self.client)
         patients = everything if numbers is None else numbers
         if len(np.unique(patients)) < option.folds:
-            return {"shared": 1.0}, self.shared
+            return None
         seen: list[list[np.ndarray]] = []
         order: list[np.ndarray] = []
         kinds = strata(labels.numpy())
@@ -131,10 +131,16 @@ class Home:
             models = [state for _, state in self.candidates(option, rows, f"part {part}")]
             seen.append([self.probabilities(state, inputs[torch.from_numpy(held)]) for state in models])
             order.append(held)
-        guesses, rows = [np.concatenate(each) for each in zip(*seen, strict=True)], np.concatenate(order)
-        found = [evaluate(each, labels.numpy()[rows], self.prepared.spec.task) for each in guesses]
-        best = best_of(found, option.choose_by)
-        return next(islice(self.candidates(option, everything, "all"), best, None))
+        told, task = labels.numpy()[np.concatenate(order)], self.prepared.spec.task
+        return [evaluate(np.concatenate(each), told, task) for each in zip(*seen, strict=True)]
+
+    def chosen(self, option: Afterwards) -> Candidate:
+        """The candidate that does best on records that its model did not see, trained on all of them."""
+        found = self.scored(option)
+        if found is None:
+            return {"shared": 1.0}, self.shared
+        everything = np.arange(len(self.records[1]))
+        return next(islice(self.candidates(option, everything, "all"), best_of(found, option.choose_by), None))
 
 
 def best_of(found: Sequence[Mapping[str, float | None]], choose_by: str) -> int:
