@@ -178,7 +178,7 @@ def make_setup(experiment: Experiment, config: dict[str, Any], draw_key: str) ->
 def check_combination(experiment: Experiment, setup: Setup, prepared: Prepared, config: dict[str, Any]) -> None:
     """Refuse groups that do not go together, or not on this machine."""
     experiment.runtime.check()
-    virtual_speeds(experiment)
+    virtual_speeds(experiment.runtime, setup.federation)
     several = prepared.spec.task == "multilabel"
     setup.trainer.check(prepared.spec.num_classes, images=prepared.features is None, several=several)
     if experiment.select is not None:
@@ -236,7 +236,7 @@ def run_rounds(
     job = hospitals.job
     server = Server(
         *(job, hospitals.recorded, on_round, experiment.runtime.timeout, hospitals.prepared),
-        speeds=virtual_speeds(experiment),
+        speeds=virtual_speeds(experiment.runtime, job.setup.federation),
     )
 
     def run(serve: Callable[[Grid], None]) -> None:
@@ -252,11 +252,10 @@ def run_rounds(
         hospitals.close()
 
 
-def virtual_speeds(experiment: Experiment) -> tuple[float, ...] | None:
+def virtual_speeds(runtime: Runtime, federation: Federation) -> tuple[float, ...] | None:
     """The time that each hospital takes by a virtual clock; None where neither rounds nor a person ask for one."""
-    clients = experiment.federation.num_clients
-    alike = (1.0,) * clients if isinstance(experiment.federation, FedBuff) else None
-    return experiment.runtime.speeds_of(clients) or alike
+    alike = (1.0,) * federation.num_clients if isinstance(federation, FedBuff) else None
+    return runtime.speeds_of(federation.num_clients) or alike
 
 
 def follow(server: Server, begin: ServerState | None, run: Callable[[Callable[[Grid], None]], None]) -> Outcome:

@@ -3,7 +3,7 @@
 Nothing here reaches a message: the rounds are over, and what is made stays in the hospital's folder.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from medx.aggregation.integer_noise import NoiseStream
+from medx.dataset import Task
 from medx.dataset.dealing import folded
 from medx.dataset.labels import count_classes, strata
 from medx.federation.prepared import Prepared
@@ -114,8 +115,11 @@ class Home:
                 mixed = self.shared.parameters + weight * (own.parameters - self.shared.parameters)
                 yield {"weight": weight}, ModelState(own.layout, mixed.astype(own.parameters.dtype))
 
-    def scored(self, option: Afterwards) -> list[dict[str, float | None]] | None:
-        """Each candidate's metrics on records that its model did not see; None for too few patients to part."""
+    def held_out(self, option: Afterwards) -> tuple[list[np.ndarray], np.ndarray] | None:
+        """Each candidate's probabilities for records that its model did not see, and their labels.
+
+        None for too few patients to part.
+        """
         inputs, labels = self.records
         everything = np.arange(len(labels))
         numbers = self.prepared.patients(self.client)
@@ -131,22 +135,24 @@ class Home:
             models = [state for _, state in self.candidates(option, rows, f"part {part}")]
             seen.append([self.probabilities(state, inputs[torch.from_numpy(held)]) for state in models])
             order.append(held)
-        told, task = labels.numpy()[np.concatenate(order)], self.prepared.spec.task
-        return [evaluate(np.concatenate(each), told, task) for each in zip(*seen, strict=True)]
+        return [np.concatenate(each) for each in zip(*seen, strict=True)], labels.numpy()[np.concatenate(order)]
 
     def chosen(self, option: Afterwards) -> Candidate:
         """The candidate that does best on records that its model did not see, trained on all of them."""
-        found = self.scored(option)
+        found = self.held_out(option)
         if found is None:
             return {"shared": 1.0}, self.shared
+        best = best_of(*found, self.prepared.spec.task, option.choose_by)
         everything = np.arange(len(self.records[1]))
-        return next(islice(self.candidates(option, everything, "all"), best_of(found, option.choose_by), None))
+        return next(islice(self.candidates(option, everything, "all"), best, None))
 
 
-def best_of(found: Sequence[Mapping[str, float | None]], choose_by: str) -> int:
-    """Whose metrics are best by this one, the first of equals; see ``Afterwards``."""
-    scores = [score for each in found if (score := each[choose_by]) is not None]
-    if choose_by != "loss" and len(scores) == len(found):
+def best_of(guesses: Sequence[np.ndarray], labels: np.ndarray, task: Task, choose_by: str | None) -> int:
+    """Whose probabilities are best by this metric, the first of equals; see ``Afterwards``."""
+    found = [evaluate(each, labels, task) for each in guesses]
+    name = choose_by or ("auc" if task in ("binary", "multilabel") else "balanced_accuracy")
+    scores = [score for each in found if (score := each[name]) is not None]
+    if name != "loss" and len(scores) == len(found):
         return int(np.argmax(scores))
     return int(np.argmin([np.inf if each["loss"] is None else each["loss"] for each in found]))
 

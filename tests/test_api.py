@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def comparable(result: ExperimentResult) -> dict[str, object]:
     """What does not differ between two runs of one configuration: all but times, paths and ids."""
-    kept = result.model_dump(exclude={"run", "timing", "checkpoint", "config", "environment"})
+    kept = result.model_dump(exclude={"run", "started", "timing", "checkpoint", "config", "environment"})
     return kept | {"rounds": [record | {"seconds": None} for record in kept["rounds"]]}
 
 

@@ -53,8 +53,9 @@ def scores_of(home: Home, rows: np.ndarray, options: list[Afterwards], metric: s
     for option in options:
         values = [measured(state) for _, state in home.candidates(option, everything, "all")]
         for rule, folds in RULES:
-            scored = home.scored(replace(option, folds=folds))
-            best = 0 if scored is None else best_of(scored, metric if rule == "metric" else rule)
+            seen = home.held_out(replace(option, folds=folds))
+            chooses = metric if rule == "metric" else rule
+            best = 0 if seen is None else best_of(*seen, home.prepared.spec.task, chooses)
             found[f"{type(option).__name__} {rule} {folds}"] = values[best]
     assert None not in found.values()
     return found  # type: ignore[return-value]

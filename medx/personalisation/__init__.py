@@ -101,14 +101,16 @@ class Afterwards(Personalisation):
     """Models that are trained once the rounds are over, of ``steps`` of the trainer's without noise.
 
     What an option leaves open is chosen by models that each saw all but one of ``folds`` parts of the hospital's
-    records, whole patients, on the part that it did not see. (The shared model has seen them all.) ``choose_by`` is the
-    cross-entropy or a metric; where a hospital's records leave that undefined, as those of one class do, the
-    cross-entropy chooses.
+    records, whole patients, on the part that it did not see. (The shared model has seen them all.) ``choose_by`` is a
+    metric, None AUC or of more than two classes balanced accuracy; where a hospital's records leave it undefined, as
+    those of one class do, the cross-entropy chooses.
     """
 
     steps: Annotated[int, Ge(1)]
     folds: Annotated[int, Ge(2), Le(20)]
-    choose_by: Literal["loss", "auc", "balanced_accuracy"]
+    choose_by: Literal["auc", "balanced_accuracy", "loss"] | None = "loss"
+
+    added: ClassVar[tuple[str, ...]] = ("choose_by",)
 
     says: ClassVar[str] = AFTERWARDS
 

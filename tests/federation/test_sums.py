@@ -199,6 +199,9 @@ def test_beyond_the_reservation_the_run_stops_as_exhausted(tmp_path):
     class Failing:
         timeout = None
 
+        def speeds_of(self, num_clients):
+            return None
+
         def run(self, app, num_clients, serve):
             with grid_of(job, mute=lambda stage, _, at: stage == "masked" and at == (1, 0)) as grid:
                 serve(grid)

@@ -19,7 +19,6 @@ from medx.api import composed
 from medx.attacks.audit import audit
 from medx.federation.hospital import Hospital
 from medx.federation.setup import build_module
-from medx.metrics import evaluate
 from medx.model.export import load_model
 from medx.personal import FILE, best_of, dealt_alike
 from medx.personalisation.kept import Kept, hospital_folder, keep, kept_before
@@ -355,18 +354,23 @@ def test_a_test_split_is_dealt_once_in_the_mixture_that_hospitals_have() -> None
 
 def test_what_is_left_open_is_chosen_by_the_metric_that_is_named() -> None:
     """One orders the records well and is sure of what is wrong, the other is unsure and orders them worse."""
+    labels = np.array([0, 0, 1, 1])
     orders, unsure, neither = ([0.9, 0.95, 0.99, 0.995], [0.4, 0.55, 0.6, 0.52], [0.9, 0.8, 0.1, 0.2])
     guesses = [np.stack([1 - np.array(each), np.array(each)], 1) for each in (neither, unsure, orders)]
-
-    def measured(*each: np.ndarray, labels: tuple[int, ...] = (0, 0, 1, 1)) -> list[dict[str, float | None]]:
-        return [evaluate(probabilities, np.array(labels), "binary") for probabilities in each]
-
-    assert best_of(measured(*guesses), "auc") == 2
-    assert best_of(measured(*guesses), "loss") == 1
-    assert best_of(measured(*guesses), "balanced_accuracy") == 1
-    assert best_of(measured(guesses[1], guesses[1]), "auc") == 0, "the first of equals"
-    assert best_of(measured(*guesses, labels=(0, 0, 0, 0)), "auc") == 1, "one class, no AUC: the least cross-entropy"
-    assert best_of(measured(np.full((4, 2), np.nan), guesses[1]), "auc") == 1
+    assert best_of(guesses, labels, "binary", None) == best_of(guesses, labels, "binary", "auc") == 2
+    assert best_of(guesses, labels, "binary", "loss") == 1
+    assert best_of(guesses[::-1], labels, "binary", "balanced_accuracy") == 1
+    one_class = np.zeros(4, np.int64)
+    assert best_of(guesses, one_class, "binary", None) == 1, "no AUC: the least cross-entropy"
+    three = [
+        np.array([[0.8, 0.1, 0.1]] * 3 + [[0.2, 0.5, 0.3]]),
+        np.array([[0.4, 0.3, 0.3]] * 2 + [[0.3, 0.6, 0.1]] * 2),
+    ]
+    kinds = np.array([0, 0, 0, 1])
+    assert best_of(three, kinds, "multiclass", None) == best_of(three, kinds, "ordinal", None) == 0
+    assert best_of([three[1], three[1]], kinds, "multiclass", None) == 0, "the first of equals"
+    lost = np.full((4, 2), np.nan)
+    assert best_of([lost, guesses[1]], labels, "binary", None) == 1
 
 
 def test_what_does_not_go_together_is_refused_in_one_line(tmp_path: Path) -> None:
