@@ -115,14 +115,17 @@ class Home:
                 mixed = self.shared.parameters + weight * (own.parameters - self.shared.parameters)
                 yield {"weight": weight}, ModelState(own.layout, mixed.astype(own.parameters.dtype))
 
-    def chosen(self, option: Afterwards) -> Candidate:
-        """The candidate that does best on records that its model did not see, trained on all of them."""
+    def held_out(self, option: Afterwards) -> tuple[list[np.ndarray], np.ndarray] | None:
+        """Each candidate's probabilities for records that its model did not see, and their labels.
+
+        None for too few patients to part.
+        """
         inputs, labels = self.records
         everything = np.arange(len(labels))
         numbers = self.prepared.patients(self.client)
         patients = everything if numbers is None else numbers
         if len(np.unique(patients)) < option.folds:
-            return {"shared": 1.0}, self.shared
+            return None
         seen: list[list[np.ndarray]] = []
         order: list[np.ndarray] = []
         kinds = strata(labels.numpy())
@@ -132,8 +135,15 @@ class Home:
             models = [state for _, state in self.candidates(option, rows, f"part {part}")]
             seen.append([self.probabilities(state, inputs[torch.from_numpy(held)]) for state in models])
             order.append(held)
-        guesses, rows = [np.concatenate(each) for each in zip(*seen, strict=True)], np.concatenate(order)
-        best = best_of(guesses, labels.numpy()[rows], self.prepared.spec.task, option.choose_by)
+        return [np.concatenate(each) for each in zip(*seen, strict=True)], labels.numpy()[np.concatenate(order)]
+
+    def chosen(self, option: Afterwards) -> Candidate:
+        """The candidate that does best on records that its model did not see, trained on all of them."""
+        found = self.held_out(option)
+        if found is None:
+            return {"shared": 1.0}, self.shared
+        best = best_of(*found, self.prepared.spec.task, option.choose_by)
+        everything = np.arange(len(self.records[1]))
         return next(islice(self.candidates(option, everything, "all"), best, None))
 
 
