@@ -200,9 +200,9 @@ def resumed_config(folder: Path, current: dict[str, Any], overrides: list[str]) 
         group = name.partition(".")[0]
         if name in ("resume", "experiment") or group.startswith("hydra"):
             continue
-        if group in WHERE and name != "runtime.speeds":  # which is a part of what is run, wherever that is
-            kept = {key: each for key, each in saved[group].items() if (group, key) == ("runtime", "speeds")}
-            saved[group] = current[group] | (kept if "speeds" in current[group] or any(kept.values()) else {})
+        if group in WHERE and name != "runtime.speeds":
+            speeds = saved["runtime"].get("speeds") if group == "runtime" else None
+            saved[group] = current[group] | ({} if speeds is None else {"speeds": speeds})  # a part of what is run
             continue
         if name in places:
             key = name.removeprefix(f"{group}.")

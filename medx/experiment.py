@@ -44,9 +44,10 @@ from medx.results import (
     RoundRecord,
     RunContext,
     Status,
+    Together,
 )
 from medx.runtime import Runtime
-from medx.schema import CheckpointError, ConfigError, LedgerError, MedxError, Place, component, option_of
+from medx.schema import CheckpointError, LedgerError, MedxError, Place, component, option_of
 from medx.trainer.local_training import Trainer
 
 log = logging.getLogger(__name__)
@@ -113,15 +114,10 @@ def run_experiment(
     place.occupy(config)
     import_module("medx.trainer.module")  # lightning takes seconds, which are the start's and not the first round's
     loaded = time.perf_counter()
-    for observer in observers:
-        observer.on_start(make_context(experiment, job, prepared, config, place.config_hash))
-
-    def on_round(record: RoundRecord) -> None:
-        for observer in observers:
-            observer.on_round(record)
-
+    told = Together(observers)
+    told.on_start(make_context(experiment, job, prepared, config, place.config_hash))
     try:
-        outcome = run_rounds(experiment, Hospitals(job, prepared), on_round, begin=reached)
+        outcome = run_rounds(experiment, Hospitals(job, prepared), told.on_round, begin=reached)
         if outcome.noise is None and place.resumed:
             outcome = replace(outcome, noise=noise_before(place.path))
         trained = time.perf_counter()
@@ -135,11 +131,9 @@ def run_experiment(
         if attacks is not None and result.status == "finished":
             result.attacks = attacked(attacks, config, prepared, place.path)
     except BaseException as error:
-        for observer in observers:
-            observer.on_error(error)
+        told.on_error(error)
         raise
-    for observer in observers:
-        observer.on_end(result)
+    told.on_end(result)
     write_down(result, place.path)  # again: now it says where it is tracked, and what attacks found
     return result
 
@@ -190,11 +184,6 @@ def check_combination(experiment: Experiment, setup: Setup, prepared: Prepared, 
         setup.personalisation.check(setup.trainer, setup.privacy, federation, setup.aggregation, network)
     experiment.privacy.check_baselines(that_train(experiment.baseline))
     check_phantoms(experiment.baseline, setup, prepared.spec)
-    if isinstance(setup.federation, FedBuff) and experiment.attack != "none":
-        raise ConfigError(
-            f"attack={experiment.attack}: hears rounds in which all begin from one model, which those of "
-            "federation=fedbuff do not; accepted: none"
-        )
 
 
 def make_context(

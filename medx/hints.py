@@ -99,6 +99,8 @@ def elsewhere(key: str, option: str) -> str | None:
     owners = [name for name in options_of(group) if key in keys_of_option(group, name)]
     if not owners:
         return None
+    if option in owners:  # Hydra composes a sweep over a group first with the group's own default
+        return f"{key}: in a sweep over {group} accepted as ++{key}=VALUE, as the default option has no such key"
     return (
         f"{key} has no meaning with {group}={option}; it needs {', '.join(f'{group}={name}' for name in owners)}; "
         f"accepted with {group}={option}: {', '.join(keys_of_option(group, option)) or 'no key'}"

@@ -66,5 +66,5 @@ class FedBuff(Federation):
         return self.num_clients * self.num_rounds // self.buffer_size
 
     def strategy(self) -> strategy.Strategy:
-        """None of Flower's: they average answers to one model."""
-        raise NotImplementedError
+        """None of Flower's, which average answers to one model: ``buffered_rounds`` asks for none."""
+        raise ConfigError("federation=fedbuff: is no strategy of rounds that wait for all; accepted: any other option")

@@ -6,6 +6,7 @@ data is touched.
 """
 
 import hashlib
+import logging
 import threading
 import weakref
 from collections import OrderedDict
@@ -40,6 +41,7 @@ from medx.trainer.local_training import ClientUpdate
 from medx.trainer.state import ModelState
 
 SERVER = "server"
+log = logging.getLogger(__name__)
 MOST = 1024  # hospitals that a process keeps, where it may have as many files open
 FILES = 3  # of a hospital that is kept: its ledger, what SQLite writes ahead of it, and that one's index
 OTHER_FILES = 256  # that a process has open beside: libraries, sockets, the journal
@@ -210,7 +212,13 @@ class Hospital:
 
     def own_before(self, number: int) -> Kept | None:
         """What it kept of its own model before round ``number``; None where it keeps none, or in its first round."""
-        return kept_before(self.folder, number) if self.job.setup.personalisation.keeps_own else None
+        if not self.job.setup.personalisation.keeps_own:
+            return None
+        found = kept_before(self.folder, number)
+        if found is None and number > 1 and self.job.resumed:
+            log.warning("client %d: %s has no model of an earlier round; it begins from the shared one",
+                        self.client, self.folder)  # fmt: skip
+        return found
 
     def keep(self, before: Kept | None, state: ModelState, number: int) -> None:
         """Keep what a round ended in, and its running average."""

@@ -1,6 +1,8 @@
 """The result's record of a run's privacy, composed over exactly what its clients executed."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from medx.privacy.accountants import Event
 from medx.privacy.accounting import epsilon_spent
@@ -29,19 +31,14 @@ def privacy_result(
     ``personal`` what is said of personal models.
     """
     clients = [_executed(plan, client, steps.get(client.client, 0)) for client in plan.clients]
+    states = partial(statement, plan, synthetic, aggregation=aggregation, weights=weights, personal=personal)
+    common: dict[str, Any] = {"mechanism": plan.mechanism.name, "clients": clients, "aggregation": aggregation}
     if not plan.private:
-        return PrivacyResult(
-            mechanism=plan.mechanism.name,
-            epsilon=None,
-            clients=clients,
-            aggregation=aggregation,
-            meaning=nothing_kept(),
-            statement=statement(plan, synthetic, aggregation=aggregation, weights=weights, personal=personal),
-        )
+        return PrivacyResult(**common, epsilon=None, meaning=nothing_kept(), statement=states())
     assert plan.unit is not None
     spent = Spending.of(plan, steps, baselines)
     return PrivacyResult(
-        mechanism=plan.mechanism.name,
+        **common,
         epsilon=spent.epsilon().value,
         epsilon_by_accountant=spent.by_accountant(),
         delta=plan.delta,
@@ -57,17 +54,13 @@ def privacy_result(
         meaning=meanings(spent),
         meaning_by_observer=meanings_by_observer(spent),
         warning=plan.warning,
-        clients=clients,
         baselines=[
             _events(client, event, count, epsilon_spent([(event, count)], spent.delta).value)
             for client, others in zip(plan.clients, spent.beside, strict=True)
             for event, count in others
         ],
-        aggregation=aggregation,
         noise=noise,
-        statement=statement(
-            plan, synthetic, aggregation=aggregation, spent=spent, noise=noise, weights=weights, personal=personal
-        ),
+        statement=states(spent=spent, noise=noise),
     )
 
 

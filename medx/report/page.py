@@ -105,7 +105,8 @@ def publish(report: Report, folder: Path, readme: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.csv"
     write_csv(report.frame, results)
-    (folder / "README.md").write_text(with_results(render(report, "experiment.md.j2"), results, "experiment.md.j2"))
+    text = render(report, "experiment.md.j2")
+    (folder / "README.md").write_text(with_results(text, results, "experiment.md.j2") if BEGIN in text else text)
     if report.study.name == "reference_report" and readme.exists() and BEGIN in readme.read_text():
         readme.write_text(with_results(readme.read_text(), results, str(readme), short=True))
     if (folder / STUDY_FILE).exists():

@@ -1,7 +1,7 @@
 """What a run leaves behind, as records, and who is told of it."""
 
 from medx.results.attack import AttackResult
-from medx.results.observer import Observer, RunContext
+from medx.results.observer import Observer, RunContext, Together
 from medx.results.privacy import (
     NONE_FROM,
     STUDY_ONLY,
@@ -48,6 +48,7 @@ __all__ = [
     "RunContext",
     "Status",
     "SubgroupResult",
+    "Together",
     "read_rounds",
     "released_config",
     "told_epsilon",

@@ -1,5 +1,6 @@
 """Who is told how a run goes, and what of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,3 +46,30 @@ class Observer(Protocol):
     def on_error(self, error: BaseException) -> None:
         """Instead of ``on_end``, where a run that was announced ends without a result."""
         ...
+
+
+class Together:
+    """Several observers as one, told in their order."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def on_start(self, context: RunContext) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_start(context)
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_round(record)
+
+    def on_end(self, result: ExperimentResult) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_end(result)
+
+    def on_error(self, error: BaseException) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.on_error(error)

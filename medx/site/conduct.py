@@ -28,7 +28,7 @@ from medx.outcome import Outcome, guarantee, write_down
 from medx.privacy.executed import privacy_result
 from medx.privacy.plan_table import summarise
 from medx.privacy.statement import statement
-from medx.results import DatasetInfo, ExperimentResult, Observer, RoundRecord, RunContext
+from medx.results import DatasetInfo, ExperimentResult, Observer, RunContext, Together
 from medx.schema import ConfigError
 from medx.screen import Screen
 from medx.site.consortium import Consortium, checked, read_yaml
@@ -115,27 +115,20 @@ def _held(study: Study, consortium: Consortium, config: CoordinatorConfig, place
     prepared = None if dataset is None else prepare_own(job.setup, 0)
     held = Conduct(study, consortium, config, job, prepared)
     observers: list[Observer] = [Screen(), *_tracking(config, folder=place.parents[1])]
-    for observer in observers:
-        observer.on_start(_context(held, side))
-
-    def on_round(record: RoundRecord) -> None:
-        for observer in observers:
-            observer.on_round(record)
-
-    server = SiteServer(job, study, consortium, on_round, prepared, patience=config.patience)
+    told = Together(observers)
+    told.on_start(_context(held, side))
+    server = SiteServer(job, study, consortium, told.on_round, prepared, patience=config.patience)
     patient = Patient(grid, timeout=config.timeout, patience=config.patience, genuine=server.genuine)
     try:
         outcome = follow(server, reached, lambda serve: serve(patient))
         result = _concluded(held, side, server, outcome)
     except BaseException as error:
-        for observer in observers:
-            observer.on_error(error)
+        told.on_error(error)
         raise
     result.timing = {"total": time.perf_counter() - began}
     result.started = started if reached is None else None  # of one that is gone on with nobody has kept it
     write_down(result, place)
-    for observer in observers:
-        observer.on_end(result)
+    told.on_end(result)
     write_down(result, place)  # again: now it says where it is tracked
     return result
 

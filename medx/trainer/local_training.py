@@ -168,18 +168,17 @@ class Trainer:
         from medx.trainer.module import ClassificationModule
 
         record_loss = self._prepare(module, objective, state, device, patients)
-        step, towards = plan.step, None if anchor is None else anchor.parameter_tensors()
         local = ClassificationModule(
             record_loss,
             lambda parameters: self._optimizer(parameters, module, state, plan),
-            step=step,
+            step=plan.step,
             expected_batch_size=plan.expected_batch_size,
             num_records=plan.num_units,
             noise_stream=noise_stream,
             gradient_mode=self.gradient_mode,
             micro_batch_size=self.micro_batch_size,
             proximal_mu=proximal_mu,
-            anchor=None if towards is None else [towards[name] for name, _ in trained_parameters(module)],
+            anchor=None if anchor is None else list(anchor.parameter_tensors().values()),
             views=self._views(view_generator),
             images=1 if patients is None else patients.views,
         )

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import medx.model.cnn
+from medx.hints import elsewhere
 from medx.trainer.gradients import MODES, Naive
 from tests.program import MODEL, TINY, WORK, call, call_plainly
 
@@ -249,3 +250,10 @@ def test_a_wrong_gradient_is_refused_before_anything_is_charged(
     ran = call(tmp_path / "run", "trainer.gradient_mode=naive", f"privacy.ledger={tmp_path / 'ledger'}")
     assert "no right gradient per record" in ran.refusal
     assert not (tmp_path / "ledger").exists()
+
+
+def test_a_sweep_over_a_group_says_how_a_key_of_its_options_is_written() -> None:
+    """Hydra composes it with the group's default first, and refuses the key for that."""
+    said = elsewhere("personalisation.folds", "fine_tune")
+    assert said is not None
+    assert "in a sweep over personalisation accepted as ++personalisation.folds=VALUE" in said

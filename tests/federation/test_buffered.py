@@ -221,7 +221,7 @@ def test_a_hospital_that_is_asked_for_more_than_its_plan_refuses(
         (("aggregation=secure",), "federation=fedbuff: with aggregation=secure"),
         (("federation.buffer_size=9",), "federation.buffer_size=9"),
         (("federation.fraction_clients=0.5",), "asks whoever is free"),
-        (("attack=standard",), "attack=standard: hears rounds in which all begin from one model"),
+        (("attack=standard",), "attack=standard: federation=fedbuff: an audit hears rounds"),
         (("runtime.speeds=[1,2]",), "runtime.speeds=[1.0, 2.0]: accepted: 4 numbers"),
     ],
 )

@@ -418,3 +418,23 @@ def test_an_audit_is_refused_where_hospitals_begin_from_their_own(option: str, t
     with pytest.raises(ConfigError, match=f"personalisation={option}: an audit hears .*; accepted: none"):
         audit(config, tmp_path, canaries=4, seeds=[0])
     assert not list(tmp_path.iterdir()), "before anything is trained"
+
+
+def test_an_own_model_that_is_lost_before_a_resume_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    overrides = ("personalisation=mr_mtl", "federation.num_rounds=3")
+    with monkeypatch.context() as patch:
+        patch.setattr("medx.screen.Screen.on_round", lambda self, record: stop() if record.round == 2 else None)
+        assert call(tmp_path, *overrides).code == 130
+    for path in hospital_folder(tmp_path, 1).glob("kept_*"):
+        path.unlink()
+    resumed = call(tmp_path, f"resume={tmp_path}", base=())
+    assert resumed.code == 0, resumed.err
+    said = caplog.text + resumed.err + resumed.out
+    assert "client 1: " in said
+    assert "has no model of an earlier round; it begins from the shared one" in said
+    assert "client 0: " not in said

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from medx.privacy.accountants import gaussian_mu
 from medx.report.page import Report, build_report, render, write_csv
 from medx.report.rows import Run
@@ -35,6 +37,21 @@ STUDY = Study(
 CLASSES = {"pneumoniamnist": ["normal", "pneumonia"], "retinamnist": ["0", "1", "2"]}
 COUNTS = {"pneumoniamnist": [234, 390], "retinamnist": [174, 46, 180]}
 TASKS: dict[str, Any] = {"pneumoniamnist": "binary", "retinamnist": "ordinal"}
+
+
+def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line by which ``medx report`` refuses these words."""
+    from medx.report.__main__ import main
+
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = int(str(end.code))
+    line = capsys.readouterr().err
+    assert code == 2
+    assert line.count("\n") == 1, line
+    assert line.startswith("medx: ")
+    return line
 
 
 def config_of(dataset: str, epsilon: float | None, seed: int, **changes: Any) -> dict[str, Any]:

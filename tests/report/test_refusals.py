@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from medx.report.__main__ import main
 from medx.report.runner import finished
 from medx.report.study import Job, Study, load_study, parse_seeds, plan_jobs
 from medx.schema import ConfigError, DataError
-from tests.report.examples import make_result
+from tests.report.examples import make_result, refusal
 
 JOB = Job("name", ("utility",), (), "hash", 0, False, make_result("pneumoniamnist", None, 0, 0.9).config)
 
@@ -41,15 +40,7 @@ def test_a_mistake_is_one_line(
         monkeypatch.setattr("medx.report.__main__.plan_jobs", lambda *_: ([JOB], []))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("not a folder")
-    try:
-        code = main(words)
-    except SystemExit as end:
-        code = int(str(end.code))
-    line = capsys.readouterr().err
-    assert code == 2
-    assert line.count("\n") == 1, line
-    assert line.startswith("medx: ")
-    assert said in line
+    assert said in refusal(words, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing ran, and nothing is left"
 
 
