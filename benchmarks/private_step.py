@@ -23,7 +23,8 @@ from medx.model.cnn import Cnn
 from medx.model.objectives import BinaryObjective
 from medx.model.resnet18 import ResNet18
 from medx.privacy.base import SampledGaussian
-from medx.trainer.gradients import MODES, GradientModeName
+from medx.trainer.batches import MicroBatches
+from medx.trainer.gradients import MODES, GradientModeName, build_mode
 from medx.trainer.gradients.record_loss import RecordLoss
 from medx.trainer.module import ClassificationModule
 
@@ -78,13 +79,12 @@ def build_step(case: str, mode: str, device: torch.device) -> Step:
     record_loss = RecordLoss(network, BinaryObjective().loss)
     private = ClassificationModule(
         record_loss,
+        MicroBatches(build_mode(names, record_loss, private=True), micro_batch),
         optimizer,
         step=step,
         expected_batch_size=batch,
         num_records=4 * batch,
         noise_stream=NoiseStream.from_system(),
-        gradient_mode=names,
-        micro_batch_size=micro_batch,
         proximal_mu=0.0,
     )
     return lambda: private.take_step(inputs, labels)

@@ -27,7 +27,7 @@ from medx.federation.sums import with_sums
 from medx.privacy.residuals import DOUBTFUL, NoiseFound
 from medx.privacy.units import CLIENT, PATIENT
 from medx.results import AttackResult
-from medx.schema import ConfigError
+from medx.schema import ConfigError, identity_of
 
 CLIP = 1e-3  # so small that every record's gradient is cut to it
 PLAIN = 20.0  # a shift beyond which noise hides nothing
@@ -142,6 +142,12 @@ def unit_of(config: Mapping[str, Any]) -> str:
         raise ConfigError(
             "federation=fedbuff: an audit hears rounds in which all begin from one model; accepted: a federation that "
             "waits for all"
+        )
+    if not experiment.trainer.sums_gradients:
+        name = identity_of(type(experiment.trainer)).rpartition("/")[2]
+        raise ConfigError(
+            f"trainer={name}: an audit looks for canaries' gradients in a sum, and this is no sum of gradients; "
+            "accepted: another trainer"
         )
     protected = experiment.privacy.protected
     if protected is PATIENT:

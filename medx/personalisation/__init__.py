@@ -44,9 +44,11 @@ class Personalisation:
         self, trainer: Trainer, privacy: PrivacyMechanism, federation: str, aggregation: Aggregation, network: nn.Module
     ) -> None:
         """Raise ConfigError where the option does not go together with these."""
-        if identity_of(type(trainer)) != "trainer/local_training":
+        trained_by = identity_of(type(trainer))
+        if trained_by != "trainer/local_training":
+            name = trained_by.rpartition("/")[2]
             raise ConfigError(
-                f"personalisation={self.name}: takes a trainer of steps; accepted: none with trainer=least_squares"
+                f"personalisation={self.name}: takes a trainer of steps; accepted: none with trainer={name}"
             )
         if self.keeps_own:
             self._check_private_step(privacy, federation, aggregation)

@@ -1,21 +1,18 @@
 """A linear head by ridge regression on noised second moments: one release in place of many steps."""
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from medx.model import Objective
-from medx.model.layers import LinearHead
 from medx.model.moments import Moments, MomentsObjective, num_targets
 from medx.model.objectives import OrdinalObjective
 from medx.privacy.base import PrivacyPlan
-from medx.privacy.units import CLIENT, Unit
-from medx.schema import ConfigError, component
-from medx.trainer.local_training import Trainer
+from medx.schema import component
+from medx.trainer.one_round import OneRound
 from medx.trainer.state import Tensors
 
 CONSTANT = 0.25  # beside features of norm 1: a cut point's share of records has four times the noise of a mean target
@@ -23,7 +20,7 @@ SURE = 0.02  # the least share of records on a side of a cut point that is belie
 
 
 @component("trainer/least_squares")
-class LeastSquares(Trainer):
+class LeastSquares(OneRound):
     """Private least squares by sufficient statistics (AdaSSP: Wang 2018; of fixed features: Mehta et al. 2023).
 
     A record's vector is its features' products with themselves and with its targets (``model.moments``). It is clipped,
@@ -48,47 +45,11 @@ class LeastSquares(Trainer):
     cross_share: Annotated[float, Gt(0), Lt(1)]
     temperature: Annotated[float, Gt(0)]
 
-    # What makes a step the sum of moments and nothing else.
-    fixed: ClassVar[Mapping[str, Any]] = {
-        "local_steps": 1,
-        "learning_rate": 1.0,
-        "learning_rate_noise": None,
-        "optimizer": "sgd",
-        "momentum": 0.0,
-        "weight_decay": 0.0,
-        "share_momentum": False,
-        "ema_decay": 0.0,
-        "precision": "fp32",
-        "augmentation": "none",
-        "augmentation_multiplicity": 1,
-        "schedule": "constant",
-        "warmup_steps": 0,
-    }
-
-    def __post_init__(self) -> None:
-        for name, value in self.fixed.items():
-            if getattr(self, name) != value:
-                accepted = "null" if value is None else str(value).lower()
-                raise ConfigError(
-                    f"trainer.{name}={getattr(self, name)}: accepted with trainer=least_squares is {accepted}"
-                )
-
-    def check_round(self, num_rounds: int, federation: str, protected: Unit | None) -> None:
-        """Refuse more than one round, another strategy than the mean, and clipping whole hospitals."""
-        if protected is CLIENT:
-            raise ConfigError(
-                "privacy=central_dp: trainer=least_squares clips each record's moments, not a hospital's; accepted: "
-                "none, local_dp, distributed_dp"
-            )
-        if federation != "federation/fedavg":
-            name = federation.rpartition("/")[2]
-            raise ConfigError(f"federation={name}: trainer=least_squares takes the mean of moments; accepted: fedavg")
-        if num_rounds != 1:
-            raise ConfigError(f"federation.num_rounds={num_rounds}: accepted with trainer=least_squares is 1")
+    name: ClassVar[str] = "least_squares"
 
     def trained_module(self, network: nn.Module, objective: Objective) -> nn.Module:
         """The moments of the features that a linear head is on."""
-        layer = linear_layer(network)
+        layer = self.linear_layer(network)
         constant = CONSTANT if isinstance(objective, OrdinalObjective) else 0.0
         return Moments(layer.in_features, num_targets(objective), self.cross_share, constant)
 
@@ -98,7 +59,7 @@ class LeastSquares(Trainer):
 
     def solved(self, network: nn.Module, objective: Objective, average: Tensors, plan: PrivacyPlan) -> Tensors:
         """The head's tensors."""
-        layer, moments = linear_layer(network), self.trained_module(network, objective)
+        layer, moments = self.linear_layer(network), self.trained_module(network, objective)
         assert isinstance(moments, Moments)
         mean = {name: tensor.detach().cpu().double() for name, tensor in average.items()}
         gram = moments.matrix(mean["gram"]) / moments.of_features
@@ -117,17 +78,6 @@ class LeastSquares(Trainer):
         spread = float((weight @ gram @ weight.T).clamp(min=0)) / left - float(means.mean()) ** 2
         points = cut_points(means, self.temperature, self.temperature**2 * max(0.0, spread))
         return {"0.weight": (self.temperature * weight).to(layer.weight), "1.cutpoints": points.to(layer.weight)}
-
-
-def linear_layer(network: nn.Module) -> nn.Linear:
-    """The one layer of a linear head on features; raises ConfigError where the network is another."""
-    layer = network[0] if isinstance(network, LinearHead) else None
-    if not isinstance(layer, nn.Linear) or layer.bias is not None:
-        raise ConfigError(
-            "trainer=least_squares: the model is no linear head without bias on fixed features; accepted: "
-            "model=scatternet with model.hidden=0, or one like it"
-        )
-    return layer
 
 
 def ridge_solution(gram: torch.Tensor, cross: torch.Tensor, ridge: float, start: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,7 @@
 """One client's local work in one round: private steps from a given state, and the state they end in."""
 
-import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -15,11 +14,10 @@ from medx.privacy.units import Unit
 from medx.schema import ConfigError, PrivacyError, component
 from medx.trainer.augmentation import AugmentationName, RandomViews
 from medx.trainer.batches import MicroBatches, Patients, drawn_batches
-from medx.trainer.gradients import GradientModeName, build_mode
+from medx.trainer.gradients import GradientMode, GradientModeName, build_mode
 from medx.trainer.gradients.record_loss import Loss, NonFiniteGradientError, RecordLoss, refuse_non_finite
+from medx.trainer.schedule import ScheduleName, learning_rate_factor
 from medx.trainer.state import ModelState, Tensors, trained_parameters
-
-ScheduleName = Literal["constant", "cosine", "linear"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,8 @@ class Trainer:
     augmentation_multiplicity: Annotated[int, Ge(1), Le(1024)]
     schedule: ScheduleName
     warmup_steps: Annotated[int, Ge(0)]
+
+    sums_gradients: ClassVar[bool] = True  # what a client sends is made of clipped gradients of its records
 
     def __post_init__(self) -> None:
         if self.expected_batch_size is not None and self.sampling_probability is not None:
@@ -170,17 +170,14 @@ class Trainer:
         record_loss = self._prepare(module, objective, state, device, patients)
         local = ClassificationModule(
             record_loss,
+            self._sums(record_loss, objective, plan, view_generator),
             lambda parameters: self._optimizer(parameters, module, state, plan),
             step=plan.step,
             expected_batch_size=plan.expected_batch_size,
             num_records=plan.num_units,
             noise_stream=noise_stream,
-            gradient_mode=self.gradient_mode,
-            micro_batch_size=self.micro_batch_size,
             proximal_mu=proximal_mu,
             anchor=None if anchor is None else list(anchor.parameter_tensors().values()),
-            views=self._views(view_generator),
-            images=1 if patients is None else patients.views,
         )
         inputs, labels = inputs.to(device), labels.to(device)
         try:
@@ -214,13 +211,10 @@ class Trainer:
         One tensor on ``device`` for each trained parameter; raises NonFiniteGradientError.
         """
         record_loss = self._prepare(module, objective, state, device, patients)
-        mode = build_mode(self.gradient_mode, record_loss, plan.step is not None)
         (batch,) = drawn_batches(inputs, labels, patients, plan, steps=1, generator=sample_generator)
         inputs, labels = (tensor.to(device) for tensor in batch)
         clip_norm = plan.step.clip_norm if plan.step else float("inf")
-        images = 1 if patients is None else patients.views
-        pieces = MicroBatches(mode, self.micro_batch_size, self._views(view_generator), images)
-        sums = pieces.clipped_sum(inputs, labels, clip_norm)
+        sums = self._sums(record_loss, objective, plan, view_generator).clipped_sum(inputs, labels, clip_norm)
         refuse_non_finite(sums)
         return sums
 
@@ -242,11 +236,16 @@ class Trainer:
         images = 1 if patients is None else patients.views
         return RecordLoss(module, loss, self.precision == "bf16", self.augmentation_multiplicity * images, images)
 
-    def _views(self, generator: torch.Generator | None) -> RandomViews | None:
-        if self.augmentation == "none":
-            return None
-        assert generator is not None
-        return RandomViews(self.augmentation, self.augmentation_multiplicity, generator)
+    def _sums(
+        self, record_loss: RecordLoss, objective: Objective, plan: ClientPlan, generator: torch.Generator | None
+    ) -> GradientMode:
+        """What gives the clipped sum of a batch of any size; ``generator`` draws views."""
+        views = None
+        if self.augmentation != "none":
+            assert generator is not None
+            views = RandomViews(self.augmentation, self.augmentation_multiplicity, generator)
+        mode = build_mode(self.gradient_mode, record_loss, plan.step is not None)
+        return MicroBatches(mode, self.micro_batch_size, views, record_loss.images)
 
     def _set_rate(self, optimizer: torch.optim.Optimizer, step: int, plan: ClientPlan) -> None:
         for group in optimizer.param_groups:
@@ -271,20 +270,6 @@ class Trainer:
             return ModelState(layout, layout.join(trained))
         momentum = {name: optimizer.state[parameter]["momentum_buffer"] for name, parameter in trained.items()}
         return ModelState(layout, layout.join(trained), layout.join(momentum))
-
-
-def learning_rate_factor(schedule: ScheduleName, step: int, total_steps: int, warmup_steps: int) -> float:
-    """What the rate of ``step`` (from 0 to ``total_steps`` - 1) is multiplied by, 0 < factor <= 1.
-
-    It rises linearly over ``warmup_steps`` (Goyal et al. 2017), then stays, or falls linearly or along half a
-    cosine towards 0 at ``total_steps`` (Loshchilov and Hutter 2017, without restarts).
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if schedule == "constant":
-        return 1.0
-    progress = (step - warmup_steps) / (total_steps - warmup_steps)
-    return 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
 
 
 def weighted(loss: Loss, class_weights: tuple[float, ...] | None, device: torch.device) -> Loss:

@@ -10,9 +10,7 @@ from torch import nn
 
 from medx.aggregation.integer_noise import NoiseStream
 from medx.privacy.base import SampledGaussian
-from medx.trainer.augmentation import RandomViews
-from medx.trainer.batches import MicroBatches
-from medx.trainer.gradients import GradientModeName, build_mode
+from medx.trainer.gradients import GradientMode
 from medx.trainer.gradients.record_loss import RecordLoss, refuse_non_finite
 from medx.trainer.release import GaussianRelease
 
@@ -20,25 +18,23 @@ from medx.trainer.release import GaussianRelease
 class ClassificationModule(LightningModule):
     """A network with its private step: one Lightning batch is one logical batch, whatever its size, also none.
 
-    ``step`` None trains without privacy on the same path. With ``proximal_mu`` the pull towards ``anchor``, the weights
-    at construction where it is None, is added after the noise (FedProx, Li et al. 2020): it depends on no record.
+    ``gradients`` gives the clipped sum of a whole batch. ``step`` None trains without privacy on the same path. With
+    ``proximal_mu`` the pull towards ``anchor``, the weights at construction where it is None, is added after the noise
+    (FedProx, Li et al. 2020): it depends on no record.
     """
 
     def __init__(
         self,
         record_loss: RecordLoss,
+        gradients: GradientMode,
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
         *,
         step: SampledGaussian | None,
         expected_batch_size: float,
         num_records: int,
         noise_stream: NoiseStream,
-        gradient_mode: GradientModeName,
-        micro_batch_size: int,
         proximal_mu: float,
         anchor: list[torch.Tensor] | None = None,
-        views: RandomViews | None = None,
-        images: int = 1,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -47,8 +43,7 @@ class ClassificationModule(LightningModule):
         self.optimizer = optimizer(self.trained)
         self.clip_norm = math.inf if step is None else step.clip_norm
         self.expected_batch_size = expected_batch_size
-        mode = build_mode(gradient_mode, record_loss, step is not None)
-        self.gradients = MicroBatches(mode, micro_batch_size, views, images)
+        self.gradients = gradients
         self.release = None
         if step is not None:
             self.release = GaussianRelease(self.optimizer, step, expected_batch_size, num_records, noise_stream)

@@ -10,7 +10,8 @@ from lightning.pytorch import Trainer as LightningTrainer
 from medx.aggregation.integer_noise import NoiseStream
 from medx.privacy.base import SampledGaussian
 from medx.randomness import torch_generator
-from medx.trainer.batches import poisson_batches
+from medx.trainer.batches import MicroBatches, poisson_batches
+from medx.trainer.gradients import build_mode
 from medx.trainer.module import ClassificationModule
 from tests.trainer.examples import build_batch, poisson_loader, record_loss
 
@@ -20,15 +21,15 @@ STEPS, RECORDS = 12, 5
 
 def make_module(step: SampledGaussian | None = STEP) -> ClassificationModule:
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    loss = record_loss("cnn")
     return ClassificationModule(
-        record_loss("cnn"),
+        loss,
+        MicroBatches(build_mode("auto", loss, private=step is not None), 2),
         optimizer,
         step=step,
         expected_batch_size=2.1,
         num_records=RECORDS,
         noise_stream=NoiseStream(bytes(32)),
-        gradient_mode="auto",
-        micro_batch_size=2,
         proximal_mu=0.01,
     )
 

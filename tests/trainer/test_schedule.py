@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medx.privacy.base import SampledGaussian
-from medx.trainer.local_training import learning_rate_factor
+from medx.trainer.schedule import learning_rate_factor
 from tests.federation import sum_examples
 from tests.trainer.examples import relative_error
 from tests.trainer.test_local_training import make_plan, make_trainer, run

@@ -1,0 +1,155 @@
+"""A linear head that each hospital trains to the end, and noises once: the oldest way, as a reference."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
+
+import torch
+from annotated_types import Gt
+from torch import nn
+
+from medx.model import Objective
+from medx.model.objectives import BinaryObjective, MulticlassObjective, MultilabelObjective, OrdinalObjective
+from medx.privacy.base import ClientPlan, PrivacyPlan
+from medx.privacy.units import PATIENT, Unit
+from medx.schema import ConfigError, component
+from medx.trainer.gradients import GradientMode
+from medx.trainer.gradients.record_loss import NonFiniteGradientError, RecordLoss
+from medx.trainer.one_round import OneRound
+from medx.trainer.state import Tensors
+
+SLACK = 1e-6  # how far from the minimum it may end: the gradient left, in one record's share of it
+MOST_STEPS = 100_000  # some thousands do at a ridge of 1e-6
+
+
+@component("trainer/output_perturbation")
+class OutputPerturbation(OneRound):
+    """Output perturbation (Chaudhuri et al. 2011, algorithm 1), whose models hospitals average (Pathak et al. 2010).
+
+    A hospital of n records finds the head that minimises ``mean loss + ridge / 2 |head - start|^2`` over features of
+    norm at most ``feature_norm`` (longer ones are scaled down to it), and what it gives for the sum is n times the
+    head's way from the start. n is public. The objective is ``ridge``-strongly convex and a record's loss has slope
+    at most ``slope``, so taking a record out moves the head by at most ``slope / (n ridge)`` (their lemma 7); the way
+    is sent in a unit in which n times that is ``clip_norm``, and the Gaussian noise and its account are those of a
+    step in which all take part. The minimum is found in float64 to a gradient of ``SLACK slope / n``, by which each
+    of two neighbours' heads may be ``SLACK`` of that bound off: the unit has both.
+
+    The ridge is public, the same at every hospital, and not fitted to records. A record that is not finite makes the
+    hospital abstain, as everywhere.
+    """
+
+    ridge: Annotated[float, Gt(0)]
+    feature_norm: Annotated[float, Gt(0)]
+
+    name: ClassVar[str] = "output_perturbation"
+    sums_gradients: ClassVar[bool] = False
+    fixed: ClassVar[Mapping[str, Any]] = {
+        **OneRound.fixed,
+        "expected_batch_size": None,
+        "sampling_probability": None,
+        "gradient_mode": "auto",
+        "class_weights": None,
+    }
+
+    def check_round(self, num_rounds: int, federation: str, protected: Unit | None) -> None:
+        """Refuse patients as the unit too: a patient's images would share what is bounded for each."""
+        if protected is PATIENT:
+            raise ConfigError(
+                f"privacy.unit=patient: trainer={self.name} bounds what one record moves, and a patient may have "
+                "several; accepted: record"
+            )
+        super().check_round(num_rounds, federation, protected)
+
+    def trained_module(self, network: nn.Module, objective: Objective) -> nn.Module:
+        """The head itself, where it is linear and its loss is known."""
+        self.linear_layer(network)
+        slope_and_curvature(objective, self.feature_norm)
+        return network
+
+    def solved(self, network: nn.Module, objective: Objective, average: Tensors, plan: PrivacyPlan) -> Tensors:
+        """The mean head: what was sent, out of its unit."""
+        clip_norm = next((client.step.clip_norm for client in plan.clients if client.step), math.inf)
+        unit = self.unit(objective, clip_norm)
+        start = {name: parameter.detach().double() for name, parameter in network.named_parameters()}
+        ways = {name: (tensor.to(start[name]) - start[name]) / unit for name, tensor in average.items()}
+        return {name: (start[name] + way).to(average[name].dtype) for name, way in ways.items()}
+
+    def unit(self, objective: Objective, clip_norm: float) -> float:
+        """What a hospital's way from the start is multiplied by, so that a record moves n times it by the clip norm."""
+        slope, _ = slope_and_curvature(objective, self.feature_norm)
+        return (1.0 if clip_norm == math.inf else clip_norm) * self.ridge / (slope * (1 + 2 * SLACK))
+
+    def _sums(
+        self, record_loss: RecordLoss, objective: Objective, plan: ClientPlan, generator: torch.Generator | None
+    ) -> GradientMode:
+        return Ways(record_loss, objective, self, plan.num_records)
+
+
+class Ways:
+    """Minus n times the way to one hospital's own head, in the unit in which a record moves it by the clip norm."""
+
+    def __init__(
+        self, record_loss: RecordLoss, objective: Objective, trainer: OutputPerturbation, num_records: int
+    ) -> None:
+        self.record_loss, self.objective, self.trainer, self.num_records = record_loss, objective, trainer, num_records
+
+    def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
+        """``float64``, one tensor for each parameter; raises NonFiniteGradientError where no minimum is found.
+
+        Inputs ``[n, d]`` and labels ``[n]`` are all records at once: a part of them has another minimum.
+        """
+        parameters = self.record_loss.parameters()
+        if len(labels) == 0:
+            return [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
+        times = self.num_records * self.trainer.unit(self.objective, clip_norm)
+        found = self._minimum(inputs.detach().cpu().double(), labels.cpu())
+        pairs = zip(found, parameters, strict=True)
+        return [times * (start.detach().double() - end.to(start.device)) for end, start in pairs]
+
+    def _minimum(self, inputs: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+        """By Nesterov's method for strongly convex functions (2004, section 2.2.1), whose steps ask for no search."""
+        inputs = inputs * (self.trainer.feature_norm / inputs.norm(dim=1, keepdim=True)).clamp(max=1)
+        loss = replace(self.record_loss, module=copy.deepcopy(self.record_loss.module).cpu().double())
+        at, ridge = loss.parameters(), self.trainer.ridge
+        start = [parameter.detach().clone() for parameter in at]
+        slope, curvature = slope_and_curvature(self.objective, self.trainer.feature_norm)
+        most = curvature * max(1.0, len(labels) / self.num_records) + ridge
+        momentum = (math.sqrt(most) - math.sqrt(ridge)) / (math.sqrt(most) + math.sqrt(ridge))
+        before = start
+        for _ in range(MOST_STEPS):
+            gradients = [
+                gradient / self.num_records + ridge * (here.detach() - begun)
+                for gradient, here, begun in zip(loss.gradient(inputs, labels), at, start, strict=True)
+            ]
+            left = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+            if left <= SLACK * slope / self.num_records:
+                return [parameter.detach() for parameter in at]
+            if not math.isfinite(left):
+                break
+            now = [here.detach() - gradient / most for here, gradient in zip(at, gradients, strict=True)]
+            with torch.no_grad():
+                for here, new, old in zip(at, now, before, strict=True):
+                    here.copy_(new + momentum * (new - old))
+            before = now
+        raise NonFiniteGradientError("trainer=output_perturbation: no minimum was found")
+
+
+def slope_and_curvature(objective: Objective, norm: float) -> tuple[float, float]:
+    """Bounds on the norm of one record's gradient, and on its second derivative, by all parameters of a linear head.
+
+    Its features are at most ``norm`` long. Raises ConfigError for an objective of another kind.
+    """
+    if isinstance(objective, BinaryObjective):
+        return norm, norm**2 / 4
+    if isinstance(objective, MulticlassObjective):  # probabilities less an indicator, of norm sqrt 2 at most
+        return math.sqrt(2) * norm, norm**2 / 2
+    if isinstance(objective, MultilabelObjective):
+        return math.sqrt(objective.num_outputs) * norm, norm**2 / 4
+    if isinstance(objective, OrdinalObjective):  # a mean over cut points: at most 1 by the score, 1 / K by each of them
+        return math.sqrt(norm**2 + 1 / objective.num_outputs), (norm**2 + 1) / 4
+    raise ConfigError(
+        f"model: its objective {type(objective).__name__} has no bound that is known; accepted with "
+        "trainer=output_perturbation: a model with an objective of this package"
+    )
