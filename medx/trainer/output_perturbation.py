@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from torch import nn
 
 from medx.model import Objective
@@ -30,17 +30,20 @@ class OutputPerturbation(OneRound):
 
     A hospital of n records finds the head that minimises ``mean loss + ridge / 2 |head - start|^2`` over features of
     norm at most ``feature_norm`` (longer ones are scaled down to it), and what it gives for the sum is n times the
-    head's way from the start. n is public. The objective is ``ridge``-strongly convex and a record's loss has slope
-    at most ``slope``, so taking a record out moves the head by at most ``slope / (n ridge)`` (their lemma 7); the way
+    head's way from the start. n is public. The objective is ``ridge``-strongly convex and a record's loss has slope at
+    most ``slope``, so taking a record out moves the head by at most ``slope / (n ridge)`` (their section 3.1); the way
     is sent in a unit in which n times that is ``clip_norm``, and the Gaussian noise and its account are those of a
     step in which all take part. The minimum is found in float64 to a gradient of ``SLACK slope / n``, by which each
     of two neighbours' heads may be ``SLACK`` of that bound off: the unit has both.
 
-    The ridge is public, the same at every hospital, and not fitted to records. A record that is not finite makes the
-    hospital abstain, as everywhere.
+    The ridge is public, the same at every hospital, and follows from the plan: with e the norm of the noise on the mean
+    head at a ridge of 1, were it one hospital's, it is ``ridge + ridge_noise e^(2/3)``. What noise costs falls with
+    the ridge's square, what the ridge costs grows with it, and there their sum is least. A record that is not finite
+    makes the hospital abstain, as everywhere.
     """
 
     ridge: Annotated[float, Gt(0)]
+    ridge_noise: Annotated[float, Ge(0)]
     feature_norm: Annotated[float, Gt(0)]
 
     name: ClassVar[str] = "output_perturbation"
@@ -70,40 +73,54 @@ class OutputPerturbation(OneRound):
 
     def solved(self, network: nn.Module, objective: Objective, average: Tensors, plan: PrivacyPlan) -> Tensors:
         """The mean head: what was sent, out of its unit."""
-        clip_norm = next((client.step.clip_norm for client in plan.clients if client.step), math.inf)
-        unit = self.unit(objective, clip_norm)
         start = {name: parameter.detach().double() for name, parameter in network.named_parameters()}
+        units = {self.unit(objective, client, network) for client in plan.clients if client.num_records}
+        if len(units) != 1:
+            raise ConfigError(f"trainer={self.name}: hospitals' noise differs, so their heads are in different units")
+        (unit,) = units
         ways = {name: (tensor.to(start[name]) - start[name]) / unit for name, tensor in average.items()}
         return {name: (start[name] + way).to(average[name].dtype) for name, way in ways.items()}
 
-    def unit(self, objective: Objective, clip_norm: float) -> float:
+    def ridge_for(self, objective: Objective, plan: ClientPlan, network: nn.Module) -> float:
+        """The ridge of every hospital of the run that the plan is of."""
+        if plan.step is None:
+            return self.ridge
+        slope, _ = slope_and_curvature(objective, self.feature_norm)
+        numbers = sum(parameter.numel() for parameter in network.parameters())
+        norm = slope * plan.step.noise_multiplier * math.sqrt(numbers) / plan.federation_batch_size
+        return float(self.ridge + self.ridge_noise * norm ** (2 / 3))
+
+    def unit(self, objective: Objective, plan: ClientPlan, network: nn.Module) -> float:
         """What a hospital's way from the start is multiplied by, so that a record moves n times it by the clip norm."""
         slope, _ = slope_and_curvature(objective, self.feature_norm)
-        return (1.0 if clip_norm == math.inf else clip_norm) * self.ridge / (slope * (1 + 2 * SLACK))
+        clip_norm = plan.step.clip_norm if plan.step else 1.0
+        return clip_norm * self.ridge_for(objective, plan, network) / (slope * (1 + 2 * SLACK))
 
     def _sums(
         self, record_loss: RecordLoss, objective: Objective, plan: ClientPlan, generator: torch.Generator | None
     ) -> GradientMode:
-        return Ways(record_loss, objective, self, plan.num_records)
+        return Ways(record_loss, objective, self, plan)
 
 
 class Ways:
     """Minus n times the way to one hospital's own head, in the unit in which a record moves it by the clip norm."""
 
     def __init__(
-        self, record_loss: RecordLoss, objective: Objective, trainer: OutputPerturbation, num_records: int
+        self, record_loss: RecordLoss, objective: Objective, trainer: OutputPerturbation, plan: ClientPlan
     ) -> None:
-        self.record_loss, self.objective, self.trainer, self.num_records = record_loss, objective, trainer, num_records
+        self.record_loss, self.objective, self.trainer, self.plan = record_loss, objective, trainer, plan
 
     def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
         """``float64``, one tensor for each parameter; raises NonFiniteGradientError where no minimum is found.
 
-        Inputs ``[n, d]`` and labels ``[n]`` are all records at once: a part of them has another minimum.
+        ``clip_norm`` is the plan's, or infinite. Inputs ``[n, d]`` and labels ``[n]`` are all records at once: a part
+        of them has another minimum.
         """
         parameters = self.record_loss.parameters()
         if len(labels) == 0:
             return [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
-        times = self.num_records * self.trainer.unit(self.objective, clip_norm)
+        assert clip_norm == (self.plan.step.clip_norm if self.plan.step else math.inf)
+        times = self.plan.num_records * self.trainer.unit(self.objective, self.plan, self.record_loss.module)
         found = self._minimum(inputs.detach().cpu().double(), labels.cpu())
         pairs = zip(found, parameters, strict=True)
         return [times * (start.detach().double() - end.to(start.device)) for end, start in pairs]
@@ -112,19 +129,20 @@ class Ways:
         """By Nesterov's method for strongly convex functions (2004, section 2.2.1), whose steps ask for no search."""
         inputs = inputs * (self.trainer.feature_norm / inputs.norm(dim=1, keepdim=True)).clamp(max=1)
         loss = replace(self.record_loss, module=copy.deepcopy(self.record_loss.module).cpu().double())
-        at, ridge = loss.parameters(), self.trainer.ridge
+        at, records = loss.parameters(), self.plan.num_records
+        ridge = self.trainer.ridge_for(self.objective, self.plan, loss.module)
         start = [parameter.detach().clone() for parameter in at]
         slope, curvature = slope_and_curvature(self.objective, self.trainer.feature_norm)
-        most = curvature * max(1.0, len(labels) / self.num_records) + ridge
+        most = curvature * max(1.0, len(labels) / records) + ridge
         momentum = (math.sqrt(most) - math.sqrt(ridge)) / (math.sqrt(most) + math.sqrt(ridge))
         before = start
         for _ in range(MOST_STEPS):
             gradients = [
-                gradient / self.num_records + ridge * (here.detach() - begun)
+                gradient / records + ridge * (here.detach() - begun)
                 for gradient, here, begun in zip(loss.gradient(inputs, labels), at, start, strict=True)
             ]
             left = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
-            if left <= SLACK * slope / self.num_records:
+            if left <= SLACK * slope / records:
                 return [parameter.detach() for parameter in at]
             if not math.isfinite(left):
                 break

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from medx.aggregation.integer_noise import NoiseStream
-from medx.privacy.base import PrivacyPlan, SampledGaussian
+from medx.privacy.base import ClientPlan, PrivacyPlan, SampledGaussian
 from medx.privacy.mechanisms import NoPrivacy
 from medx.privacy.units import CLIENT, PATIENT, RECORD
 from medx.randomness import derive_key, torch_generator
@@ -26,12 +26,13 @@ from tests.trainer.test_least_squares import FEATURES, RECORDS, TASKS, batch, fl
 from tests.trainer.test_local_training import CONF, CPU, make_plan
 
 CLIP = 0.5
+STEP = SampledGaussian(1.0, 2.0, CLIP)
 
 
 def make_trainer(**changes: object) -> OutputPerturbation:
     fields = yaml.safe_load((CONF / "output_perturbation.yaml").read_text())
     del fields["_target_"]
-    return OutputPerturbation(**(fields | {"feature_norm": 1.0} | changes))
+    return OutputPerturbation(**(fields | {"feature_norm": 1.0, "ridge_noise": 0.0} | changes))
 
 
 def started(name: str) -> nn.Module:
@@ -42,16 +43,18 @@ def started(name: str) -> nn.Module:
     return network
 
 
-def ways(
-    trainer: OutputPerturbation, name: str, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float = CLIP
-) -> torch.Tensor:
-    """What a hospital that declared RECORDS records gives for the sum."""
-    module = started(name)
+def planned(step: SampledGaussian | None = STEP) -> ClientPlan:
+    """A hospital that declared RECORDS records, all of them in the one step."""
     plan = make_plan(steps=1, records=RECORDS)
-    plan = replace(plan, step=replace(plan.step, clip_norm=clip_norm, sampling_probability=1), sampling_probability=1)
+    return replace(plan, step=step, num_rounds=1, sampling_probability=1, expected_batch_size=RECORDS)
+
+
+def ways(trainer: OutputPerturbation, name: str, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """What the hospital gives for the sum."""
+    module = started(name)
     sums = trainer.clipped_gradient(
         module, task(name)[1], inputs, labels,
-        plan=plan, state=ModelState.of(module), sample_generator=torch_generator(0), device=CPU,
+        plan=planned(), state=ModelState.of(module), sample_generator=torch_generator(0), device=CPU,
     )  # fmt: skip
     return flat(sums)
 
@@ -83,7 +86,7 @@ def test_what_is_sent_is_the_way_to_the_minimum(name: str, ridge: float) -> None
     inputs, labels = batch(name)
     inputs = functional.normalize(inputs)
     trainer = make_trainer(ridge=ridge)
-    unit = trainer.unit(task(name)[1], CLIP)
+    unit = trainer.unit(task(name)[1], planned(), started(name))
     way = -ways(trainer, name, inputs, labels).numpy() / RECORDS / unit
     wanted = by_scipy(name, inputs, labels, ridge)
     assert np.abs(way - wanted).max() < 1e-4 * np.abs(wanted).max()
@@ -124,7 +127,8 @@ def test_planted_faults_are_found_by_the_same_test(monkeypatch: pytest.MonkeyPat
     assert against_all_others(replace(trainer, feature_norm=30.0), 30.0) > 1.2, "longer than what the slope is for"
     monkeypatch.undo()
     first = output_perturbation.Ways.__init__
-    monkeypatch.setattr(output_perturbation.Ways, "__init__", lambda self, *given: first(self, *given[:-1], 4))
+    fewer = replace(planned(), num_records=4)
+    monkeypatch.setattr(output_perturbation.Ways, "__init__", lambda self, *given: first(self, *given[:-1], fewer))
     assert against_all_others(trainer) <= 1, "fewer records are a larger share of each, and the unit is of them"
 
 
@@ -175,8 +179,7 @@ def test_the_unit_comes_off_again(clip_norm: float | None) -> None:
     spec, objective = task("ordinal")
     trainer, network = make_trainer(ridge=0.05), started("ordinal")
     step = None if clip_norm is None else SampledGaussian(1.0, 0.0, clip_norm)
-    plan = make_plan(steps=1, records=RECORDS)
-    plan = replace(plan, step=step, num_rounds=1, sampling_probability=1, expected_batch_size=RECORDS)
+    plan = planned(step)
     update = trainer.train(
         network, objective, inputs, labels, plan=plan, state=ModelState.of(network), device=CPU,
         sample_generator=torch_generator(0), noise_stream=NoiseStream(derive_key(0, "noise")),
@@ -187,6 +190,23 @@ def test_the_unit_comes_off_again(clip_norm: float | None) -> None:
     wanted = by_scipy("ordinal", inputs, labels, 0.05)
     assert np.abs(way - wanted).max() < 2e-3 * np.abs(wanted).max()
     assert spec.num_classes == 4
+
+
+def test_the_ridge_follows_from_the_plan_and_the_unit_of_all_hospitals_is_one() -> None:
+    trainer, head, objective = make_trainer(ridge=0.01, ridge_noise=0.5), started("multiclass"), task("multiclass")[1]
+    plan = replace(planned(), federation_batch_size=200)
+    noise = math.sqrt(2) * 2.0 * math.sqrt(4 * FEATURES) / 200
+    assert trainer.ridge_for(objective, plan, head) == pytest.approx(0.01 + 0.5 * noise ** (2 / 3))
+    assert trainer.ridge_for(objective, planned(None), head) == 0.01
+    larger = replace(plan, client=1, num_records=10 * RECORDS)
+    whole = PrivacyPlan(mechanism=NoPrivacy(), clients=(plan, larger, replace(plan, client=2, num_records=0)))
+    average = {name: parameter.detach() for name, parameter in head.named_parameters()}
+    assert all(
+        torch.equal(head, average[name]) for name, head in trainer.solved(head, objective, average, whole).items()
+    )
+    noisier = replace(larger, step=SampledGaussian(1.0, 3.0, CLIP))
+    with pytest.raises(ConfigError, match="hospitals' noise differs"):
+        trainer.solved(head, objective, average, replace(whole, clients=(plan, noisier)))
 
 
 def test_no_records_send_nothing_and_what_is_not_finite_makes_the_hospital_abstain() -> None:
