@@ -15,6 +15,7 @@ import torch
 from scipy import stats
 
 import medx.outcome
+from medx import personal
 from medx.api import composed
 from medx.attacks.audit import audit
 from medx.federation.hospital import Hospital
@@ -31,6 +32,7 @@ from tests.audit import recompute
 from tests.program import DATA, SCATTERNET, TINY, WORK, Ran, call
 
 QUICK = ("personalisation.steps=4", "personalisation.folds=2")
+SHORT = "import medx.personal, medx.run; medx.personal.STEPS_ALONE = 4; medx.run.main()"  # in another process
 AFTERWARDS = ("fine_tune", "interpolate", "ditto")
 KEPT = ("mr_mtl", "local_norm")
 HEAD = (*DATA, *SCATTERNET, *WORK, "tracking=none", "device=cpu", "noise=seed")
@@ -38,6 +40,12 @@ FULL = (
     *("trainer.expected_batch_size=null", "trainer.local_steps=1"),
     *("trainer.momentum=0", "trainer.share_momentum=false"),
 )
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local-only model of 300 steps is what a person wants, and a minute of tests."""
+    monkeypatch.setattr(personal, "STEPS_ALONE", 4)
 
 
 @dataclass
@@ -398,7 +406,7 @@ def test_on_ray_hospitals_keep_the_same(tmp_path: Path) -> None:
     here = run(tmp_path / "here", *option)
     arguments = (*TINY, *option, "runtime=ray", "runtime.num_cpus=1", f"hydra.run.dir={tmp_path / 'there'}")
     overrides = {part.split("=", 1)[0]: part for part in arguments}.values()
-    command = [sys.executable, "-m", "medx.run", *overrides]
+    command = [sys.executable, "-c", SHORT, *overrides]
     there = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert there.returncode == 0, there.stderr
     for client in range(3):
