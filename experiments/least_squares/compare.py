@@ -1,8 +1,9 @@
-"""Runs one round of least squares and 300 steps of gradient descent side by side, and prints the table of README.md.
+"""Runs one round of least squares, one of output perturbation and 300 steps side by side; prints the table of README.md.
 
-    python experiments/least_squares/compare.py [SET ...] [--set SET:KEY=VALUE ...] [--into FOLDER]
+    python experiments/least_squares/compare.py [SET ...] [--heads NAME ...] [--set SET:KEY=VALUE ...] [--into FOLDER]
 
-A set that is not at hand is left out by naming the others. ``--set`` is an override for one set's runs.
+A set that is not at hand is left out by naming the others. ``--set`` is an override for one set's runs; ``--heads`` are
+those whose names begin so.
 """
 
 import argparse
@@ -31,12 +32,13 @@ SETS = {
     ),
     "dermatology": (("dataset=folder", "partition=site", "dataset.size=28"), ()),
 }
-STEPS, COMPONENTS = "300 steps", (500, 200, 100)
+STEPS, OUTPUT, COMPONENTS = "300 steps", "output perturbation", (500, 200, 100)
 
 
 def methods(of_steps: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The name of each way to train a head, and its overrides."""
     yield STEPS, (*of_steps, "federation.evaluate_every=300")
+    yield OUTPUT, ("trainer=output_perturbation",)
     for number in COMPONENTS:
         yield f"least squares, {number} components", ("trainer=least_squares", f"model.num_components={number}")
 
@@ -57,6 +59,7 @@ def main() -> None:
     """Runs what was named, one set after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="*", default=list(SETS), metavar="SET", help=", ".join(SETS))
+    parser.add_argument("--heads", nargs="+", default=[""], metavar="NAME", help="such as 'output perturbation'")
     parser.add_argument("--set", action="append", default=[], dest="more", metavar="SET:KEY=VALUE")
     parser.add_argument("--into", type=Path, default=Path("multirun/least_squares"))
     chosen = parser.parse_args()
@@ -69,6 +72,8 @@ def main() -> None:
         overrides, of_steps = SETS[name]
         more = [text.partition(":")[2] for text in chosen.more if text.startswith(f"{name}:")]
         for method, own in methods(of_steps):
+            if not method.startswith(tuple(chosen.heads)):
+                continue
             place = chosen.into / name / method.replace(", ", "-").replace(" ", "_")
             runs = medx.sweep(*COMMON, *overrides, *own, *more, folder=place, quiet=True)
             for epsilon in (0.5, 1.0, 10.0):
