@@ -1,4 +1,4 @@
-"""Runs one round of least squares, one of output perturbation and 300 steps side by side; prints the table of README.md.
+"""Runs a round of least squares, one of output perturbation and 300 steps side by side; prints the table of README.md.
 
     python experiments/least_squares/compare.py [SET ...] [--heads NAME ...] [--set SET:KEY=VALUE ...] [--into FOLDER]
 
