@@ -36,6 +36,9 @@ FORGED: Changes = {".receipts": (Receipt("north", 6, 4.9, True), Receipt("south"
 UNCHECKED: Changes = {".receipts": (Receipt("north", 6, 4.9, None), Receipt("south", 6, 4.9, None))}
 ADMITTED: Changes = {".kits": (Kit("north", (Verdict("north", "2031", "admitted", "epsilon 4.9"),), 7, {}),)}
 REFUSED: Changes = {".kits": (Kit("north", (Verdict("north", "2031", "refused", "why max_epsilon"),), 7, {}),)}
+WEIGHTS: Changes = {
+    "privacy.statement": "Privacy statement\nPublic weights: a net, declared to be trained on others.\n"
+}
 TWO_GROUPS: Changes = {"subgroups": [group("f", 0.6), group("m", 0.9)]}
 ALIKE: Changes = {"subgroups": [group("f", 0.89), group("m", 0.9)]}
 BASE: Changes = {}
@@ -120,6 +123,7 @@ FLIPS: dict[str, tuple[Changes, Changes]] = {
     "uncovered.figures": (BASE, RELEASED),
     "uncovered.traffic": ({"privacy.aggregation": SECURE}, BASE),
     "uncovered.abstained": ({"rounds": [subject().result.rounds[0].model_copy(update={"abstained": 1})]}, BASE),
+    "uncovered.weights": (WEIGHTS, BASE),
     "use.for_trying": (DRAWN, BASE),
     "use.for_method": ({"dataset.public": True}, BASE),
     "use.for_judging": (BASE, {"dataset.public": True}),
@@ -208,6 +212,8 @@ def test_the_third_sentence_says_towards_whom() -> None:
     assert "What all training images of a patient at a hospital show is" in said({"privacy.unit": "patient"}, PATIENTS)
     assert "What all training images of a hospital show is" in said({"privacy.unit": "client"})
     assert "(no limit)" in said({"privacy.meaning": {"image": meaning(90.0, 1.0)}})
+    assert said().endswith("; for a patient with several images nothing is bounded.")
+    assert "nothing is bounded" not in said(PATIENTS) + said({"privacy.unit": "client"}) + said(DRAWN)
 
 
 def test_the_second_sentence_never_calls_luck_learning() -> None:
@@ -254,8 +260,77 @@ def test_runs_of_the_same_data_add_up_and_no_others() -> None:
     assert "9.800 at delta 0.00002" in said.text
     assert together([one]) == []
     assert together([one, subject({".number": 2})]) == [], "one run, named twice"
-    for changes in ({"dataset.content_hash": "0" * 64}, NONE, {"privacy.unit": "patient"} | PATIENTS):
+    for changes in (NONE, {"privacy.unit": "patient"} | PATIENTS, {"dataset.content_hash": "0" * 64} | THREE):
         assert together([one, subject({**other, **changes})]) == []
     assert together([subject(DRAWN), subject({**other, **DRAWN})]) == []
-    released = {"dataset.content_hash": None, "view": "released"}
-    assert together([subject(released), subject({**other, **released})]), "by the name where no digest is told"
+
+
+def test_runs_on_own_images_are_never_called_of_the_same_data_by_a_name_that_all_own_images_have() -> None:
+    other = {".number": 2, "run": "cd" * 16}
+    hidden: Changes = {"dataset.content_hash": None, "dataset.title": "own images", "view": "released"}
+    resized: Changes = {"dataset.content_hash": "0" * 64}
+    for mine, its in ((hidden, hidden), (BASE, resized)):
+        (said,) = together([subject(mine), subject({**other, **its})])
+        assert said.key == "together.may_add_up"
+        assert "Nothing here tells whether runs 1 and 2 are of images of the same people" in said.text
+        assert "9.800 at delta 0.00002" in said.text
+    benchmark: Changes = {"config.dataset": {"_target_": BENCHMARK}}
+    (said,) = together([subject(benchmark), subject({**other, **benchmark, **resized})])
+    assert said.key == "together.adds_up", "a published data set at another size is the same people"
+
+
+def test_what_was_cut_is_of_the_unit() -> None:
+    for mechanism in ("local_dp", "distributed_dp"):
+        one: Changes = {"privacy.mechanism": mechanism}
+        assert "cut what any image can change" in sentences(one)
+        assert "cut what any patient can change" in sentences(one, PATIENTS, {"privacy.unit": "patient"})
+    assert "cut what any image" not in sentences({"privacy.mechanism": "central_dp", "privacy.unit": "client"})
+
+
+def test_the_noise_of_a_sum_is_not_called_a_hospitals() -> None:
+    def note(changes: Changes) -> str:
+        (sites,) = [each for each in make_run(ready(changes)).chapters if each.key == "sites"]
+        return sites.tables[0].note
+
+    assert "Noise: its standard deviation" in note(BASE)
+    for mechanism in ("distributed_dp", "central_dp"):
+        assert "on the hospitals' sum from which epsilon is computed" in note({"privacy.mechanism": mechanism})
+
+
+def test_where_nobody_has_several_images_an_image_has_its_patients_bound() -> None:
+    said = sentences(PATIENTS, {"privacy.unit": "patient", "privacy.patient_images": 1})
+    assert "a patient's bound, which is tighter, is the image's too" in said
+    assert "the opposite" not in said
+    assert "the opposite" in sentences(PATIENTS, {"privacy.unit": "patient"})
+
+
+def test_a_page_names_as_uncovered_what_is_on_it_and_nothing_else() -> None:
+    assert "measured on test images, counts by class and a digest of the data." in sentences()
+    assert "counts by group of people" in sentences(TWO_GROUPS)
+    assert "counts by class and" not in sentences({"dataset.class_counts": {}})
+    everything: Changes = {"dataset.class_counts": {}, "test": {}, "dataset.content_hash": None}
+    assert "without any noise:" not in sentences(everything)
+
+
+def test_intervals_are_said_to_be_what_they_are() -> None:
+    assert "those of PPV and NPV and rates of none or of all by Wilson" in sentences()
+    assert "those of PPV and NPV, specificity and rates of none or of all by Wilson" in sentences(THREE)
+
+
+def test_who_learns_what_in_this_runs_own_numbers() -> None:
+    def row(assumed: int) -> str:
+        changes = {"privacy.mechanism": "distributed_dp", "privacy.aggregation": SECURE,
+                   "config.privacy": {"assumed_colluders": assumed}}  # fmt: skip
+        (observers,) = [each for each in make_run(ready(changes)).chapters if each.key == "observers"]
+        return observers.tables[0].rows[0][1]
+
+    assert row(0) == "the noised sum and nobody's part: epsilon"
+    assert row(2) == f"{row(0)}, also where 2 of the hospitals tell it their own part"
+    one: Changes = {
+        "privacy.aggregation": SECURE.model_copy(update={"tolerated_colluders": {"curious": 1, "lying": 1}})
+    }
+    assert "with up to 1 colluding hospital, and" in sentences(one)
+    trusting: Changes = {"privacy.meaning_by_observer": {TRUSTED: meaning(9.0)}}
+    own = {"privacy.statement": "Privacy statement\nWho sees what: the server sees all and is trusted with it.\n"}
+    assert "The server is trusted: what it sees" in sentences(trusting)
+    assert "The server is trusted: what it sees" not in sentences(trusting, own), "the statement has said so"
