@@ -176,7 +176,7 @@ def site_tables(run: Subject) -> Iterator[Table]:
 
 
 def _whose_noise(run: Subject) -> str:
-    """What the column of noise is: each hospital's own, or that of the sum, of which a hospital adds a share or none."""
+    """What the column of noise is: each hospital's own, or the sum's, of which a hospital adds a share or none."""
     if run.result.privacy.mechanism == "local_dp":
         return "its standard deviation"
     return "the standard deviation on the hospitals' sum from which epsilon is computed"
