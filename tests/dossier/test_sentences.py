@@ -1,48 +1,51 @@
 """Every sentence stands for a condition: where that is flipped, the sentence goes, or says another thing."""
 
-from typing import Any
-
 import pytest
 
 from medx.dossier.answer import ANSWER, FIRST
 from medx.dossier.chapters import KINDS, make_run, together
 from medx.dossier.record import Rule, told
-from medx.dossier.subject import Kit, Ledger, Receipt, Verdict
+from medx.dossier.subject import Ledger
 from medx.privacy.spending import OTHERS, SERVER, TRUSTED
-from tests.dossier.examples import BENCHMARK, SECURE, attack, client, events, group, interval, meaning, noise, subject
+from tests.dossier.examples import (
+    ADMITTED,
+    AGAINST,
+    ALIKE,
+    BASE,
+    BENCHMARK,
+    DEPLOYED,
+    DRAWN,
+    FORGED,
+    LEDGERS,
+    MULTI,
+    NONE,
+    OFF_BY_ONE,
+    PATIENTS,
+    RECEIPTS,
+    REFUSED,
+    RELEASED,
+    SECURE,
+    SEEDED,
+    SILENT,
+    SITE,
+    THREE,
+    TRIED,
+    TWO_GROUPS,
+    UNCHECKED,
+    WEIGHTS,
+    Changes,
+    attack,
+    client,
+    events,
+    group,
+    interval,
+    meaning,
+    noise,
+    ready,
+    sentences,
+    subject,
+)
 
-Changes = dict[str, Any]
-NONE: Changes = {"privacy.epsilon": None, "privacy.mechanism": "none", "privacy.noise_source": None}
-DRAWN: Changes = {"dataset.synthetic": True}
-DEPLOYED: Changes = {"config.runtime": "deployment"}
-SITE: Changes = {"config.partition": {"_target_": "medx.partition.Site"}}
-SEEDED: Changes = {"privacy.noise_source": "seed"}
-RELEASED: Changes = {"view": "released", "test": {}, "dataset.class_counts": {}}
-AGAINST: Changes = {"attacks": [attack(against=["more was found than claimed"])]}
-TRIED: Changes = {"attacks": [attack()]}
-PATIENTS: Changes = {
-    "privacy.patient_images": 3,
-    "privacy.meaning": {"image": meaning(4.9), "patient": meaning(20.0, 0.8)},
-}
-MULTI: Changes = {"dataset.task": "multilabel"}
-THREE: Changes = {
-    "dataset.task": "multiclass", "threshold": None, "dataset.class_names": ["a", "b", "c"],
-    "curves": {"confusion_matrix": [[9, 1, 0], [2, 8, 0], [3, 2, 0]]},
-}  # fmt: skip
-LEDGERS: Changes = {".ledgers": (Ledger(0, 6, 1), Ledger(1, 6, 1))}
-OFF_BY_ONE: Changes = {".ledgers": (Ledger(0, 6, 1), Ledger(1, 7, 1))}
-RECEIPTS: Changes = {".receipts": (Receipt("north", 6, 4.9, True), Receipt("south", 6, 4.9, True))}
-FORGED: Changes = {".receipts": (Receipt("north", 6, 4.9, True), Receipt("south", 6, 4.9, False))}
-UNCHECKED: Changes = {".receipts": (Receipt("north", 6, 4.9, None), Receipt("south", 6, 4.9, None))}
-ADMITTED: Changes = {".kits": (Kit("north", (Verdict("north", "2031", "admitted", "epsilon 4.9"),), 7, {}),)}
-REFUSED: Changes = {".kits": (Kit("north", (Verdict("north", "2031", "refused", "why max_epsilon"),), 7, {}),)}
-WEIGHTS: Changes = {
-    "privacy.statement": "Privacy statement\nPublic weights: a net, declared to be trained on others.\n"
-}
-TWO_GROUPS: Changes = {"subgroups": [group("f", 0.6), group("m", 0.9)]}
-ALIKE: Changes = {"subgroups": [group("f", 0.89), group("m", 0.9)]}
-BASE: Changes = {}
-SILENT: Changes = {"test.sensitivity_at_threshold": interval(0.0), "test.specificity_at_threshold": interval(1.0)}
 # By sentence: a run of which it is true, and one of which it is not.
 FLIPS: dict[str, tuple[Changes, Changes]] = {
     "answer.what": (BASE, DRAWN),
@@ -167,15 +170,6 @@ def test_every_sentence_has_its_condition_here() -> None:
     assert set(FLIPS) == set(RULES)
 
 
-def ready(changes: Changes) -> Any:
-    made = subject(changes)
-    if isinstance(made.result.curves, dict):
-        from medx.results import CurveData
-
-        made.result.curves = CurveData(**made.result.curves)
-    return made
-
-
 @pytest.mark.parametrize("key", list(FLIPS))
 def test_a_sentence_goes_with_its_condition(key: str) -> None:
     true, untrue = (RULES[key](ready(changes)) for changes in FLIPS[key])
@@ -186,12 +180,6 @@ def test_a_sentence_goes_with_its_condition(key: str) -> None:
     always = {"answer.what", "answer.quality", "answer.privacy", "training.task", "training.pixels", "quality.majority",
               "quality.calibrated"}  # fmt: skip
     assert (untrue is not None) == (key in always), "these say another thing instead"
-
-
-def sentences(*changes: Changes) -> str:
-    made = make_run(ready({key: value for part in changes for key, value in part.items()}))
-    every = [*made.answer, *made.first, *(each for chapter in made.chapters for each in chapter.sentences)]
-    return " ".join(each.text for each in every)
 
 
 def test_the_third_sentence_says_towards_whom() -> None:
@@ -263,74 +251,3 @@ def test_runs_of_the_same_data_add_up_and_no_others() -> None:
     for changes in (NONE, {"privacy.unit": "patient"} | PATIENTS, {"dataset.content_hash": "0" * 64} | THREE):
         assert together([one, subject({**other, **changes})]) == []
     assert together([subject(DRAWN), subject({**other, **DRAWN})]) == []
-
-
-def test_runs_on_own_images_are_never_called_of_the_same_data_by_a_name_that_all_own_images_have() -> None:
-    other = {".number": 2, "run": "cd" * 16}
-    hidden: Changes = {"dataset.content_hash": None, "dataset.title": "own images", "view": "released"}
-    resized: Changes = {"dataset.content_hash": "0" * 64}
-    for mine, its in ((hidden, hidden), (BASE, resized)):
-        (said,) = together([subject(mine), subject({**other, **its})])
-        assert said.key == "together.may_add_up"
-        assert "Nothing here tells whether runs 1 and 2 are of images of the same people" in said.text
-        assert "9.800 at delta 0.00002" in said.text
-    benchmark: Changes = {"config.dataset": {"_target_": BENCHMARK}}
-    (said,) = together([subject(benchmark), subject({**other, **benchmark, **resized})])
-    assert said.key == "together.adds_up", "a published data set at another size is the same people"
-
-
-def test_what_was_cut_is_of_the_unit() -> None:
-    for mechanism in ("local_dp", "distributed_dp"):
-        one: Changes = {"privacy.mechanism": mechanism}
-        assert "cut what any image can change" in sentences(one)
-        assert "cut what any patient can change" in sentences(one, PATIENTS, {"privacy.unit": "patient"})
-    assert "cut what any image" not in sentences({"privacy.mechanism": "central_dp", "privacy.unit": "client"})
-
-
-def test_the_noise_of_a_sum_is_not_called_a_hospitals() -> None:
-    def note(changes: Changes) -> str:
-        (sites,) = [each for each in make_run(ready(changes)).chapters if each.key == "sites"]
-        return sites.tables[0].note
-
-    assert "Noise: its standard deviation" in note(BASE)
-    for mechanism in ("distributed_dp", "central_dp"):
-        assert "on the hospitals' sum from which epsilon is computed" in note({"privacy.mechanism": mechanism})
-
-
-def test_where_nobody_has_several_images_an_image_has_its_patients_bound() -> None:
-    said = sentences(PATIENTS, {"privacy.unit": "patient", "privacy.patient_images": 1})
-    assert "a patient's bound, which is tighter, is the image's too" in said
-    assert "the opposite" not in said
-    assert "the opposite" in sentences(PATIENTS, {"privacy.unit": "patient"})
-
-
-def test_a_page_names_as_uncovered_what_is_on_it_and_nothing_else() -> None:
-    assert "measured on test images, counts by class and a digest of the data." in sentences()
-    assert "counts by group of people" in sentences(TWO_GROUPS)
-    assert "counts by class and" not in sentences({"dataset.class_counts": {}})
-    everything: Changes = {"dataset.class_counts": {}, "test": {}, "dataset.content_hash": None}
-    assert "without any noise:" not in sentences(everything)
-
-
-def test_intervals_are_said_to_be_what_they_are() -> None:
-    assert "those of PPV and NPV and rates of none or of all by Wilson" in sentences()
-    assert "those of PPV and NPV, specificity and rates of none or of all by Wilson" in sentences(THREE)
-
-
-def test_who_learns_what_in_this_runs_own_numbers() -> None:
-    def row(assumed: int) -> str:
-        changes = {"privacy.mechanism": "distributed_dp", "privacy.aggregation": SECURE,
-                   "config.privacy": {"assumed_colluders": assumed}}  # fmt: skip
-        (observers,) = [each for each in make_run(ready(changes)).chapters if each.key == "observers"]
-        return observers.tables[0].rows[0][1]
-
-    assert row(0) == "the noised sum and nobody's part: epsilon"
-    assert row(2) == f"{row(0)}, also where 2 of the hospitals tell it their own part"
-    one: Changes = {
-        "privacy.aggregation": SECURE.model_copy(update={"tolerated_colluders": {"curious": 1, "lying": 1}})
-    }
-    assert "with up to 1 colluding hospital, and" in sentences(one)
-    trusting: Changes = {"privacy.meaning_by_observer": {TRUSTED: meaning(9.0)}}
-    own = {"privacy.statement": "Privacy statement\nWho sees what: the server sees all and is trusted with it.\n"}
-    assert "The server is trusted: what it sees" in sentences(trusting)
-    assert "The server is trusted: what it sees" not in sentences(trusting, own), "the statement has said so"
