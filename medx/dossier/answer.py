@@ -17,6 +17,7 @@ TASKS = {
     "ordinal": "to grade images ({names})",
     "multilabel": "to say which of {names} an image shows",
 }
+NAMELESS = "own images"  # the title of a folder, which has none
 MANY = 8  # names of classes that a sentence has room for
 
 
@@ -42,11 +43,9 @@ def whose(run: Subject) -> str:
         return "images that a program drew and that show nobody"
     if run.published:
         return f"images of the published data set {data.title}"
-    return (
-        "images that hospitals hold themselves"
-        if run.deployed
-        else f"images that the run's owner brought (“{data.title}”)"
-    )
+    if run.deployed:
+        return "images that hospitals hold themselves"
+    return "images that the run's owner brought" + ("" if data.title == NAMELESS else f" (“{data.title}”)")
 
 
 def hospitals(run: Subject) -> str:
@@ -151,6 +150,8 @@ def towards(run: Subject) -> str:
 def _patients(run: Subject) -> str:
     """A patient with several images, where an image is the unit."""
     patient = run.meanings.get("patient")
+    if run.unit == "image" and patient is None and not run.result.dataset.synthetic:
+        return "; for a patient with several images nothing is bounded"
     if run.unit != "image" or patient is None or patient.epsilon == run.result.privacy.epsilon:
         return ""
     share = round(100 * upwards(patient.detected["0.01"], 2))

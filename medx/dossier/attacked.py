@@ -18,10 +18,9 @@ def _untried(run: Subject) -> str | None:
     if not run.owner or run.result.attacks:
         return None
     return (
-        "No attack was tried on this run, so nothing is known here of what it gives away. `attack=standard` tries "
-        "canaries on a copy of a run after it; `medx audit` does so for a configuration; `medx membership` asks who "
-        "was "
-        "among the training images."
+        "No attack was tried on this run, so nobody has looked here at what it gives away in fact. `attack=standard` "
+        "tries canaries on a copy of a run after it; `medx audit` does so for a configuration; `medx membership` asks "
+        "who was among the training images."
     )
 
 
@@ -29,8 +28,9 @@ def _tried(run: Subject) -> str | None:
     attacks = run.result.attacks
     if not attacks:
         return None
+    what = "hospitals" if run.unit == "hospital" else "images"
     return (
-        f"Canaries were tried: {max(each.trials for each in attacks)} images (or hospitals) of which chance decided "
+        f"Canaries were tried: {max(each.trials for each in attacks)} {what} of which chance decided "
         "whether they were trained on, in a copy of the run, and each observer had to tell which."
     )
 

@@ -51,6 +51,10 @@ def _patient(run: Subject) -> str | None:
 def _image_of_patient(run: Subject) -> str | None:
     if run.unit != "patient" or run.result.dataset.synthetic:
         return None
+    if run.result.privacy.patient_images == 1:
+        return (
+            "Nobody has more than one image at a hospital, so a patient's bound, which is tighter, is the image's too."
+        )
     return (
         "The bound of one image is looser than its patient's: an image may turn what its patient adds into the "
         "opposite, so it counts as if all images of that patient were exchanged for others."
@@ -110,8 +114,8 @@ def _accountants(run: Subject) -> str | None:
         return None
     told = ", ".join(f"{name.upper()} {told_epsilon(value)}" for name, value in found.items())
     return (
-        f"It is composed over every step that was executed, of all rounds, and computed in {len(found)} ways: {told}. "
-        "All are upper bounds."
+        f"Epsilon is composed over every step that was executed, of all rounds, and computed in {len(found)} ways: "
+        f"{told}. All are upper bounds."
     )
 
 
@@ -152,11 +156,13 @@ def meaning_tables(run: Subject) -> Iterator[Table]:
     if run.unit == "hospital":  # whose bound an image has
         units["hospital"] = run.of_unit()
     rows = [_bound("for one", unit, meaning, by_unit.get(unit)) for unit, meaning in units.items()]
-    if "patient" not in units and not run.result.dataset.synthetic:
-        rows.append(Row({"for one": "patient"}, {"for one": "patient", "epsilon": UNKNOWN.partition(":")[0]}))
+    if "patient" not in units and not run.result.dataset.synthetic:  # between image and hospital
+        rows.insert(1, Row({"for one": "patient"}, {"for one": "patient", "epsilon": UNKNOWN.partition(":")[0]}))
     yield Table.of("bounds", "For one image, one patient, one hospital", note, rows)
     looking = [_bound("towards", who, meaning, meaning.epsilon) for who, meaning in run.observers.items()]
-    yield Table.of("bounds_by_observer", "Where it differs by who looks", f"For one {run.unit}. {note}", looking)
+    yield Table.of(
+        "bounds_by_observer", "Where it differs by who looks", f"Of one {run.unit}, with columns as above.", looking
+    )
 
 
 def _bound(column: str, who: str, meaning: Meaning | None, epsilon: float | None) -> Row:

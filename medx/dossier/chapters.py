@@ -11,7 +11,7 @@ from medx.dossier.operating import operating_points
 from medx.dossier.origin import ORIGIN, SITES, origin_tables, site_tables
 from medx.dossier.people import PEOPLE, TRAINING, people_tables
 from medx.dossier.quality import QUALITY, quality_tables
-from medx.dossier.record import Chapter, Rule, RunDossier, Sentence, Standards, Tabled, told
+from medx.dossier.record import Chapter, Rule, RunDossier, Sentence, Standards, Tabled, items, told
 from medx.dossier.subject import Subject
 from medx.dossier.use import USE
 from medx.figures import Picture, confusion_figure, run_figures
@@ -81,30 +81,33 @@ def attack_pictures(run: Subject) -> Iterator[Picture]:
 
 KINDS: tuple[Kind, ...] = (
     Kind("training", "What was trained, and on whose data",
-         Standards(model_card=["Model Details", "Training Data"], tripod_ai=["5a", "6a", "12c"],
+         Standards(model_card=["Model Details", "Training Data"], tripod_ai=items("5a", "6a", "12c"),
                    nist_sp_800_226=["Data Collection Exposure"]), TRAINING),
     Kind("people", "Who is in it",
-         Standards(model_card=["Factors", "Training Data", "Evaluation Data"], tripod_ai=["10", "13", "20a", "20b"],
+         Standards(model_card=["Factors", "Training Data", "Evaluation Data"], tripod_ai=items("12a", "20b", "21"),
                    nist_sp_800_226=["Bias"]), PEOPLE, people_tables),
     Kind("quality", "How good it is",
-         Standards(model_card=["Metrics", "Quantitative Analyses"], tripod_ai=["12e", "14", "23a", "23b"],
+         Standards(model_card=["Metrics", "Quantitative Analyses"], tripod_ai=items("12e", "15", "23a", "23b"),
                    nist_sp_800_226=["Utility"]), QUALITY, quality_tables, quality_pictures),
     Kind("meaning", "What epsilon and delta mean here",
          Standards(model_card=["Ethical Considerations"], nist_sp_800_226=["Privacy Parameters", "Unit of Privacy"]),
          MEANING, meaning_tables, meaning_pictures),
     Kind("attacks", "Attacks that were tried",
-         Standards(model_card=["Ethical Considerations"], nist_sp_800_226=["Algorithms and Correctness"]),
+         Standards(model_card=["Ethical Considerations"],
+                   nist_sp_800_226=["Algorithms and Correctness", "Auditing and Empirical Measures of Privacy"]),
          ATTACKS, attack_tables, attack_pictures),
     Kind("observers", "Who learns what",
-         Standards(nist_sp_800_226=["Trust Model", "Security and Access Control"]), OBSERVERS, observer_tables),
+         Standards(nist_sp_800_226=["Trust Models", "Data Security and Access Control"]), OBSERVERS, observer_tables),
     Kind("uncovered", "What is not covered",
-         Standards(model_card=["Caveats and Recommendations"], nist_sp_800_226=["Privacy Budget"]), UNCOVERED),
+         Standards(model_card=["Caveats and Recommendations"],
+                   nist_sp_800_226=["Side Channels", "Mixing Differential Privacy With Other Data Releases"]),
+         UNCOVERED),
     Kind("use", "Intended use and limits of this run",
-         Standards(model_card=["Intended Use", "Caveats and Recommendations"], tripod_ai=["3b", "26"]), USE),
+         Standards(model_card=["Intended Use", "Caveats and Recommendations"], tripod_ai=items("3b", "26")), USE),
     Kind("origin", "Digests, date, versions",
-         Standards(model_card=["Model Details"], tripod_ai=["18e", "18f"]), ORIGIN, origin_tables),
+         Standards(model_card=["Model Details"], tripod_ai=items("18f", "22")), ORIGIN, origin_tables),
     Kind("sites", "Annex: the hospitals",
-         Standards(tripod_ai=["6a"], nist_sp_800_226=["Privacy Budget"]), SITES, site_tables),
+         Standards(tripod_ai=items("6a"), nist_sp_800_226=["Privacy Budget"]), SITES, site_tables),
 )  # fmt: skip
 
 
@@ -135,29 +138,42 @@ def _chapter(kind: Kind, run: Subject) -> Chapter:
 
 def together(runs: Sequence[Subject]) -> list[Sentence]:
     """What a reader must know of several runs beside each other: of the same data, what they spend adds up."""
-    found, seen = [], set()
+    known = (
+        "Runs {} are of the same data, and the epsilon of each is its own alone. For whoever sees all of them it adds "
+        "up, to {} for one {}."
+    )
+    unknown = (
+        "Nothing here tells whether runs {} are of images of the same people. Where they are, their epsilons add up "
+        "for whoever sees all of them, to {} for one {}."
+    )
+    return [*_added(runs, True, "together.adds_up", known), *_added(runs, None, "together.may_add_up", unknown)]
+
+
+def _added(runs: Sequence[Subject], verdict: bool | None, key: str, words: str) -> Iterator[Sentence]:
+    """A sentence for each group of runs that are of the same data, or (None) may be."""
+    seen: set[int] = set()
     for one in runs:
-        same = [each for each in runs if _adds_up(one, each)]
+        same = [each for each in runs if each is one or _same_data(one, each) is verdict]
         if len(same) > 1 and one.number not in seen:
             seen |= {each.number for each in same}
             epsilon = sum(each.result.privacy.epsilon or 0.0 for each in same)
             delta = sum(each.result.privacy.delta or 0.0 for each in same)
-            text = (
-                f"Runs {listed(each.number for each in same)} are of the same data, and the epsilon of each is its own "
-                f"alone. For whoever sees all of them it adds up, to {epsilon:.3f} at delta {in_full(delta)} for one "
-                f"{one.unit}."
-            )
-            found.append(Sentence(key="together.adds_up", text=text))
-    return found
+            spent = f"{epsilon:.3f} at delta {in_full(delta)}"
+            yield Sentence(key=key, text=words.format(listed(each.number for each in same), spent, one.unit))
 
 
-def _adds_up(one: Subject, other: Subject) -> bool:
-    """Whether both spend on the same data, by the images where both tell them, else by the name."""
-    if not (one.private and other.private and one.unit == other.unit) or one.result.dataset.synthetic:
-        return False
-    if one.number != other.number and one.result.run is not None and one.result.run == other.result.run:
-        return False  # one run that was named twice
+def _same_data(one: Subject, other: Subject) -> bool | None:
+    """Whether both spend on the same data: the same images, or a published data set of one name; None: not told.
+
+    Images of one data set differ by their size or split. Of own images whose classes differ nothing is asked.
+    """
     mine, its = one.result.dataset, other.result.dataset
-    if mine.content_hash and its.content_hash:
-        return mine.content_hash == its.content_hash
-    return (mine.name, mine.title) == (its.name, its.title)
+    if not (one.private and other.private and one.unit == other.unit) or mine.synthetic or its.synthetic:
+        return False
+    if one.result.run is not None and one.result.run == other.result.run:
+        return False  # one run that was named twice
+    if mine.content_hash is not None and mine.content_hash == its.content_hash:
+        return True
+    if one.published or other.published:
+        return (mine.name, mine.title) == (its.name, its.title)
+    return None if (mine.class_names, mine.num_channels) == (its.class_names, its.num_channels) else False

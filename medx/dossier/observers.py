@@ -6,8 +6,9 @@ from medx.dossier.record import Rule
 from medx.dossier.subject import Subject
 from medx.privacy.spending import TRUSTED
 from medx.report.cells import Row, Table
+from medx.report.words import listed
 
-SEES, LEFT_OUT = "Who sees what: ", "Not covered: "  # how lines of the statement begin
+SEES, LEFT_OUT, WEIGHTS = "Who sees what: ", "Not covered: ", "Public weights: "  # how lines of the statement begin
 # What the server learns, and what other hospitals and whoever gets the models: docs/threat_model.md, by mechanism and
 # whether single updates are hidden.
 ROWS: dict[tuple[str, bool], tuple[str, str]] = {
@@ -73,15 +74,16 @@ def _colluders(run: Subject) -> str | None:
     if aggregation is None or not aggregation.secure or aggregation.tolerated_colluders is None:
         return None
     curious, lying = (aggregation.tolerated_colluders.get(kind) for kind in ("curious", "lying"))
+    many = "hospital" if curious == 1 else "hospitals"
     return (
         f"The sum hides single hospitals from a server that follows the protocol with up to {curious} colluding "
-        f"hospitals, and from one that lies with up to {lying}; beyond that, "
+        f"{many}, and from one that lies with up to {lying}; beyond that, "
         + ("noise is all that is left." if run.private else "nothing is left.")
     )
 
 
 def _trusted(run: Subject) -> str | None:
-    trusted = TRUSTED in run.observers
+    trusted = TRUSTED in run.observers and "trusted" not in (_server(run) or "")  # the statement says so itself
     return (
         "The server is trusted: what it sees of a hospital has less noise than is claimed, or none."
         if trusted
@@ -106,12 +108,22 @@ def observer_tables(run: Subject) -> Iterator[Table]:
     who = ("the server", "the other hospitals together, and whoever receives the models")
     rows = [
         Row({"who": each, "learns": learns}, {"who": each, "learns": learns})
-        for each, learns in zip(who, row, strict=True)
+        for each, learns in zip(who, (_plain(run, learns) for learns in row), strict=True)
     ]
     if not run.deployed:
         told = {"who": "whoever ran this simulation", "learns": "everything"}
         rows.append(Row(dict(told), told))
-    yield Table.of("observers", "Who learns what", "This run's row of the threat model (docs/threat_model.md).", rows)
+    note = "From the threat model (docs/threat_model.md), by this run's mechanism and aggregation."
+    yield Table.of("observers", "By who looks", note, rows)
+
+
+def _plain(run: Subject, learns: str) -> str:
+    """A row without keys of the configuration, and with how many colluders this run assumes."""
+    assumed = run.result.config.get("privacy", {}).get("assumed_colluders") or 0
+    told = f", also where {assumed} of the hospitals tell it their own part" if assumed else ""
+    for key in (", also with assumed_colluders of the hospitals", ", also with assumed_colluders"):
+        learns = learns.replace(key, told)
+    return learns.replace(" (fraction_clients=1)", "")
 
 
 def _statement(run: Subject) -> str | None:
@@ -126,9 +138,18 @@ def _all_uncovered(run: Subject) -> str | None:
 def _figures(run: Subject) -> str | None:
     if not run.owner:
         return None
+    data = run.result.dataset
+    shown = [
+        *(["all that was measured on test images"] if run.result.test else []),
+        *(["counts by class"] if data.class_counts else []),
+        *(["counts by group of people"] if run.result.subgroups else []),
+        *(["a digest of the data"] if data.content_hash else []),
+    ]
+    if not shown:
+        return None
     return (
-        "This page shows figures that depend on single images without any noise: all that was measured on test images, "
-        "and counts by class, by hospital and by group. `--released` makes a page without them."
+        f"This page shows what depends on single images without any noise: {listed(shown)}. `--released` makes a page "
+        "without that."
     )
 
 
@@ -152,4 +173,9 @@ def _abstained(run: Subject) -> str | None:
     )
 
 
-UNCOVERED: tuple[Rule, ...] = (_statement, _all_uncovered, _figures, _traffic, _abstained)
+def _weights(run: Subject) -> str | None:
+    lines = [line for line in run.result.privacy.statement.splitlines() if line.startswith(WEIGHTS)]
+    return lines[0] if lines else None
+
+
+UNCOVERED: tuple[Rule, ...] = (_statement, _all_uncovered, _figures, _traffic, _abstained, _weights)

@@ -140,8 +140,8 @@ def _rows(points: list[Operating]) -> Iterator[Row]:
         told = [shown(rate) for rate in rates.values()]
         titles = ("sensitivity (found)", "specificity (cleared)", "PPV", "NPV")
         cells = {"class": each.name, **dict(zip(titles, told, strict=True)),
-                 "found of": f"{each.true_positive} of {each.positives}",
-                 "wrongly answered so": f"{each.false_positive} of {each.false_positive + each.true_negative}",
+                 "found of": f"{each.true_positive:,} of {each.positives:,}",
+                 "wrongly answered so": f"{each.false_positive:,} of {each.false_positive + each.true_negative:,}",
                  "prevalence in test": number(each.prevalence, True)}  # fmt: skip
         yield Row(data, cells)
 

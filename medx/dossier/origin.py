@@ -169,10 +169,17 @@ def site_tables(run: Subject) -> Iterator[Table]:
     ]
     note = (
         "Releases: how often something computed on the hospital's images left it. Drawn: the chance with which each "
-        f"{run.unit} was in one. Noise: its standard deviation, in units of the most that one {run.unit} can change."
+        f"{run.unit} was in one. Noise: {_whose_noise(run)}, in units of the most that one {run.unit} can change."
     )
     yield Table.of("sites", "Hospital by hospital", note if run.private else "", rows)
     yield from kit_tables(run)
+
+
+def _whose_noise(run: Subject) -> str:
+    """What the column of noise is: each hospital's own, or the sum's, of which a hospital adds a share or none."""
+    if run.result.privacy.mechanism == "local_dp":
+        return "its standard deviation"
+    return "the standard deviation on the hospitals' sum from which epsilon is computed"
 
 
 def kit_tables(run: Subject) -> Iterator[Table]:

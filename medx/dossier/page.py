@@ -27,9 +27,8 @@ BANNERS = {
 }
 SOURCES = (
     "Small print under each title: where its matter belongs in the model card (Mitchell et al. 2019), in TRIPOD+AI "
-    "(Collins et al. 2024, items by number) and in NIST SP 800-226 (Near et al. 2025). What these ask for and no run "
-    "can "
-    "know, such as consent, funding, eligibility and treatment, is not here: people must add it."
+    "(Collins et al. 2024, by item) and in NIST SP 800-226 (Near et al. 2025). What these ask for and no run can know, "
+    "such as consent, funding, eligibility and treatment, is not here: people must add it."
 )
 
 

@@ -14,7 +14,7 @@ from medx.results import Interval
 
 ADDS = {
     "local_dp": "Each hospital cut what any {unit} can change and added noise before anything left it.",
-    "distributed_dp": "Each hospital cut what any image can change and added its share of noise; only the sum of all "
+    "distributed_dp": "Each hospital cut what any {unit} can change and added its share of noise; only the sum of all "
     "hospitals' answers carries the whole noise.",
     "central_dp": "What any hospital can change was cut, and noise was added to the sum of the hospitals' answers.",
     "none": "No noise was added to anything.",
@@ -63,10 +63,7 @@ def _own(run: Subject) -> str | None:
 def _simulated(run: Subject) -> str | None:
     if run.deployed:
         return None
-    return (
-        f"The {'hospital was' if run.num_clients == 1 else 'hospitals were'} simulated: one machine held all images, "
-        "and whoever ran it could see them."
-    )
+    return f"The {'hospital was' if run.num_clients == 1 else 'hospitals were'} simulated: one machine held all images."
 
 
 def _deployed(run: Subject) -> str | None:
@@ -77,16 +74,15 @@ def _dealt(run: Subject) -> str | None:
     name = run.option("partition")
     if run.deployed or name is None or name == "site":
         return None
-    how = f", where {MIXES[name]}" if name in MIXES else ""
-    return (
-        f"A program dealt the images to the hospitals by {partition_name(run.result.config)}{how}: they are not real "
-        "ones."
-    )
+    how = MIXES.get(name, "")
+    dealt = partition_name(run.result.config)
+    told = f"{dealt}; {how}" if how and dealt != name else how or dealt
+    return f"The hospitals are not real ones: a program dealt the images out ({told})."
 
 
 def _sites(run: Subject) -> str | None:
     named = not run.deployed and run.option("partition") == "site"
-    return "Which hospital an image is of is told by the data." if named else None
+    return "The data tell which hospital an image is of." if named else None
 
 
 def _rounds(run: Subject) -> str | None:
@@ -137,7 +133,9 @@ def _shared(run: Subject) -> str | None:
     ]
     if not found:
         return None
-    return f"{' and '.join(found)} are of patients who are in training too, so figures on them are too good."
+    cut = run.result.threshold is not None and data.shared_patients.get("validation")
+    chosen = ", and the cut that was chosen on validation may suit new patients less" if cut else ""
+    return f"{' and '.join(found)} are of patients who are in training too, so figures on them are too good{chosen}."
 
 
 def _mix(run: Subject) -> str | None:

@@ -9,7 +9,7 @@ from medx.dossier.people import hospital, measured_rows
 from medx.dossier.record import Rule
 from medx.dossier.subject import Subject
 from medx.report.cells import Row, Table, number
-from medx.report.words import LABELS
+from medx.report.words import LABELS, listed
 from medx.results import Interval
 
 FEW = 30  # images of a class, or of a group: fewer say little
@@ -102,12 +102,11 @@ def _rarer(run: Subject) -> str | None:
 def _intervals(run: Subject) -> str | None:
     if not operating_points(run.result):
         return None
+    others = ["PPV and NPV", *([] if run.positive is not None else ["specificity"]), "rates of none or of all"]
     return (
-        "Intervals are at 95 %: by the bootstrap over test images where the run has made it, those of PPV and NPV, "
-        "and of "
-        "rates of none or of all, by Wilson (1927) from the counts. They say how figures would move with other "
-        "images of the same "
-        "kind, and nothing of other hospitals, devices or patients."
+        "Intervals are at 95 %: by the bootstrap over test images where the run has made it; those of "
+        f"{listed(others)} by Wilson (1927) from the counts. They say how figures would move with other images of the "
+        "same kind, and nothing of other hospitals, devices or patients."
     )
 
 

@@ -12,6 +12,18 @@ from medx.report.cells import Table, markdown
 
 SCHEMA = Path(__file__).parent / "schema.json"
 Rule = Callable[[Subject], str | None]
+# Topics of TRIPOD+AI (Collins et al. 2024, BMJ 385:e078378), of the items that chapters belong to.
+TRIPOD_AI = {
+    "3b": "Background", "5a": "Data", "6a": "Participants", "12a": "Analytical methods", "12c": "Analytical methods",
+    "12e": "Analytical methods", "15": "Model output", "18f": "Code sharing", "20b": "Participants",
+    "21": "Model development", "22": "Model specification", "23a": "Model performance", "23b": "Model performance",
+    "26": "Limitations",
+}  # fmt: skip
+
+
+def items(*numbers: str) -> list[str]:
+    """Items of TRIPOD+AI by number and topic."""
+    return [f"{number} {TRIPOD_AI[number]}" for number in numbers]
 
 
 class Part(BaseModel):
@@ -30,8 +42,8 @@ class Sentence(Part):
 class Standards(Part):
     """Where a chapter's matter belongs in what others ask for, by their own names; empty where they have none.
 
-    Sections of the model card (Mitchell et al. 2019), items of TRIPOD+AI (Collins et al. 2024), and the terms of NIST
-    SP 800-226 (Near et al. 2025).
+    Sections of the model card (Mitchell et al. 2019), items of TRIPOD+AI by number and topic (Collins et al. 2024), and
+    terms of NIST SP 800-226 (Near et al. 2025): components of its pyramid, or titles of its sections.
     """
 
     model_card: list[str] = Field(default_factory=list)

@@ -3,7 +3,7 @@
 from medx.dossier.operating import operating_points
 from medx.dossier.record import Rule
 from medx.dossier.subject import Subject
-from medx.report.words import RADIOLOGY
+from medx.report.words import RADIOLOGY, listed
 from medx.results import Interval
 
 SOME = 0.02  # of accuracy
@@ -66,9 +66,8 @@ def _never(run: Subject) -> str | None:
     if run.positive is not None:
         return None
     lost = [f"“{each.name}”" for each in operating_points(run.result) if each.positives and not each.true_positive]
-    return (
-        f"It never finds {', '.join(lost)} among the test images, so it must not be asked for that." if lost else None
-    )
+    which = "that" if len(lost) == 1 else "these"
+    return f"It never finds {listed(lost)} among the test images: it must not be asked for {which}." if lost else None
 
 
 def _small(run: Subject) -> str | None:
@@ -85,7 +84,7 @@ def _not_real(run: Subject) -> str | None:
     if run.deployed or run.option("partition") in (None, "site") or run.result.dataset.synthetic:
         return None
     return (
-        "Hospitals are one data set dealt out, so it does not show how hospitals differ by patients, devices and "
+        "The hospitals are one data set dealt out, so it does not show how hospitals differ by patients, devices and "
         "habits."
     )
 

@@ -3,12 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-from medx.dossier.subject import Subject
+from medx.dossier.chapters import make_run
+from medx.dossier.subject import Kit, Ledger, Receipt, Subject, Verdict
 from medx.results import (
     AggregationResult,
     AttackResult,
     ClientEvents,
     ClientResult,
+    CurveData,
     DatasetInfo,
     ExperimentResult,
     Interval,
@@ -126,3 +128,51 @@ def subject(changes: dict[str, Any] | None = None) -> Subject:
         else:
             setattr(found, last, value)
     return replace(Subject(1, "example", made, {"result.json": "d1" * 32}, "2031-01-02 03:04 UTC"), **own)
+
+
+Changes = dict[str, Any]
+NONE: Changes = {"privacy.epsilon": None, "privacy.mechanism": "none", "privacy.noise_source": None}
+DRAWN: Changes = {"dataset.synthetic": True}
+DEPLOYED: Changes = {"config.runtime": "deployment"}
+SITE: Changes = {"config.partition": {"_target_": "medx.partition.Site"}}
+SEEDED: Changes = {"privacy.noise_source": "seed"}
+RELEASED: Changes = {"view": "released", "test": {}, "dataset.class_counts": {}}
+AGAINST: Changes = {"attacks": [attack(against=["more was found than claimed"])]}
+TRIED: Changes = {"attacks": [attack()]}
+PATIENTS: Changes = {
+    "privacy.patient_images": 3,
+    "privacy.meaning": {"image": meaning(4.9), "patient": meaning(20.0, 0.8)},
+}
+MULTI: Changes = {"dataset.task": "multilabel"}
+THREE: Changes = {
+    "dataset.task": "multiclass", "threshold": None, "dataset.class_names": ["a", "b", "c"],
+    "curves": {"confusion_matrix": [[9, 1, 0], [2, 8, 0], [3, 2, 0]]},
+}  # fmt: skip
+LEDGERS: Changes = {".ledgers": (Ledger(0, 6, 1), Ledger(1, 6, 1))}
+OFF_BY_ONE: Changes = {".ledgers": (Ledger(0, 6, 1), Ledger(1, 7, 1))}
+RECEIPTS: Changes = {".receipts": (Receipt("north", 6, 4.9, True), Receipt("south", 6, 4.9, True))}
+FORGED: Changes = {".receipts": (Receipt("north", 6, 4.9, True), Receipt("south", 6, 4.9, False))}
+UNCHECKED: Changes = {".receipts": (Receipt("north", 6, 4.9, None), Receipt("south", 6, 4.9, None))}
+ADMITTED: Changes = {".kits": (Kit("north", (Verdict("north", "2031", "admitted", "epsilon 4.9"),), 7, {}),)}
+REFUSED: Changes = {".kits": (Kit("north", (Verdict("north", "2031", "refused", "why max_epsilon"),), 7, {}),)}
+WEIGHTS: Changes = {
+    "privacy.statement": "Privacy statement\nPublic weights: a net, declared to be trained on others.\n"
+}
+TWO_GROUPS: Changes = {"subgroups": [group("f", 0.6), group("m", 0.9)]}
+ALIKE: Changes = {"subgroups": [group("f", 0.89), group("m", 0.9)]}
+BASE: Changes = {}
+SILENT: Changes = {"test.sensitivity_at_threshold": interval(0.0), "test.specificity_at_threshold": interval(1.0)}
+
+
+def ready(changes: Changes) -> Subject:
+    """The run with these changes, its curves as a record."""
+    made = subject(changes)
+    if isinstance(made.result.curves, dict):
+        made.result.curves = CurveData(**made.result.curves)
+    return made
+
+
+def sentences(*changes: Changes) -> str:
+    made = make_run(ready({key: value for part in changes for key, value in part.items()}))
+    every = [*made.answer, *made.first, *(each for chapter in made.chapters for each in chapter.sentences)]
+    return " ".join(each.text for each in every)

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jsonschema import Draft202012Validator, ValidationError
 
 from medx.dossier.__main__ import main
+from medx.dossier.chapters import KINDS
 from medx.dossier.observers import ROWS
 from medx.dossier.operating import operating_points, wilson
 from medx.dossier.page import as_html, as_json, as_markdown, make_dossier
@@ -236,6 +237,14 @@ def test_this_runs_row_is_the_threat_models() -> None:
         told = before[1] if others == "the same as above" and before is not None else others
         found[mechanism, aggregation == "secure"] = (re.sub("[`*]", "", server), re.sub("[`*]", "", told))
     assert found == ROWS
+
+
+def test_the_documentation_names_the_standards_that_chapters_have() -> None:
+    text = (DOCS / "dossier.md").read_text()
+    rows = re.findall(r"^\|[^|]+\|[^|]+\|([^|]*)\|([^|]*)\|([^|]*)\|$", text, re.MULTILINE)[2:]
+    found = [[part.strip().split(", ") if part.strip() else [] for part in row] for row in rows]
+    told = [each.standards for each in KINDS]
+    assert found == [[each.model_card, each.tripod_ai, each.nist_sp_800_226] for each in told]
 
 
 def test_one_seed_is_one_seed_among_several(tmp_path: Path) -> None:

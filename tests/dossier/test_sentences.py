@@ -1,45 +1,51 @@
 """Every sentence stands for a condition: where that is flipped, the sentence goes, or says another thing."""
 
-from typing import Any
-
 import pytest
 
 from medx.dossier.answer import ANSWER, FIRST
 from medx.dossier.chapters import KINDS, make_run, together
 from medx.dossier.record import Rule, told
-from medx.dossier.subject import Kit, Ledger, Receipt, Verdict
+from medx.dossier.subject import Ledger
 from medx.privacy.spending import OTHERS, SERVER, TRUSTED
-from tests.dossier.examples import BENCHMARK, SECURE, attack, client, events, group, interval, meaning, noise, subject
+from tests.dossier.examples import (
+    ADMITTED,
+    AGAINST,
+    ALIKE,
+    BASE,
+    BENCHMARK,
+    DEPLOYED,
+    DRAWN,
+    FORGED,
+    LEDGERS,
+    MULTI,
+    NONE,
+    OFF_BY_ONE,
+    PATIENTS,
+    RECEIPTS,
+    REFUSED,
+    RELEASED,
+    SECURE,
+    SEEDED,
+    SILENT,
+    SITE,
+    THREE,
+    TRIED,
+    TWO_GROUPS,
+    UNCHECKED,
+    WEIGHTS,
+    Changes,
+    attack,
+    client,
+    events,
+    group,
+    interval,
+    meaning,
+    noise,
+    ready,
+    sentences,
+    subject,
+)
 
-Changes = dict[str, Any]
-NONE: Changes = {"privacy.epsilon": None, "privacy.mechanism": "none", "privacy.noise_source": None}
-DRAWN: Changes = {"dataset.synthetic": True}
-DEPLOYED: Changes = {"config.runtime": "deployment"}
-SITE: Changes = {"config.partition": {"_target_": "medx.partition.Site"}}
-SEEDED: Changes = {"privacy.noise_source": "seed"}
-RELEASED: Changes = {"view": "released", "test": {}, "dataset.class_counts": {}}
-AGAINST: Changes = {"attacks": [attack(against=["more was found than claimed"])]}
-TRIED: Changes = {"attacks": [attack()]}
-PATIENTS: Changes = {
-    "privacy.patient_images": 3,
-    "privacy.meaning": {"image": meaning(4.9), "patient": meaning(20.0, 0.8)},
-}
-MULTI: Changes = {"dataset.task": "multilabel"}
-THREE: Changes = {
-    "dataset.task": "multiclass", "threshold": None, "dataset.class_names": ["a", "b", "c"],
-    "curves": {"confusion_matrix": [[9, 1, 0], [2, 8, 0], [3, 2, 0]]},
-}  # fmt: skip
-LEDGERS: Changes = {".ledgers": (Ledger(0, 6, 1), Ledger(1, 6, 1))}
-OFF_BY_ONE: Changes = {".ledgers": (Ledger(0, 6, 1), Ledger(1, 7, 1))}
-RECEIPTS: Changes = {".receipts": (Receipt("north", 6, 4.9, True), Receipt("south", 6, 4.9, True))}
-FORGED: Changes = {".receipts": (Receipt("north", 6, 4.9, True), Receipt("south", 6, 4.9, False))}
-UNCHECKED: Changes = {".receipts": (Receipt("north", 6, 4.9, None), Receipt("south", 6, 4.9, None))}
-ADMITTED: Changes = {".kits": (Kit("north", (Verdict("north", "2031", "admitted", "epsilon 4.9"),), 7, {}),)}
-REFUSED: Changes = {".kits": (Kit("north", (Verdict("north", "2031", "refused", "why max_epsilon"),), 7, {}),)}
-TWO_GROUPS: Changes = {"subgroups": [group("f", 0.6), group("m", 0.9)]}
-ALIKE: Changes = {"subgroups": [group("f", 0.89), group("m", 0.9)]}
-BASE: Changes = {}
-SILENT: Changes = {"test.sensitivity_at_threshold": interval(0.0), "test.specificity_at_threshold": interval(1.0)}
 # By sentence: a run of which it is true, and one of which it is not.
 FLIPS: dict[str, tuple[Changes, Changes]] = {
     "answer.what": (BASE, DRAWN),
@@ -120,6 +126,7 @@ FLIPS: dict[str, tuple[Changes, Changes]] = {
     "uncovered.figures": (BASE, RELEASED),
     "uncovered.traffic": ({"privacy.aggregation": SECURE}, BASE),
     "uncovered.abstained": ({"rounds": [subject().result.rounds[0].model_copy(update={"abstained": 1})]}, BASE),
+    "uncovered.weights": (WEIGHTS, BASE),
     "use.for_trying": (DRAWN, BASE),
     "use.for_method": ({"dataset.public": True}, BASE),
     "use.for_judging": (BASE, {"dataset.public": True}),
@@ -163,15 +170,6 @@ def test_every_sentence_has_its_condition_here() -> None:
     assert set(FLIPS) == set(RULES)
 
 
-def ready(changes: Changes) -> Any:
-    made = subject(changes)
-    if isinstance(made.result.curves, dict):
-        from medx.results import CurveData
-
-        made.result.curves = CurveData(**made.result.curves)
-    return made
-
-
 @pytest.mark.parametrize("key", list(FLIPS))
 def test_a_sentence_goes_with_its_condition(key: str) -> None:
     true, untrue = (RULES[key](ready(changes)) for changes in FLIPS[key])
@@ -182,12 +180,6 @@ def test_a_sentence_goes_with_its_condition(key: str) -> None:
     always = {"answer.what", "answer.quality", "answer.privacy", "training.task", "training.pixels", "quality.majority",
               "quality.calibrated"}  # fmt: skip
     assert (untrue is not None) == (key in always), "these say another thing instead"
-
-
-def sentences(*changes: Changes) -> str:
-    made = make_run(ready({key: value for part in changes for key, value in part.items()}))
-    every = [*made.answer, *made.first, *(each for chapter in made.chapters for each in chapter.sentences)]
-    return " ".join(each.text for each in every)
 
 
 def test_the_third_sentence_says_towards_whom() -> None:
@@ -208,6 +200,8 @@ def test_the_third_sentence_says_towards_whom() -> None:
     assert "What all training images of a patient at a hospital show is" in said({"privacy.unit": "patient"}, PATIENTS)
     assert "What all training images of a hospital show is" in said({"privacy.unit": "client"})
     assert "(no limit)" in said({"privacy.meaning": {"image": meaning(90.0, 1.0)}})
+    assert said().endswith("; for a patient with several images nothing is bounded.")
+    assert "nothing is bounded" not in said(PATIENTS) + said({"privacy.unit": "client"}) + said(DRAWN)
 
 
 def test_the_second_sentence_never_calls_luck_learning() -> None:
@@ -254,8 +248,6 @@ def test_runs_of_the_same_data_add_up_and_no_others() -> None:
     assert "9.800 at delta 0.00002" in said.text
     assert together([one]) == []
     assert together([one, subject({".number": 2})]) == [], "one run, named twice"
-    for changes in ({"dataset.content_hash": "0" * 64}, NONE, {"privacy.unit": "patient"} | PATIENTS):
+    for changes in (NONE, {"privacy.unit": "patient"} | PATIENTS, {"dataset.content_hash": "0" * 64} | THREE):
         assert together([one, subject({**other, **changes})]) == []
     assert together([subject(DRAWN), subject({**other, **DRAWN})]) == []
-    released = {"dataset.content_hash": None, "view": "released"}
-    assert together([subject(released), subject({**other, **released})]), "by the name where no digest is told"
