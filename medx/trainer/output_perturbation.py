@@ -14,7 +14,7 @@ from medx.model import Objective
 from medx.model.objectives import BinaryObjective, MulticlassObjective, MultilabelObjective, OrdinalObjective
 from medx.privacy.base import ClientPlan, PrivacyPlan
 from medx.privacy.units import PATIENT, Unit
-from medx.schema import ConfigError, component
+from medx.schema import ConfigError, PrivacyError, component
 from medx.trainer.gradients import GradientMode
 from medx.trainer.gradients.record_loss import NonFiniteGradientError, RecordLoss
 from medx.trainer.one_round import OneRound
@@ -22,6 +22,10 @@ from medx.trainer.state import Tensors
 
 SLACK = 1e-6  # how far from the minimum it may end: the gradient left, in one record's share of it
 MOST_STEPS = 100_000  # some thousands do at a ridge of 1e-6
+# Of the largest second derivative to the ridge. Nesterov's theorem 2.2.3 (2004) promises a gradient of SLACK slope / n
+# after sqrt(c) log(18 c^2 n^2 / SLACK^2) steps at a condition c: enough up to 10^9 records, whatever they are.
+MOST_CONDITION = 1e6
+FARTHEST = 1e4  # a start, from zero, in features of norm 1: what a server sends may be anything
 
 
 @component("trainer/output_perturbation")
@@ -34,7 +38,9 @@ class OutputPerturbation(OneRound):
     most ``slope``, so taking a record out moves the head by at most ``slope / (n ridge)`` (their section 3.1); the way
     is sent in a unit in which n times that is ``clip_norm``, and the Gaussian noise and its account are those of a
     step in which all take part. The minimum is found in float64 to a gradient of ``SLACK slope / n``, by which each
-    of two neighbours' heads may be ``SLACK`` of that bound off: the unit has both.
+    of two neighbours' heads may be ``SLACK`` of that bound off: the unit has both. Where the
+    start is at most ``FARTHEST``, what float64 rounds is less than ``float32_slack`` has room for in the noise; a server
+    that sends another is refused, since logits that are rounded to whole numbers are no convex function's.
 
     The ridge is public, the same at every hospital, and follows from the plan: with e the norm of the noise on the mean
     head at a ridge of 1, were it one hospital's, it is ``ridge + ridge_noise e^(2/3)``. What noise costs falls with
@@ -66,9 +72,15 @@ class OutputPerturbation(OneRound):
         super().check_round(num_rounds, federation, protected)
 
     def trained_module(self, network: nn.Module, objective: Objective) -> nn.Module:
-        """The head itself, where it is linear and its loss is known."""
+        """The head itself, where it is linear, its loss is known and its minimum is found whatever the records."""
         self.linear_layer(network)
-        slope_and_curvature(objective, self.feature_norm)
+        least = slope_and_curvature(objective, self.feature_norm)[1] / MOST_CONDITION
+        if self.ridge < least:
+            raise ConfigError(
+                f"trainer.ridge={self.ridge:g}: accepted with this model and trainer.feature_norm="
+                f"{self.feature_norm:g} is at least {least:.3g}; below that it depends on records whether a minimum is "
+                "found"
+            )
         return network
 
     def solved(self, network: nn.Module, objective: Objective, average: Tensors, plan: PrivacyPlan) -> Tensors:
@@ -109,6 +121,12 @@ class Ways:
         self, record_loss: RecordLoss, objective: Objective, trainer: OutputPerturbation, plan: ClientPlan
     ) -> None:
         self.record_loss, self.objective, self.trainer, self.plan = record_loss, objective, trainer, plan
+        length = math.hypot(*(float(start.detach().double().norm()) for start in record_loss.parameters()))
+        if not length <= FARTHEST / max(1.0, trainer.feature_norm):
+            raise PrivacyError(
+                f"the server's model is {length:g} long: accepted with trainer={trainer.name} and trainer.feature_norm="
+                f"{trainer.feature_norm:g} is at most {FARTHEST / max(1.0, trainer.feature_norm):g}"
+            )
 
     def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
         """``float64``, one tensor for each parameter; raises NonFiniteGradientError where no minimum is found.

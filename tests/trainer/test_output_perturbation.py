@@ -16,7 +16,7 @@ from medx.privacy.base import ClientPlan, PrivacyPlan, SampledGaussian
 from medx.privacy.mechanisms import NoPrivacy
 from medx.privacy.units import CLIENT, PATIENT, RECORD
 from medx.randomness import derive_key, torch_generator
-from medx.schema import ConfigError
+from medx.schema import ConfigError, PrivacyError
 from medx.trainer import output_perturbation
 from medx.trainer.gradients.record_loss import NonFiniteGradientError
 from medx.trainer.least_squares import noise_stddev
@@ -216,6 +216,49 @@ def test_no_records_send_nothing_and_what_is_not_finite_makes_the_hospital_absta
         inputs[3, 2] = bad
         with pytest.raises(NonFiniteGradientError):
             ways(make_trainer(), "binary", inputs, labels)
+
+
+def from_start(start: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor, feature_norm: float) -> torch.Tensor:
+    """What a hospital gives for the sum where the server's head is ``start``."""
+    module = started("binary")
+    with torch.no_grad():
+        module[0].weight.copy_(start)
+    return flat(make_trainer(ridge=0.03, feature_norm=feature_norm).clipped_gradient(
+        module, task("binary")[1], inputs, labels,
+        plan=planned(), state=ModelState.of(module), sample_generator=torch_generator(0), device=CPU,
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("feature_norm", [0.5, 4.0])
+def test_a_start_so_far_away_that_rounding_decides_is_refused_without_a_look_at_records(feature_norm: float) -> None:
+    """At 1e16 logits are whole numbers, which a record that moves the head by nearly nothing can tip for all others."""
+    inputs, labels = batch()
+    inputs[7, 0], direction = 0.0, torch.eye(FEATURES)[:1]  # this record's logit is 0 at any of these starts
+    farthest = output_perturbation.FARTHEST / max(1.0, feature_norm)
+    for length in (1.01 * farthest, 1e16, 1e38, math.inf, math.nan):
+        for records in (RECORDS, 0):
+            with pytest.raises(PrivacyError, match=r"the server's model is \S+ long: accepted with trainer=output_p"):
+                from_start(length * direction, inputs[:records], labels[:records], feature_norm)
+    rest = torch.arange(RECORDS) != 7
+    start = 0.99 * farthest * direction
+    moved = from_start(start, inputs, labels, feature_norm) - from_start(
+        start, inputs[rest], labels[rest], feature_norm
+    )
+    assert 0 < moved.norm() <= CLIP
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_ridge_so_small_that_it_depends_on_records_whether_a_minimum_is_found_is_refused(name: str) -> None:
+    """At the least one that is accepted a minimum is found for the hardest records, which all say the same."""
+    network, objective = head_of(task(name)[0]), task(name)[1]
+    least = slope_and_curvature(objective, 2.0)[1] / output_perturbation.MOST_CONDITION
+    make_trainer(ridge=1.001 * least, feature_norm=2.0).trained_module(network, objective)
+    with pytest.raises(ConfigError, match=r"trainer\.ridge=\S+: accepted .* trainer\.feature_norm=2 is at least \S+;"):
+        make_trainer(ridge=0.999 * least, feature_norm=2.0).trained_module(network, objective)
+    if name == "binary":
+        inputs, labels = torch.zeros(RECORDS, FEATURES), torch.ones(RECORDS).long()
+        inputs[:, 0] = 2.0
+        assert ways(make_trainer(ridge=1.001 * least, feature_norm=2.0), name, inputs, labels).any()
 
 
 def test_what_it_does_not_fit_is_refused() -> None:
