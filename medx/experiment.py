@@ -208,6 +208,7 @@ def make_context(
             aggregation=aggregation_result(job),
             weights=weights_of(experiment.model),
             personal=experiment.personalisation.told,
+            bounds=experiment.trainer.bounds,
         ),
         plan_rows=summarise(job.plan),
         partition_rows=partition_table(list(prepared.parts), splits.train.labels, splits.class_names),

@@ -59,6 +59,7 @@ def finish(
         noise=outcome.noise,
         weights=weights,
         personal=setup.personalisation.told,
+        bounds=setup.trainer.bounds,
     )
     checkpoint = export(job, prepared, measured, privacy, module)
     return ExperimentResult(

@@ -29,7 +29,7 @@ ROWS: dict[tuple[str, bool], tuple[str, str]] = {
         "the same; epsilon, whoever colludes",
     ),
     ("distributed_dp", False): (
-        "every hospital's clipped sum under its own share of the noise: it is trusted. Its epsilon is in the statement",
+        "every hospital's sum under its own share of the noise: it is trusted. Its epsilon is in the statement",
         "the noised sum: epsilon, or less, for the outside; all other hospitals together: a larger epsilon, in the "
         "statement",
     ),

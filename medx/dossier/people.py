@@ -13,9 +13,9 @@ from medx.report.words import MIXES
 from medx.results import Interval
 
 ADDS = {
-    "local_dp": "Each hospital cut what any {unit} can change and added noise before anything left it.",
-    "distributed_dp": "Each hospital cut what any {unit} can change and added its share of noise; only the sum of all "
-    "hospitals' answers carries the whole noise.",
+    "local_dp": "Each hospital {cut} what any {unit} can change and added noise before anything left it.",
+    "distributed_dp": "Each hospital {cut} what any {unit} can change and added its share of noise; only the sum of "
+    "all hospitals' answers carries the whole noise.",
     "central_dp": "What any hospital can change was cut, and noise was added to the sum of the hospitals' answers.",
     "none": "No noise was added to anything.",
 }
@@ -95,7 +95,8 @@ def _rounds(run: Subject) -> str | None:
 
 def _noise(run: Subject) -> str | None:
     words = ADDS.get(run.result.privacy.mechanism)
-    return None if words is None else words.format(unit=run.unit)
+    cut = "bounded" if run.option("trainer") == "output_perturbation" else "cut"  # by a ridge: nothing is clipped
+    return None if words is None else words.format(unit=run.unit, cut=cut)
 
 
 def _pixels(run: Subject) -> str | None:

@@ -23,15 +23,18 @@ def privacy_result(
     noise: NoiseMeasured | None = None,
     weights: PublicWeights | None = None,
     personal: tuple[str, str] | None = None,
+    bounds: str | None = None,
 ) -> PrivacyResult:
     """The guarantee of a run, composed over exactly the steps that its clients executed.
 
     ``baselines`` are the events of other models that were trained on a client's records, by client. ``noise`` is what
     it was like as it was added, where this process has seen that; ``weights`` are public ones that the model uses, and
-    ``personal`` what is said of personal models.
+    ``personal`` what is said of personal models; ``bounds`` is what the trainer says.
     """
     clients = [_executed(plan, client, steps.get(client.client, 0)) for client in plan.clients]
-    states = partial(statement, plan, synthetic, aggregation=aggregation, weights=weights, personal=personal)
+    states = partial(
+        statement, *(plan, synthetic), aggregation=aggregation, weights=weights, personal=personal, bounds=bounds
+    )
     common: dict[str, Any] = {"mechanism": plan.mechanism.name, "clients": clients, "aggregation": aggregation}
     if not plan.private:
         return PrivacyResult(**common, epsilon=None, meaning=nothing_kept(), statement=states())

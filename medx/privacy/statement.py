@@ -22,6 +22,7 @@ NOISE = {
     f"{STUDY_ONLY}, not for release",
     "system": "drawn from the operating system: nobody can make it again; fit for release",
 }
+ADDED = "each hospital adds Gaussian noise before anything leaves"
 
 
 def statement(
@@ -33,16 +34,18 @@ def statement(
     noise: NoiseMeasured | None = None,
     weights: PublicWeights | None = None,
     personal: tuple[str, str] | None = None,
+    bounds: str | None = None,
 ) -> str:
     """About twenty lines of text; of the plan, or where something was ``spent`` of that, with ``noise`` as added.
 
-    ``personal`` are the option of personal models and what it says of them.
+    ``personal`` are the option of personal models and what it says of them; ``bounds`` is what the trainer says.
     """
     shared = plan.shared_noise
     secure = aggregation.secure if aggregation else shared is not None and not shared.trusted_aggregator
     sees = f"Who sees what: {plan.mechanism.sees[secure]}."
     lines = ["Privacy statement"]
-    lines += _guarantee(plan, spent or Spending.planned(plan), sees, noise) if plan.private else _nothing(sees)
+    what = plan.mechanism.what if bounds is None else f"{bounds}; {plan.mechanism.what if shared else ADDED}"
+    lines += _guarantee(plan, spent or Spending.planned(plan), what, sees, noise) if plan.private else _nothing(sees)
     if aggregation is not None and aggregation.secure:
         lines += _aggregation(aggregation, noised=plan.private)
     if weights is not None:
@@ -66,12 +69,12 @@ def _added(noise: NoiseMeasured | None, executed: bool) -> list[str]:
     return ["As it was added, its size and tail, and what coordinates, rounds and hospitals share, are as planned."]
 
 
-def _guarantee(plan: PrivacyPlan, spent: Spending, sees: str, noise: NoiseMeasured | None) -> list[str]:
+def _guarantee(plan: PrivacyPlan, spent: Spending, what: str, sees: str, noise: NoiseMeasured | None) -> list[str]:
     assert plan.unit is not None
     return [
         f"Unit: {plan.unit.what}; neighbouring data sets {plan.unit.adjacency}. How many records a hospital has is "
         f"public, so what is proved concerns content, not presence. {plan.unit.patient}",
-        f"Mechanism: {plan.mechanism.what}.",
+        f"Mechanism: {what}.",
         *_mean(plan),
         f"Guarantee as {'executed' if spent.executed else 'planned'}: {_epsilons(spent)}, delta {plan.delta:g}; "
         f"{_target(plan, spent.executed)}.",

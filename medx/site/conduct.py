@@ -172,7 +172,12 @@ def _context(held: Conduct, side: Place) -> RunContext:
         synthetic=study.synthetic,
         public=study.synthetic,
         warning=job.plan.warning,
-        statement=statement(job.plan, study.synthetic, aggregation=sums, weights=weights_of(job.setup.model)),
+        statement=statement(
+            *(job.plan, study.synthetic),
+            aggregation=sums,
+            weights=weights_of(job.setup.model),
+            bounds=job.setup.trainer.bounds,
+        ),
         plan_rows=summarise(job.plan),
         partition_rows=[{"hospital": each.name, "records": each.num_records} for each in study.hospitals],
     )
@@ -192,7 +197,9 @@ def _concluded(held: Conduct, side: Place, server: SiteServer, outcome: Outcome)
             log.warning("the receipt of %s shows %d steps of %d", receipt.hospital, receipt.steps, least)
         steps = steps | {client: max(receipt.steps, least)} if job.plan.private else steps
     weights = weights_of(job.setup.model)
-    privacy = privacy_result(job.plan, steps, study.synthetic, aggregation_result(job), weights=weights)
+    privacy = privacy_result(
+        *(job.plan, steps, study.synthetic, aggregation_result(job)), weights=weights, bounds=job.setup.trainer.bounds
+    )
     module = build_network(job.setup, study.spec)
     module.load_state_dict(module.state_dict() | solved(job, module, state.average.tensors()))
     measured = _measured(held, server, outcome)

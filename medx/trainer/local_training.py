@@ -65,6 +65,7 @@ class Trainer:
     warmup_steps: Annotated[int, Ge(0)]
 
     sums_gradients: ClassVar[bool] = True  # what a client sends is made of clipped gradients of its records
+    bounds: ClassVar[str | None] = None  # for the statement, what bounds a record where that is no clipping
 
     def __post_init__(self) -> None:
         if self.expected_batch_size is not None and self.sampling_probability is not None:

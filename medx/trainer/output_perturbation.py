@@ -38,9 +38,9 @@ class OutputPerturbation(OneRound):
     most ``slope``, so taking a record out moves the head by at most ``slope / (n ridge)`` (their section 3.1); the way
     is sent in a unit in which n times that is ``clip_norm``, and the Gaussian noise and its account are those of a
     step in which all take part. The minimum is found in float64 to a gradient of ``SLACK slope / n``, by which each
-    of two neighbours' heads may be ``SLACK`` of that bound off: the unit has both. Where the
-    start is at most ``FARTHEST``, what float64 rounds is less than ``float32_slack`` has room for in the noise; a server
-    that sends another is refused, since logits that are rounded to whole numbers are no convex function's.
+    of two neighbours' heads may be ``SLACK`` of that bound off: the unit has both. What float64 rounds is less than the
+    noise has room for (``float32_slack``) where the start is no farther than ``FARTHEST``. A server that sends another
+    is refused: logits that are rounded to whole numbers are no convex function's, and a record can tip all others'.
 
     The ridge is public, the same at every hospital, and follows from the plan: with e the norm of the noise on the mean
     head at a ridge of 1, were it one hospital's, it is ``ridge + ridge_noise e^(2/3)``. What noise costs falls with
@@ -54,6 +54,10 @@ class OutputPerturbation(OneRound):
 
     name: ClassVar[str] = "output_perturbation"
     sums_gradients: ClassVar[bool] = False
+    bounds: ClassVar[str | None] = (
+        "output perturbation (Chaudhuri et al. 2011): each hospital trains its own head to the end, and no gradient is "
+        "clipped: features are cut to a norm, and a ridge bounds what one record moves"
+    )
     fixed: ClassVar[Mapping[str, Any]] = {
         **OneRound.fixed,
         "expected_batch_size": None,

@@ -39,6 +39,14 @@ def test_what_was_cut_is_of_the_unit() -> None:
     assert "cut what any image" not in sentences({"privacy.mechanism": "central_dp", "privacy.unit": "client"})
 
 
+def test_nothing_is_said_to_be_cut_where_a_ridge_bounds_what_an_image_can_change() -> None:
+    trained: Changes = {"config.trainer": {"_target_": "medx.trainer.output_perturbation.OutputPerturbation"}}
+    for mechanism in ("local_dp", "distributed_dp"):
+        said = sentences({"privacy.mechanism": mechanism}, trained)
+        assert "bounded what any image can change" in said
+        assert "cut what" not in said
+
+
 def test_the_noise_of_a_sum_is_not_called_a_hospitals() -> None:
     def note(changes: Changes) -> str:
         (sites,) = [each for each in make_run(ready(changes)).chapters if each.key == "sites"]

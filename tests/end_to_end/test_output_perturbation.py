@@ -32,6 +32,12 @@ def test_one_release_is_executed_and_epsilon_is_its(tmp_path: Path) -> None:
         composed = [*result.privacy.clients, *result.privacy.baselines]
         assert 4 < recompute(composed, result.privacy.delta)["pld"] <= 5.001
         assert set(result.baselines) == {"local_only", "centralized"}
+        (line,) = re.findall("^Mechanism: .*", result.privacy.statement, re.MULTILINE)
+        assert "output perturbation (Chaudhuri et al. 2011)" in line
+        assert "no gradient is clipped" in line
+        assert ("each hospital adds Gaussian noise" in line) == (place == "local")
+        assert ("hospitals add shares of the noise" in line) == (place == "sum")
+        assert "DP-SGD" not in result.privacy.statement
 
 
 def test_a_secure_sum_without_noise_is_the_mean_of_hospitals_heads(tmp_path: Path) -> None:
