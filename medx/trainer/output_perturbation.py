@@ -85,7 +85,28 @@ class OutputPerturbation(OneRound):
                 f"{self.feature_norm:g} is at least {least:.3g}; below that it depends on records whether a minimum is "
                 "found"
             )
+        if not self._starts_near(network):
+            raise ConfigError(
+                f"model: its head starts farther from zero than {self.farthest:g}, what is accepted with trainer="
+                f"{self.name} and trainer.feature_norm={self.feature_norm:g}; model.phantom_start is what it goes with"
+            )
         return network
+
+    @property
+    def farthest(self) -> float:
+        """How long a model may be that is started from."""
+        return FARTHEST / max(1.0, self.feature_norm)
+
+    def refuse_far(self, network: nn.Module) -> None:
+        """Raise PrivacyError where the server's model is longer than that, or is not finite."""
+        if not self._starts_near(network):
+            raise PrivacyError(
+                f"the server's model is not finite or too long: accepted with trainer={self.name} and "
+                f"trainer.feature_norm={self.feature_norm:g} is a length of at most {self.farthest:g}"
+            )
+
+    def _starts_near(self, network: nn.Module) -> bool:
+        return math.hypot(*(float(start.detach().double().norm()) for start in network.parameters())) <= self.farthest
 
     def solved(self, network: nn.Module, objective: Objective, average: Tensors, plan: PrivacyPlan) -> Tensors:
         """The mean head: what was sent, out of its unit."""
@@ -115,6 +136,7 @@ class OutputPerturbation(OneRound):
     def _sums(
         self, record_loss: RecordLoss, objective: Objective, plan: ClientPlan, generator: torch.Generator | None
     ) -> GradientMode:
+        self.refuse_far(record_loss.module)
         return Ways(record_loss, objective, self, plan)
 
 
@@ -125,12 +147,6 @@ class Ways:
         self, record_loss: RecordLoss, objective: Objective, trainer: OutputPerturbation, plan: ClientPlan
     ) -> None:
         self.record_loss, self.objective, self.trainer, self.plan = record_loss, objective, trainer, plan
-        length = math.hypot(*(float(start.detach().double().norm()) for start in record_loss.parameters()))
-        if not length <= FARTHEST / max(1.0, trainer.feature_norm):
-            raise PrivacyError(
-                f"the server's model is {length:g} long: accepted with trainer={trainer.name} and trainer.feature_norm="
-                f"{trainer.feature_norm:g} is at most {FARTHEST / max(1.0, trainer.feature_norm):g}"
-            )
 
     def clipped_sum(self, inputs: torch.Tensor, labels: torch.Tensor, clip_norm: float) -> list[torch.Tensor]:
         """``float64``, one tensor for each parameter; raises NonFiniteGradientError where no minimum is found.

@@ -237,8 +237,12 @@ def test_a_start_so_far_away_that_rounding_decides_is_refused_without_a_look_at_
     farthest = output_perturbation.FARTHEST / max(1.0, feature_norm)
     for length in (1.01 * farthest, 1e16, 1e38, math.inf, math.nan):
         for records in (RECORDS, 0):
-            with pytest.raises(PrivacyError, match=r"the server's model is \S+ long: accepted with trainer=output_p"):
+            with pytest.raises(PrivacyError, match=r"the server's model is not finite or too long: .* at most \S+$"):
                 from_start(length * direction, inputs[:records], labels[:records], feature_norm)
+    network = head_of(task("binary")[0])
+    network[0].weight.data.copy_(1.01 * farthest * direction)
+    with pytest.raises(ConfigError, match=r"model: its head starts farther from zero than \S+, .*model\.phantom_start"):
+        make_trainer(feature_norm=feature_norm).trained_module(network, task("binary")[1])
     rest = torch.arange(RECORDS) != 7
     start = 0.99 * farthest * direction
     moved = from_start(start, inputs, labels, feature_norm) - from_start(
