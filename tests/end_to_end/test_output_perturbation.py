@@ -46,7 +46,8 @@ def test_a_secure_sum_without_noise_is_the_mean_of_hospitals_heads(tmp_path: Pat
     for place, more in (("plain", ()), ("secure", ("aggregation=secure",))):
         folder = run(tmp_path / place, "privacy=none", *more).folder
         tensors.append(read_tensors(folder / "checkpoints" / "round_00001" / "tensors.safetensors")[0])
-    assert 0 <= (tensors[0]["state/0.weight"] - tensors[1]["state/0.weight"]).abs().max() < 1e-5
+    plain, secure = (each["state/0.weight"] for each in tensors)
+    assert 0 < (plain - secure).abs().max() < 0.002 * plain.abs().max()
 
     ran = run(
         tmp_path / "pooled",
