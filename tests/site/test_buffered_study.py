@@ -2,8 +2,9 @@
 
 import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -36,11 +37,18 @@ def covered(example: Example, study: Study, result: ExperimentResult) -> None:
     assert [client.steps for client in result.privacy.clients] == charged(example, study)
 
 
+@dataclass
+class Heard:
+    """``sums`` are what hospitals released, by the key of its noise; ``models`` what they began from, by place."""
+
+    sums: defaultdict[bytes, set[bytes]] = field(default_factory=lambda: defaultdict(set))
+    models: defaultdict[tuple[int, int], set[bytes]] = field(default_factory=lambda: defaultdict(set))
+
+
 @pytest.fixture
-def released(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, set[bytes]]:
-    """What hospitals release while a test runs, by the key of the noise that is in it."""
-    keyed, released = medx.federation.hospital.secret_key, dict[bytes, set[bytes]]()
-    train, last = Hospital.train, list[bytes]()
+def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
+    """All releases while a test runs."""
+    keyed, train, heard, last = medx.federation.hospital.secret_key, Hospital.train, Heard(), list[bytes]()
 
     def listening(job: Job, purpose: str, *keys: Any) -> bytes:
         key = keyed(job, purpose, *keys)
@@ -50,18 +58,18 @@ def released(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, set[bytes]]:
 
     def telling(self: Hospital, state: ModelState, number: int) -> ClientUpdate:
         update = train(self, state, number)
-        (key,) = last
-        released.setdefault(key, set()).add(update.state.hash())
+        heard.sums[last[0]].add(update.state.hash())
+        heard.models[self.client, number].add(state.hash())
         return update
 
     monkeypatch.setattr(medx.federation.hospital, "secret_key", listening)
     monkeypatch.setattr(Hospital, "train", telling)
-    return released
+    return heard
 
 
 @pytest.mark.parametrize("source", ["seed", "system"])
 def test_restarts_at_random_moments_lose_nothing_and_put_no_noise_on_two_sums(
-    source: str, example: Example, monkeypatch: pytest.MonkeyPatch, released: dict[bytes, set[bytes]]
+    source: str, example: Example, monkeypatch: pytest.MonkeyPatch, heard: Heard
 ) -> None:
     """Executor, node, the run's server, or all of them, before or after an answer, in the middle of a buffer."""
     monkeypatch.setattr(coordinator, "AGAIN", 0.0)
@@ -83,9 +91,11 @@ def test_restarts_at_random_moments_lose_nothing_and_put_no_noise_on_two_sums(
     assert killed > 1
     covered(example, study, result)
     assert all(record.epsilon <= 10 for record in result.rounds), "no round states more than can have been begun"
-    assert all(len(sums) == 1 for sums in released.values()), "one noise on two sums"
-    if source == "system":
-        assert len(released) * 2 == sum(charged(example, study)), "each release has a noise of its own"
+    assert all(len(sums) == 1 for sums in heard.sums.values()), "one noise on two sums"
+    if source == "seed":
+        assert max(map(len, heard.models.values())) > 1, "one place in the plan with two models"
+    else:
+        assert len(heard.sums) * 2 == sum(charged(example, study)), "each release has a noise of its own"
 
 
 def test_an_answer_that_comes_twice_or_again_later_counts_once(
