@@ -47,7 +47,7 @@ from medx.results import (
     Together,
 )
 from medx.runtime import Runtime
-from medx.schema import CheckpointError, LedgerError, MedxError, Place, component, option_of
+from medx.schema import CheckpointError, ConfigError, LedgerError, MedxError, Place, component, option_of
 from medx.trainer.local_training import Trainer
 
 log = logging.getLogger(__name__)
@@ -171,8 +171,8 @@ def make_setup(experiment: Experiment, config: dict[str, Any], draw_key: str) ->
 
 def check_combination(experiment: Experiment, setup: Setup, prepared: Prepared, config: dict[str, Any]) -> None:
     """Refuse groups that do not go together, or not on this machine."""
-    experiment.runtime.check()
     virtual_speeds(experiment.runtime, setup.federation)
+    experiment.runtime.check()
     several = prepared.spec.task == "multilabel"
     setup.trainer.check(prepared.spec.num_classes, images=prepared.features is None, several=several)
     if experiment.select is not None:
@@ -243,7 +243,15 @@ def run_rounds(
 
 
 def virtual_speeds(runtime: Runtime, federation: Federation) -> tuple[float, ...] | None:
-    """The time that each hospital takes by a virtual clock; None where neither rounds nor a person ask for one."""
+    """The time that each hospital takes by a virtual clock; None where neither rounds nor a person ask for one.
+
+    Raises ConfigError where the real one would say who is late, and the result depend on the machine.
+    """
+    if isinstance(federation, FedBuff) and runtime.timeout is not None:
+        raise ConfigError(
+            f"runtime.timeout={runtime.timeout:g}: federation=fedbuff goes by a virtual clock in a simulation, where "
+            "nobody is late; accepted: null"
+        )
     alike = (1.0,) * federation.num_clients if isinstance(federation, FedBuff) else None
     return runtime.speeds_of(federation.num_clients) or alike
 

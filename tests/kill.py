@@ -36,6 +36,7 @@ MECHANISMS = {
     "distributed_dp, trusted": (*DISTRIBUTED, "aggregation=plain", "privacy.trusted_aggregator=true"),
     "central_dp": CENTRAL,
     "central_dp, secure sum": (*CENTRAL, "aggregation=secure"),
+    "local_dp, buffered": ("privacy=local_dp", "federation=fedbuff", "federation.buffer_size=2"),
 }
 ROUNDS = "federation.num_rounds=12"
 SOURCES = ("seed", "system")

@@ -16,6 +16,7 @@ from medx.federation.replies import Code, Failure, ReplyError, failure_of, line_
 from medx.trainer.state import ModelState
 
 POLL = 0.05  # seconds between two looks for answers of other machines
+AWAY = 1.0  # and for one that has gone
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Arrivals(Protocol):
         """Send these; nothing is waited for."""
         ...
 
-    def there(self, clients: list[int]) -> list[int]:
-        """Those of these who can be asked now."""
+    def there(self, clients: list[int], *, wait: bool) -> list[int]:
+        """Those of these who can be asked now; ``wait``, a while, for one of them."""
         ...
 
     def at_once(self) -> bool:
@@ -105,7 +106,7 @@ class VirtualArrivals:
         for each in asked:
             heapq.heappush(self._open, (each.due, each.client, each))
 
-    def there(self, clients: list[int]) -> list[int]:
+    def there(self, clients: list[int], *, wait: bool) -> list[int]:
         """All."""
         return clients
 
@@ -140,6 +141,7 @@ class RealArrivals:
         self._grid, self._nodes, self._timeout = grid, nodes, timeout
         self._open: dict[str, tuple[float, Asked]] = {}
         self._came: deque[Arrival] = deque()
+        self._patience: float = getattr(grid, "patience", 0.0)
         self._genuine: Callable[[Message], bool] = getattr(grid, "is_genuine", lambda answer: True)
 
     @property
@@ -159,10 +161,18 @@ class RealArrivals:
             else:
                 self._came.append(_silent(each))
 
-    def there(self, clients: list[int]) -> list[int]:
-        """Those whose node is there: to a question that finds none Flower gives an error, and forgets the answer."""
-        nodes = set(self._grid.get_node_ids())
-        return [client for client in clients if self._nodes[client] in nodes]
+    def there(self, clients: list[int], *, wait: bool) -> list[int]:
+        """Those whose node is there: to a question that finds none Flower gives an error, and forgets the answer.
+
+        Where nobody else is out, one that restarts is waited for, as long as the grid has patience.
+        """
+        deadline = time.monotonic() + (self._patience if wait and clients else 0.0)
+        while True:
+            nodes = set(self._grid.get_node_ids())
+            found = [client for client in clients if self._nodes[client] in nodes]
+            if found or time.monotonic() >= deadline:
+                return found
+            time.sleep(AWAY)
 
     def at_once(self) -> bool:
         """Whether one has come already."""
@@ -177,19 +187,29 @@ class RealArrivals:
         return self._came.popleft()
 
     def _look(self) -> None:
-        for reply in self._grid.pull_messages(list(self._open)):
-            known = self._open.pop(reply.metadata.reply_to_message_id, None)
-            if known is None:
-                continue
-            asked = known[1]
-            if reply.metadata.src_node_id == self._nodes[asked.client] and self._genuine(reply):
+        replies = [(self._own(reply), reply) for reply in self._grid.pull_messages(list(self._open))]
+        true = {reply.metadata.reply_to_message_id for own, reply in replies if own}
+        for own, reply in replies:
+            name = reply.metadata.reply_to_message_id
+            if name not in self._open or (name in true and not own):
+                continue  # one is there already; and a forged one takes no true one's place
+            asked = self._open.pop(name)[1]
+            if own:
                 self._came.append(read(asked, reply))
+            elif reply.has_error():  # of the network itself: the node has gone, or the message has ended
+                self._came.append(_silent(asked, line_of(reply.error.reason)))
             else:
                 forged = Failure(asked.client, Code.MALFORMED, f"an answer that is not client {asked.client}'s")
                 self._came.append(Arrival(asked, failure=forged))
         late = [name for name, (deadline, _) in self._open.items() if time.monotonic() > deadline]
         self._came.extend(_silent(self._open.pop(name)[1]) for name in late)
 
+    def _own(self, reply: Message) -> bool:
+        """Whether it answers what is open and comes from whoever was asked that."""
+        known = self._open.get(reply.metadata.reply_to_message_id)
+        return known is not None and reply.metadata.src_node_id == self._nodes[known[1].client] and self._genuine(reply)
 
-def _silent(asked: Asked) -> Arrival:
-    return Arrival(asked, failure=Failure(asked.client, Code.SILENT, f"no answer of client {asked.client} in time"))
+
+def _silent(asked: Asked, why: str = "") -> Arrival:
+    text = f"no answer of client {asked.client} in time" + (f": {why}" if why else "")
+    return Arrival(asked, failure=Failure(asked.client, Code.SILENT, text))

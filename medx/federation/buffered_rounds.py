@@ -17,10 +17,15 @@ from medx.federation.flower import wire_bytes
 from medx.federation.plain_rounds import DIVERGED, RoundAborted, RoundOutcome, check_enough
 from medx.federation.replies import Code, Failure
 from medx.federation.setup import Job
+from medx.schema import MedxError
 from medx.trainer.state import ModelState, Tensors
 
 log = logging.getLogger(__name__)
 ANSWER_TIME = 600.0  # seconds after which a hospital elsewhere counts as silent, where nobody says otherwise
+
+
+class NothingLeft(MedxError):
+    """Nobody has an answer of its plan left, and none has come to this round: the one before was the last."""
 
 
 @dataclass
@@ -47,9 +52,9 @@ class BufferedRounds:
     """A round is a full buffer: ``buffer_size`` answers, whatever models they began from.
 
     A hospital that has answered is given the newest model at once, and is asked for its next release; its plan has
-    ``num_rounds`` of them, which its ledger knows. The run is over when fewer hospitals have some left than fill a
-    buffer, or than ``min_clients``: nobody waits for the last ones. ``begun`` tells by client how many releases ledgers
-    show where a run is gone on with: none is begun twice.
+    ``num_rounds`` of them, which its ledger knows. The run is over when fewer of those that are there have some left
+    than fill a buffer, or than ``min_clients``: nobody waits for the last ones. ``begun`` tells by client how many
+    releases ledgers show where a run is gone on with: none is begun twice.
     """
 
     def __init__(
@@ -65,18 +70,19 @@ class BufferedRounds:
         self.timeout = ANSWER_TIME if timeout is None else timeout
         self.least = federation.buffer_size
         self.progress = Progress(0, {}, {})
+        self._here: set[int] = set()  # who takes part: of a run that is gone on with some may have stayed away
         self._out: set[int] = set()  # whose budget is spent: they are asked no more
         self._arrivals: Arrivals | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether no buffer can fill any more."""
+        """Whether no buffer can fill any more; never before the first has."""
         needed = max(self.federation.buffer_size, self.federation.min_clients)
-        return bool(self.progress.asked) and self._possible() < needed
+        return self.progress.version > 0 and self._possible() < needed
 
     def _possible(self) -> int:
-        left = [client for client, asked in self.progress.asked.items() if asked < self.federation.num_rounds]
-        return len((set(left) - self._out) | self.progress.open.keys())
+        left = {client for client in self._here if self.progress.asked[client] < self.federation.num_rounds}
+        return len((left - self._out) | self.progress.open.keys())
 
     def buffers(self) -> Tensors:
         """Who was asked how often, and what is out with whom: with it a resumed simulation is the same to the bit."""
@@ -112,8 +118,7 @@ class BufferedRounds:
     def run(self, grid: Grid, nodes: dict[int, int], server: ServerState, number: int) -> RoundOutcome:
         """Ask whoever is free, wait for a full buffer, and move the model by it."""
         started = time.perf_counter()
-        if self._arrivals is None:
-            self._arrivals = self._begin(grid, nodes)
+        assert self._arrivals is not None, "it has begun"
         found = self._filled(self._arrivals, nodes, server, number)
         trained = time.perf_counter()
         state = self._moved(server.state, found.used, number)
@@ -124,7 +129,7 @@ class BufferedRounds:
         return RoundOutcome(
             state=state,
             steps={client: times * self.job.plan.clients[client].steps_per_round for client, times in counted.items()},
-            answered=frozenset(answered),
+            answered=tuple(answered),
             clients=len(found.used),
             abstained=len(found.abstained),
             failed=len(found.failed),
@@ -134,12 +139,13 @@ class BufferedRounds:
             | ({} if now is None else {"virtual": now}),
         )
 
-    def _begin(self, grid: Grid, nodes: dict[int, int]) -> Arrivals:
+    def begin(self, grid: Grid, nodes: dict[int, int]) -> None:
         """Whose answers come when. What was out when the run stopped is asked for again where that releases the same.
 
         With noise of the system it would be another release: what was begun is lost then, and spent once.
         """
         kept = self.progress
+        self._here = set(nodes)
         kept.asked = dict.fromkeys(nodes, 0) | kept.asked
         again = self.job.plan.noise_source == "seed" or not self.job.plan.private
         if self.job.resumed and not again:
@@ -147,18 +153,17 @@ class BufferedRounds:
                 per_round = self.job.plan.events_per_round(self.job.plan.clients[client])
                 kept.asked[client] = max(kept.asked.get(client, 0), -(-steps // per_round))
         kept.open = {client: each for client, each in kept.open.items() if again and client in nodes}
-        arrivals: Arrivals
         if self.speeds is None:
-            arrivals = RealArrivals(grid, nodes, getattr(grid, "timeout", self.timeout))
+            self._arrivals = RealArrivals(grid, nodes, getattr(grid, "timeout", self.timeout))
         else:
-            arrivals = VirtualArrivals(grid, nodes, kept.now)
-        arrivals.ask(each for _, each in sorted(kept.open.items()))
-        return arrivals
+            self._arrivals = VirtualArrivals(grid, nodes, kept.now)
+        if not self.finished:
+            self._arrivals.ask(each for _, each in sorted(kept.open.items()))
 
     def _ask_the_free(self, arrivals: Arrivals, nodes: dict[int, int], state: ModelState) -> list[int]:
         kept, most = self.progress, self.federation.num_rounds
         free = [c for c in sorted(nodes) if c not in kept.open and c not in self._out and kept.asked[c] < most]
-        free = arrivals.there(free)
+        free = arrivals.there(free, wait=not kept.open)
         now = arrivals.now or 0.0
         for client in free:
             kept.asked[client] += 1
@@ -168,7 +173,10 @@ class BufferedRounds:
         return free
 
     def _filled(self, arrivals: Arrivals, nodes: dict[int, int], server: ServerState, number: int) -> "Filled":
-        """A full buffer, or a run's last answers, and what came beside; raises RoundAborted where there are none."""
+        """A full buffer, or a run's last answers, and what came beside.
+
+        Raises RoundAborted where there are none, and NothingLeft where that is because all plans or budgets are spent.
+        """
         found = Filled()
         while len(found.used) < self.federation.buffer_size:
             if found.used and not arrivals.at_once() and self._possible() < self.federation.min_clients:
@@ -176,10 +184,12 @@ class BufferedRounds:
             if not arrivals.at_once():  # whoever answers at the same time begins from the same model
                 found.newly += self._ask_the_free(arrivals, nodes, server.state)
             if not self.progress.open:
+                if self.finished and not found.used and all(each.code == Code.LEDGER for each in found.failed):
+                    raise NothingLeft(f"round {number}: nobody has an answer left")
                 self._check(found, server, number, len(nodes), least=self.federation.buffer_size)
             self._take(arrivals.next(), found, number)
             self.progress.now = arrivals.now or 0.0
-        self._check(found, server, number, len(nodes), least=0)
+            self._check(found, server, number, len(nodes), least=0)  # each abstention tells something: none beyond
         return found
 
     def _take(self, arrival: Arrival, found: "Filled", number: int) -> None:

@@ -101,7 +101,7 @@ class ClippedUpdates:
             return outcome
         return replace(
             outcome,
-            answered=frozenset(self.steps()),
+            answered=tuple(self.steps()),
             clients=round(self.expected),
             bytes_up=round(self.expected * 4 * self.plan.layout.size),
             bytes_down=round(self.expected * self._bytes_down),

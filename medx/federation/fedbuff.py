@@ -27,8 +27,8 @@ class FedBuff(Federation):
         super().__post_init__()
         if self.buffer_size > self.num_clients:
             raise ConfigError(
-                f"federation.buffer_size={self.buffer_size}: a buffer is filled by as many different hospitals, and "
-                f"there are {self.num_clients}; accepted: at most that"
+                f"federation.buffer_size={self.buffer_size}: more than there are hospitals, {self.num_clients}; "
+                "accepted: at most as many"
             )
         if self.fraction_clients != 1:
             raise ConfigError(

@@ -1,7 +1,7 @@
 """One round between the server and its clients: the plain way, through a Flower strategy."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,7 +36,7 @@ class RoundAborted(MedxError):
 class RoundOutcome:
     """The state after a round and what it took. ``steps`` are the releases that each client executed, at the most.
 
-    ``answered`` are the clients that sent something, and so must have entered the round in their ledgers.
+    ``answered`` are the clients that sent something, each as often as it did: so often it must be in their ledgers.
     """
 
     state: ModelState
@@ -46,7 +46,7 @@ class RoundOutcome:
     failed: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
-    answered: frozenset[int] = frozenset()
+    answered: Collection[int] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -86,7 +86,7 @@ class PlainRounds:
         return RoundOutcome(
             state=state,
             steps=self.charged(nodes, answers),
-            answered=frozenset(answers),
+            answered=tuple(answers),
             clients=len(usable),
             abstained=abstained,
             failed=len(failed),

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from flwr.serverapp import Grid
 from torch import nn
 from torch.func import functional_call
 
-from medx.federation.buffered_rounds import BufferedRounds
+from medx.federation.buffered_rounds import BufferedRounds, NothingLeft
 from medx.federation.checkpoint import ServerState, append_record, save_checkpoint
 from medx.federation.clipped_updates import drawn_clients
 from medx.federation.fedbuff import FedBuff
@@ -88,10 +89,16 @@ class Server:
         if self.on_round is not None and (server.round == 0 or known != set(server.charged)):
             # From here on these ledgers exist, so that a resume can tell a lost one from one that never was.
             save_checkpoint(self.job.folder / "checkpoints", server)
+        if isinstance(self.engine, BufferedRounds):
+            self.engine.begin(grid, nodes)
         for number in range(server.round + 1, self.job.setup.federation.updates + 1):
             if self.engine.finished:
                 return
-            server = self.one_round(grid, nodes, server, number)
+            try:
+                server = self.one_round(grid, nodes, server, number)
+            except NothingLeft as over:
+                log.info("%s", over)
+                return
             yield server
 
     def identify(self, grid: Grid) -> dict[int, int]:
@@ -166,10 +173,12 @@ class Server:
         return chosen if self._read and self.timeout is None else None
 
     def charged(self, before: dict[int, int], answered: Iterable[int]) -> dict[int, int]:
-        """The fewest releases that ledgers must show: one round's for each round that a client answered in."""
-        plan = self.job.plan
-        releases = {client: plan.events_per_round(plan.clients[client]) for client in answered}
-        return {client: count + releases.get(client, 0) for client, count in before.items()}
+        """The fewest releases that ledgers must show: one round's for each answer of a client."""
+        plan, times = self.job.plan, Counter(answered)
+        return {
+            client: count + times[client] * plan.events_per_round(plan.clients[client])
+            for client, count in before.items()
+        }
 
     def choose(self, clients: list[int], number: int) -> list[int]:
         """The clients of a round, drawn with the seed; all of them where the fraction is one."""

@@ -81,7 +81,7 @@ class SumRounds:
         outcome = RoundOutcome(
             state=new,
             steps=self.steps(summed),
-            answered=frozenset(summed.answered),
+            answered=tuple(summed.answered),
             clients=len(summed.survivors),
             abstained=summed.abstained,
             failed=len(nodes) - len(summed.survivors),

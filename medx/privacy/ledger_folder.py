@@ -5,11 +5,13 @@ images; the key lies beside the ledgers, at the hospital, so that a digest alone
 left out: a record with another label is the same record.
 """
 
+import errno
 import hashlib
+import os
 import secrets
 import sqlite3
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -53,13 +55,25 @@ NO_COPY = "an older copy in its place would forget what was spent since: count t
 
 
 def check_header(path: Path) -> None:
-    """Refuse what is no SQLite file before SQLite sees it, which would take an empty file for a new database."""
+    """Refuse what is no SQLite file before it is used: SQLite would take an empty file for a new database.
+
+    SQLite itself reads it. Whoever closes a descriptor of a file drops all locks that this process has on it (POSIX),
+    and with them what keeps another process that looks at the ledger from taking away the journal that is being written
+    to: what is entered after that is lost (SQLite, "How to corrupt", 2.2).
+    """
     try:
-        with path.open("rb") as file:
-            header = file.read(16)
+        empty = path.stat().st_size == 0
+        if not os.access(path, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0)) as database:
+            database.execute("PRAGMA schema_version")
     except OSError as error:
         raise LedgerError(f"ledger {path} cannot be read: {error.strerror}") from error
-    if header != b"SQLite format 3\x00":
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN:
+            raise LedgerError(f"ledger {path} cannot be read: {error}") from error
+        empty = error.sqlite_errorcode == sqlite3.SQLITE_NOTADB  # others are for whoever uses it: locked, or damaged
+    if empty:
         raise LedgerError(f"ledger {path} is not a privacy ledger; {NO_COPY}")
 
 

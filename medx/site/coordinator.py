@@ -63,16 +63,16 @@ class SiteServer(Server):
         """Releases by hospital, at the most: those it came with, and as many as it was asked for since.
 
         A hospital that is away when a study is gone on with may have been asked just before the server was stopped:
-        all that it has reserved is counted for it.
+        all that it has reserved is counted for it, which is as much as any ledger lets its hospital begin.
         """
         assert self.grid is not None
         counts = {}
         for plan in self.job.plan.clients:
             asked = self.grid.asked.get(self.nodes.get(plan.client, 0), 0) * self.job.plan.events_per_round(plan)
-            known = self.begun.get(plan.client, 0) + asked
+            known, most = self.begun.get(plan.client, 0) + asked, self.job.plan.reserved_events(plan)
             if plan.client not in self.nodes and self.job.resumed:
-                known = self.job.plan.reserved_events(plan)
-            counts[plan.client] = max(known, answered.get(plan.client, 0))
+                known = most
+            counts[plan.client] = min(max(known, answered.get(plan.client, 0)), most)
         return counts
 
     def rounds(self, grid: Grid, server: ServerState) -> Any:

@@ -129,7 +129,7 @@ class Patient(PassingOn):
         look_again_soon()
         super().__init__(grid)
         self.timeout = timeout
-        self._patience = patience
+        self.patience = patience
         self.is_genuine = genuine
         self.asked: Counter[int] = Counter()
 
@@ -158,7 +158,7 @@ class Patient(PassingOn):
 
     def wait_for(self, nodes: set[int]) -> None:
         """Wait, as long as patience has it, until these nodes are there."""
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self.patience
         while not nodes <= set(self.get_node_ids()) and time.monotonic() < deadline:
             time.sleep(1)
 

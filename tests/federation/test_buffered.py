@@ -222,6 +222,7 @@ def test_a_hospital_that_is_asked_for_more_than_its_plan_refuses(
         (("federation.buffer_size=9",), "federation.buffer_size=9"),
         (("federation.fraction_clients=0.5",), "asks whoever is free"),
         (("attack=standard",), "attack=standard: federation=fedbuff: an audit hears rounds"),
+        (("runtime=ray", "runtime.num_cpus=1", "runtime.timeout=9"), "runtime.timeout=9: federation=fedbuff goes by a"),
         (("runtime.speeds=[1,2]",), "runtime.speeds=[1.0, 2.0]: accepted: 4 numbers"),
     ],
 )

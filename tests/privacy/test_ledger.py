@@ -281,6 +281,25 @@ def test_a_ledger_that_may_not_be_read_or_made_says_so(path, monkeypatch):
         assert not re.search("corrupt|damaged|remove|delete", str(refused.value))
 
 
+LOOKS = """
+import sqlite3, sys
+print(sqlite3.connect(sys.argv[1]).execute("SELECT total(steps) FROM rounds").fetchone())
+"""
+
+
+@pytest.mark.parametrize("opened_again", [False, True])
+def test_another_process_that_looks_at_a_ledger_takes_no_entry_away(ledger, path, opened_again):
+    """Where the ledger was opened twice here, who closed it elsewhere took its journal, and all entries after."""
+    ledger.reserve(asked(steps=60, noise_source="system"), delta=DELTA, budget=None)
+    if opened_again:
+        PrivacyLedger(path, create=False).close()
+    for number in (1, 2):
+        ledger.begin_round("run", number, 6, release=MODEL)
+        said = subprocess.run([sys.executable, "-c", LOOKS, str(path)], capture_output=True, text=True, check=True)
+        assert said.stdout == f"({6.0 * number},)\n"
+    assert ledger.executed("run") == [(STEP, 12)]
+
+
 def test_another_model_in_a_seeded_round_is_another_release(ledger):
     """Its noise must not be free: two releases under one noise tell what they differ in."""
     ledger.reserve(asked(steps=12), delta=DELTA, budget=None)

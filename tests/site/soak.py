@@ -45,6 +45,15 @@ FAULTS = ("kill executor", "kill executor", "freeze executor", "kill node", "kil
 FROZEN = (5, 5, 80)  # seconds; Flower gives a task up after 60
 CUT = (5, 20, 45)  # seconds
 MOST_TRIES = 40
+KINDS = {
+    "fedavg": ("privacy=distributed_dp", "aggregation=secure"),
+    "fedbuff": (
+        "federation=fedbuff",
+        "federation.buffer_size=2",
+        "privacy=local_dp",
+        "trainer.expected_batch_size=null",
+    ),
+}
 
 
 class Kept:
@@ -146,6 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.site.soak", description=__doc__)
     parser.add_argument("--hospitals", type=int, default=len(NAMES), choices=range(3, len(NAMES) + 1))
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--federation", choices=("fedavg", "fedbuff"), default="fedavg")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=float, default=25.0, help="seconds between two faults, in the mean")
     parser.add_argument("--faults", type=int, help="as many, and then none; as long as it runs, if not given")
@@ -157,9 +167,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         names, host = NAMES[: options.hospitals], wires.HUB if options.cut else HERE
         example = make_example(Path(folder), free_port(len(names)), names=names, host=host, total_epsilon=TOTAL)
+        for name in names:
+            if options.federation == "fedbuff":
+                trusted = example.consortium.coordinator
+                example.set_policy(name, total_epsilon=TOTAL, secure_aggregation=False, trusted_server=trusted)
         running = start(example, stack, cut=options.cut)
-        study = study_of(example, "privacy=distributed_dp", "aggregation=secure", "trainer.sampling_probability=0.3",
-                         "noise=system", f"federation.num_rounds={options.rounds}", "privacy.epsilon=8",
+        study = study_of(example, *KINDS[options.federation], "trainer.sampling_probability=0.3", "noise=system",
+                         f"federation.num_rounds={options.rounds}", "privacy.epsilon=8",
                          f"privacy.spare_rounds={options.rounds}", rehearsal=False)  # fmt: skip
         approve(example, study)
         plague = threading.Thread(target=running.trouble, args=(options.seed, options.every, most))
@@ -170,7 +184,8 @@ def main() -> None:
         finally:
             running.over.set()
             plague.join()
-        lost = losses(example, study, result, options.rounds)
+        buffered = options.federation == "fedbuff"  # how many its updates are depends on who was faster
+        lost = losses(example, study, result, None if buffered else options.rounds)
         if options.faults is not None and running.counts.total() < options.faults:
             lost.append(f"{running.counts.total()} faults of {options.faults}: it needs more rounds")
         tell(running, result, tries, time.monotonic() - began, lost)
@@ -181,6 +196,7 @@ def tell(running: Running, result: ExperimentResult, tries: int, took: float, lo
     memory, counts = running.memory or [0.0], running.counts
     grown = memory[-1] - memory[len(memory) // 4] if len(memory) > 8 else 0.0
     print(f"{len(result.rounds)} rounds in {took:.0f} s, {tries} submissions, {counts.total()} faults {dict(counts)}")
+    print(f"releases by hospital {[client.steps for client in result.privacy.clients]}")
     print(f"epsilon {result.privacy.epsilon:.3f}; largest executor {max(memory):.0f} MB, grown by {grown:.0f} MB")
     print("\n".join(lost) or "nothing was lost")
 
@@ -226,9 +242,9 @@ def until_finished(example: Example, study: Study) -> tuple[ExperimentResult, in
     raise SystemExit(f"not finished after {MOST_TRIES} submissions")
 
 
-def losses(example: Example, study: Study, result: ExperimentResult, rounds: int) -> list[str]:
-    """What does not agree, in words."""
-    lost = [] if len(result.rounds) == rounds else [f"{len(result.rounds)} rounds of {rounds}"]
+def losses(example: Example, study: Study, result: ExperimentResult, rounds: int | None) -> list[str]:
+    """What does not agree, in words; ``rounds`` is how many there must be, None where that is not known before."""
+    lost = [] if rounds in (None, len(result.rounds)) else [f"{len(result.rounds)} rounds of {rounds}"]
     signed_for = json.loads((run_folder(example.coordinator, study) / "receipts.json").read_text())
     receipts = {each["receipt"]["hospital"]: each["receipt"] for each in signed_for}
     answered = load_checkpoint(run_folder(example.coordinator, study) / "checkpoints").charged

@@ -306,13 +306,13 @@ def test_twenty_restarts_at_random_moments_lose_nothing(example: Example, own: t
 
 
 def restarting(
-    example: Example, grid: Wire, draw: random.Random, faults: list[str]
+    example: Example, grid: Wire, draw: random.Random, faults: list[str], most: int = 20
 ) -> Callable[[Message, Context], Message]:
-    """The delivery of messages with faults between them, twenty in all."""
+    """The delivery of messages with faults between them, ``most`` in all."""
 
     def deliver(message: Message, context: Context) -> Message:
         number, late = context.node_id - 2, draw.random() < 0.5
-        struck = len(faults) < 20 and draw.random() < 0.3
+        struck = len(faults) < most and draw.random() < 0.3
         if not struck:
             return grid.deliver(message, context)
         if late:
