@@ -18,6 +18,7 @@ import medx.outcome
 from medx import personal
 from medx.api import composed
 from medx.attacks.audit import audit
+from medx.federation.checkpoint import load_checkpoint
 from medx.federation.hospital import Hospital
 from medx.federation.setup import build_module
 from medx.model.export import load_model
@@ -399,24 +400,39 @@ def test_what_does_not_go_together_is_refused_in_one_line(tmp_path: Path) -> Non
         assert says in call(tmp_path / "refused", *overrides, base=base).refusal, overrides
 
 
-def test_on_ray_hospitals_keep_the_same(tmp_path: Path) -> None:
-    """A worker is another process: what it keeps lies in the run's folder, not in its memory."""
+def test_on_ray_hospitals_keep_the_same_and_buffers_fill_as_here(tmp_path: Path) -> None:
+    """A worker is another process: what a hospital keeps lies in the run's folder, and who is faster does not matter.
+
+    Both in one run, as Ray takes its time to start.
+    """
     pytest.importorskip("ray")
-    option = ("personalisation=mr_mtl", "personalisation.mean_pull=0.1", "federation.num_rounds=3")
-    here = run(tmp_path / "here", *option)
-    arguments = (*TINY, *option, "runtime=ray", "runtime.num_cpus=1", f"hydra.run.dir={tmp_path / 'there'}")
-    overrides = {part.split("=", 1)[0]: part for part in arguments}.values()
+    option = (
+        "personalisation=mr_mtl",
+        "personalisation.mean_pull=0.1",
+        "federation=fedbuff",
+        "federation.buffer_size=2",
+    )
+    here = run(tmp_path / "here", *option, "federation.num_rounds=3")
+    arguments = (*TINY, *option, "federation.num_rounds=3", "runtime=ray", "runtime.num_cpus=2")
+    overrides = {part.split("=", 1)[0]: part for part in (*arguments, f"hydra.run.dir={tmp_path / 'there'}")}.values()
     command = [sys.executable, "-c", SHORT, *overrides]
     there = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert there.returncode == 0, there.stderr
+    second = ExperimentResult.load(tmp_path / "there" / "result.json")
     for client in range(3):
         both = [kept_before(hospital_folder(tmp_path / place, client), 4) for place in ("here", "there")]
-        first, second = (each and each.state.parameters for each in both)
+        first, other = (each and each.state.parameters for each in both)
         assert first is not None
-        np.testing.assert_allclose(second, first, atol=1e-6)
-    personal = ExperimentResult.load(tmp_path / "there" / "result.json").personal
-    assert [each.client for each in personal] == [0, 1, 2]
-    assert personal[0].personal["auc"].value == pytest.approx(here.result.personal[0].personal["auc"].value, abs=1e-6)
+        np.testing.assert_allclose(other, first, atol=1e-6)
+    assert [each.client for each in second.personal] == [0, 1, 2]
+    assert second.personal[0].personal["auc"].value == pytest.approx(
+        here.result.personal[0].personal["auc"].value, abs=1e-6
+    )
+    server, same = (load_checkpoint(tmp_path / name / "checkpoints") for name in ("here", "there"))
+    assert (server.round, server.state.hash(), server.average.hash()) == (4, same.state.hash(), same.average.hash())
+    assert second.privacy.clients == here.result.privacy.clients
+    times = [[record.seconds["virtual"] for record in result.rounds] for result in (here.result, second)]
+    assert times[0] == times[1]
 
 
 @pytest.mark.parametrize("option", KEPT)

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 
-from medx.federation.checkpoint import load_checkpoint
 from medx.results import ExperimentResult
 from medx.runtime.ray import Carried, Ray, stop_waiting_when, wait_for_nodes
 from medx.schema import ConfigError
@@ -119,21 +118,3 @@ def test_ray_equals_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert second.test[name].value == pytest.approx(interval.value, abs=1e-6), name
     assert second.privacy.clients == first.privacy.clients
     assert [record.epsilon for record in second.rounds] == [record.epsilon for record in first.rounds]
-
-
-def test_buffered_rounds_on_ray_are_the_same_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They go by the virtual clock there too, all hospitals alike: who of the workers is faster does not matter."""
-    monkeypatch.setenv("MEDX_CACHE", str(tmp_path / "cache"))
-    buffered = (*TINY, "federation=fedbuff", "federation.buffer_size=2")
-    here = call(tmp_path / "here", base=buffered)
-    assert here.code == 0, here.err
-    overrides = ("runtime=ray", "runtime.num_cpus=2", f"hydra.run.dir={tmp_path / 'ray'}")
-    command = [sys.executable, "-c", AFTERWARDS, *buffered, *overrides]
-    there = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert there.returncode == 0, there.stderr
-    second = ExperimentResult.load(tmp_path / "ray" / "result.json")
-    first, last = (load_checkpoint(tmp_path / name / "checkpoints") for name in ("here", "ray"))
-    assert (first.round, first.state.hash(), first.average.hash()) == (3, last.state.hash(), last.average.hash())
-    assert second.privacy.clients == here.result.privacy.clients
-    times = [[record.seconds["virtual"] for record in result.rounds] for result in (here.result, second)]
-    assert times[0] == times[1]
