@@ -18,7 +18,7 @@ from medx.privacy.units import CLIENT, PATIENT, RECORD
 from medx.randomness import derive_key, torch_generator
 from medx.schema import ConfigError, PrivacyError
 from medx.trainer import output_perturbation
-from medx.trainer.gradients.record_loss import NonFiniteGradientError
+from medx.trainer.gradients.record_loss import NonFiniteGradientError, RecordLoss
 from medx.trainer.least_squares import noise_stddev
 from medx.trainer.output_perturbation import OutputPerturbation, slope_and_curvature
 from medx.trainer.state import ModelState
@@ -252,17 +252,27 @@ def test_a_start_so_far_away_that_rounding_decides_is_refused_without_a_look_at_
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_ridge_so_small_that_it_depends_on_records_whether_a_minimum_is_found_is_refused(name: str) -> None:
-    """At the least one that is accepted a minimum is found for the hardest records, which all say the same."""
+def test_a_ridge_so_small_that_it_takes_too_long_is_refused(name: str) -> None:
     network, objective = head_of(task(name)[0]), task(name)[1]
     least = slope_and_curvature(objective, 2.0)[1] / output_perturbation.MOST_CONDITION
     make_trainer(ridge=1.001 * least, feature_norm=2.0).trained_module(network, objective)
     with pytest.raises(ConfigError, match=r"trainer\.ridge=\S+: accepted .* trainer\.feature_norm=2 is at least \S+;"):
         make_trainer(ridge=0.999 * least, feature_norm=2.0).trained_module(network, objective)
-    if name == "binary":
-        inputs, labels = torch.zeros(RECORDS, FEATURES), torch.ones(RECORDS).long()
-        inputs[:, 0] = 2.0
-        assert ways(make_trainer(ridge=1.001 * least, feature_norm=2.0), name, inputs, labels).any()
+
+
+def test_how_long_it_takes_and_that_it_ends_depend_on_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hardest records all say the same; the easiest have no features. At both the minimum is found."""
+    counted: list[int] = []
+    right = RecordLoss.gradient
+    monkeypatch.setattr(RecordLoss, "gradient", lambda self, *given: counted.append(1) or right(self, *given))
+    inputs, labels = torch.zeros(RECORDS, FEATURES), torch.ones(RECORDS).long()
+    taken = []
+    for first in (0.0, 1.0):
+        inputs[:, 0] = first
+        assert ways(make_trainer(ridge=1e-5), "binary", inputs, labels).any() == (first > 0)
+        taken.append(len(counted))
+        counted.clear()
+    assert taken[0] == taken[1] > 1000
 
 
 def test_what_it_does_not_fit_is_refused() -> None:
