@@ -32,6 +32,7 @@ from medx.aggregation.roster import Roster, simulated_roster
 from medx.federation.flower import from_record, to_record
 from medx.federation.hospital_app import client_app
 from medx.federation.replies import Code
+from medx.federation.setup import Job
 from medx.runtime.in_process import Turns
 from medx.schema import LedgerError, MedxError
 from tests.aggregation.conftest import parameters
@@ -75,8 +76,10 @@ class Fuzz:
         self.jobs = {
             "plain": make(folder / "plain", privacy="none", secure=False, rounds=2),
             "trusted": make(folder / "trusted", secure=False, rounds=2, aggregation={"minimum_survivors": 3}),
-            "secure": make(folder / "secure", privacy="none", rounds=100_000, aggregation={"threshold": 3}),
+            "secure": secure_job(folder / "secure"),
         }
+        # A message that says a late round ends a hospital's part in all before it: so those go to others.
+        self.addressed = self.jobs | {"secure": secure_job(folder / "addressed")}
         self.grids = {name: Liar(job, turns) for name, job in self.jobs.items()}
         self.servers = {name: server_of(job) for name, job in self.jobs.items()}
         self.arrays = {name: to_record(model_of(job)) for name, job in self.jobs.items()}
@@ -85,7 +88,7 @@ class Fuzz:
         self.rounds = 0
 
     def close(self) -> None:
-        for job in self.jobs.values():
+        for job in (*self.jobs.values(), self.addressed["secure"]):
             forget(job)
 
     def honest_flow(self, damage: Damage | None = None, *, of_server: bool = False) -> None:
@@ -206,7 +209,7 @@ class Fuzz:
         """Damaged requests to a ClientApp, which answers or refuses."""
         name = damage.one(self.jobs)
         job, kind = (
-            self.jobs[name],
+            self.addressed[name],
             damage.one(("query", "train", "train.sum", *(f"train.{stage}" for stage in STAGES))),
         )
         stage = kind.rpartition(".")[2]
@@ -223,6 +226,11 @@ class Fuzz:
             return  # Flower's words for a type of message that this client does not know
         if reply.has_error() and reply.error.code < Code.FAILED:
             raise AssertionError(f"an error that is not ours: {reply.error}")
+
+
+def secure_job(folder: Path) -> Job:
+    """Five hospitals, of whom three are enough."""
+    return make(folder, privacy="none", rounds=100_000, aggregation={"threshold": 3})
 
 
 KNOWN: tuple[Any, ...] = (
