@@ -1,5 +1,6 @@
 """One cache of features and noise calibrations for all runs of a test session, and one reference run."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,12 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds caches as long as the session lasts."""
-    return tmp_path_factory.mktemp("cache")
+    """A folder that holds caches as long as the session lasts, the same for its workers side by side."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.getbasetemp().parent / "shared_cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
