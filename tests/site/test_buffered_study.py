@@ -2,13 +2,13 @@
 
 import json
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message
+from flwr.app import Message
 
 import medx.federation.hospital
 from medx.federation.checkpoint import load_checkpoint
@@ -23,7 +23,7 @@ from medx.trainer.state import ModelState
 from tests.site.consortium_example import LOCAL, NAMES, Example, Wire, study_of, wired
 from tests.site.disturbance import Calm, Pulled, answer_like, charged, disturbed, prepared
 from tests.site.soak import losses
-from tests.site.test_going_on import restarting, second_thought
+from tests.site.test_going_on import killed_with_an_answer_on_its_way, restarting, second_thought
 from tests.site.test_hospital import conduct_quickly, same_model
 
 ANSWERS = 4
@@ -134,20 +134,7 @@ def test_a_hospital_that_was_asked_and_stays_away_is_counted_in_full_and_the_oth
     alone = ("federation.buffer_size=1", "federation.min_clients=1")  # its answers could fill a buffer, if it came
     study = study_of(example, *LOCAL, "federation=fedbuff", f"federation.num_rounds={ANSWERS}", *alone)
     text = prepared(example, study)
-    trained: Counter[int] = Counter()
-    with wired(example, text) as grid:
-        deliver = grid.deliver
-
-        def killed(message: Message, context: Context) -> Message:
-            reply = deliver(message, context)
-            trained[context.node_id] += message.metadata.message_type == "train"
-            if trained[2] == 3:
-                raise SystemExit
-            return reply
-
-        grid._app = killed  # type: ignore[assignment]
-        with pytest.raises(SystemExit):
-            conduct_quickly(example, text, grid)
+    killed_with_an_answer_on_its_way(example, text)
     assert load_checkpoint(run_folder(example.coordinator, study) / "checkpoints").charged[0] < 3 * 2
     with wired(example, text) as grid:
         grid.answers[0].answer = lambda message, context: 1 / 0  # type: ignore[assignment, method-assign, return-value]

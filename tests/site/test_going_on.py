@@ -255,10 +255,8 @@ def test_an_interrupt_ends_a_study_as_killed_and_it_is_not_run_twice_at_once(exa
         ended(example, study, conduct_quickly(example, text, grid))
 
 
-def test_what_an_absent_hospital_may_have_spent_is_counted(example: Example) -> None:
-    """It was asked just before the server was killed, and is away when the study is gone on with: nobody knows."""
-    study = study_of(example, *LOCAL, "federation.min_clients=2")
-    text = prepared(example, study)
+def killed_with_an_answer_on_its_way(example: Example, text: str) -> None:
+    """A study whose server is gone when the first hospital has trained for the third time."""
     trained: Counter[int] = Counter()
     with wired(example, text) as grid:
         deliver = grid.deliver
@@ -273,6 +271,13 @@ def test_what_an_absent_hospital_may_have_spent_is_counted(example: Example) -> 
         grid._app = killed  # type: ignore[assignment]
         with pytest.raises(SystemExit):
             conduct_quickly(example, text, grid)
+
+
+def test_what_an_absent_hospital_may_have_spent_is_counted(example: Example) -> None:
+    """It was asked just before the server was killed, and is away when the study is gone on with: nobody knows."""
+    study = study_of(example, *LOCAL, "federation.min_clients=2")
+    text = prepared(example, study)
+    killed_with_an_answer_on_its_way(example, text)
     with wired(example, text) as grid:
         grid.answers[0].answer = lambda message, context: 1 / 0  # type: ignore[assignment, method-assign, return-value]
         result = conduct_quickly(example, text, grid)
