@@ -91,7 +91,7 @@ def phantoms_alone(setup: Setup, prepared: Prepared) -> dict[str, Interval]:
     network = build_network(replace(setup, model=replace(setup.model, phantom_start=1.0)), prepared.spec)
     network = network.to(setup.device)
     state = {name: value.detach() for name, value in network.named_parameters()}
-    return measure(network, state, prepared, setup.device, setup.seed, test_rows={}).test
+    return measure(network, state, prepared, setup, test_rows={}).test
 
 
 def share_epsilon(setup: Setup, names: Sequence[str]) -> Setup:
@@ -211,4 +211,4 @@ def run_baseline(baseline: Baseline) -> Measurement | None:
     finally:
         hospitals.close()
     average = solved(job, server.network, states[-1].average.tensors())
-    return measure(server.network, average, prepared, job.setup.device, job.setup.seed, test_rows=baseline.test_rows)
+    return measure(server.network, average, prepared, job.setup, test_rows=baseline.test_rows)

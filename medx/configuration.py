@@ -30,8 +30,8 @@ PLACES = (
     ("privacy", "ledger"),
     ("aggregation", "roster"),
 )
-# Groups that came later, and the option that a run from before had, by which it is known as it was.
-LATER = {"personalisation": "medx.personalisation.NoPersonalisation"}
+# Groups and keys that came later, and what a run from before had, by which it is known as it was.
+LATER = {"personalisation": "medx.personalisation.NoPersonalisation", "threshold": "best"}
 NOT_HASHED = ("seed", "resume", "study", "select", "attack", "device", *WHERE)
 # Nor how a step is computed, within rounding. (Secret draws do depend on it: see draw_key.)
 HOW = (("trainer", "gradient_mode"), ("trainer", "micro_batch_size"))
@@ -68,7 +68,7 @@ class Composed:
         return {
             key: self._identified(key, value)
             for key, value in self.config.items()
-            if key not in LATER or value["_target_"] != LATER[key]
+            if key not in LATER or (value["_target_"] if key in GROUPS else value) != LATER[key]
         }
 
     @property
@@ -106,7 +106,8 @@ def typed(config: dict[str, Any]) -> Composed:
     """Build every component; raises ConfigError with one line."""
     from medx.experiment import Experiment
 
-    config = with_hospitals({group: {"_target_": option} for group, option in LATER.items()} | config)
+    before = {key: {"_target_": value} if key in GROUPS else value for key, value in LATER.items()}
+    config = with_hospitals(before | config)
     built = {group: build(config, group) for group in GROUPS}
     tracking = built["tracking"] = built["tracking"].settled(Path.cwd())
     scalars = {key: value for key, value in config.items() if key not in (*GROUPS, "resume")}

@@ -29,6 +29,7 @@ from medx.federation.sums import aggregation_result, with_sums
 from medx.folder import RunFolder
 from medx.machine import resolve_device
 from medx.measurement import check_model
+from medx.metrics import ThresholdRule
 from medx.metrics.evaluate import refuse_unknown_metric
 from medx.model import Model, weights_of
 from medx.outcome import Outcome, finish, noise_before, write_down
@@ -72,6 +73,7 @@ class Experiment:
     cache: Place
     select: str | None
     attack: Literal["none", "standard"] = "none"  # of runs from before there were any
+    threshold: ThresholdRule
     baseline: Annotated[list[Baseline], BeforeValidator(_as_list)]
     dataset: SkipValidation[Dataset]
     partition: SkipValidation[Partition]
@@ -163,6 +165,7 @@ def make_setup(experiment: Experiment, config: dict[str, Any], draw_key: str) ->
         federation=experiment.federation,
         aggregation=experiment.aggregation,
         personalisation=experiment.personalisation,
+        threshold=experiment.threshold,
         cache=experiment.cache,
         data_key=data_key(experiment.seed, num_clients=clients, files=files, **groups),
         draw_key=draw_key,

@@ -12,7 +12,7 @@ from medx.dataset import DataSplits, Split
 from medx.dataset.labels import count_classes
 from medx.federation.prepared import Prepared
 from medx.federation.server import predict
-from medx.federation.setup import Job, build_module, build_network
+from medx.federation.setup import Job, Setup, build_module, build_network
 from medx.metrics import (
     bootstrap,
     choose_threshold,
@@ -81,22 +81,20 @@ def check_model(job: Job, prepared: Prepared) -> None:
             )
 
 
-def measure(
-    module: nn.Module, state: Tensors, prepared: Prepared, device: str, seed: int, *, test_rows: TestRows
-) -> Measurement:
+def measure(module: nn.Module, state: Tensors, prepared: Prepared, setup: Setup, *, test_rows: TestRows) -> Measurement:
     """Point values with 95 % bootstrap intervals over images, thresholds from validation only."""
     task = prepared.spec.task
     labels = {split: prepared.labels[split].numpy() for split in ("train", "validation", "test")}
     predicted = {
-        split: predict(module, state, prepared, prepared.inputs[split], device).numpy()
+        split: predict(module, state, prepared, prepared.inputs[split], setup.device).numpy()
         for split in ("validation", "test")
     }
     chosen = predicted["validation"], labels["validation"]
-    threshold = choose_threshold(*chosen) if task == "binary" else None
-    thresholds = choose_thresholds(*chosen) if task == "multilabel" else None
+    threshold = choose_threshold(*chosen, setup.threshold) if task == "binary" else None
+    thresholds = choose_thresholds(*chosen, setup.threshold) if task == "multilabel" else None
 
     def interval(split: str, rows: np.ndarray | slice, *keys: Key) -> dict[str, Interval]:
-        generator = numpy_generator(derive_seed(seed, "bootstrap", split, *keys))
+        generator = numpy_generator(derive_seed(setup.seed, "bootstrap", split, *keys))
         given = predicted[split][rows], labels[split][rows]
         return bootstrap(*given, task, thresholds or threshold, generator, resamples=RESAMPLES)
 

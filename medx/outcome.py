@@ -50,7 +50,7 @@ def finish(
     setup, splits = job.setup, prepared.splits
     module = build_network(setup, prepared.spec).to(setup.device)
     average = solved(job, module, outcome.server.average.tensors())
-    measured = measure(module, average, prepared, setup.device, setup.seed, test_rows=own_test_rows(prepared))
+    measured = measure(module, average, prepared, setup, test_rows=own_test_rows(prepared))
     module.load_state_dict(module.state_dict() | average)  # what is not trained stays as it was built
     baselines = run_baselines(planned if outcome.status == "finished" else [])  # else a resume would find them spent
     weights = weights_of(setup.model)

@@ -231,8 +231,8 @@ def threshold_of(home: Home, state: ModelState) -> float | list[float | None] | 
     if task not in ("binary", "multilabel"):
         return None
     labels = home.prepared.labels["validation"].numpy()
-    predicted = home.probabilities(state, home.prepared.inputs["validation"])
-    return choose_threshold(predicted, labels) if task == "binary" else choose_thresholds(predicted, labels)
+    predicted, rule = home.probabilities(state, home.prepared.inputs["validation"]), home.job.setup.threshold
+    return choose_threshold(predicted, labels, rule) if task == "binary" else choose_thresholds(predicted, labels, rule)
 
 
 def measured_on(home: Home, state: ModelState, rows: np.ndarray) -> dict[str, Interval]:

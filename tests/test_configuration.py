@@ -134,6 +134,17 @@ def test_the_hash_leaves_out_the_seed_and_where_a_run_happens(tmp_path: Path) ->
     assert typed(composed("trainer.local_steps=5")).hash != plain_hash
 
 
+def test_a_key_that_came_later_moves_no_hash_of_before() -> None:
+    now = composed("model=cnn")
+    before = {key: value for key, value in now.items() if key not in ("threshold", "personalisation")}
+    other = typed(composed("model=cnn", "threshold=prior"))
+    assert typed(before).what == typed(now).what
+    assert typed(before).hash == typed(now).hash != other.hash
+    assert draw_key(other.what) == draw_key(typed(now).what), "what is trained is the same"
+    with pytest.raises(ConfigError, match=r"^threshold='bset': input should be 'best' or 'prior'"):
+        typed(composed("threshold=bset"))
+
+
 SPELT = [
     ("privacy.epsilon=10", "privacy.epsilon=10.0", "privacy.epsilon=1e1", "privacy.epsilon='10'"),
     ("trainer.expected_batch_size=20", "trainer.expected_batch_size=20.0", "trainer.expected_batch_size=2e1"),

@@ -37,11 +37,14 @@ def _cut(run: Subject) -> str | None:
     chosen = (
         f"{run.result.dataset.sizes.get('validation', 0):,} validation images" if run.owner else "validation images"
     )
+    how = (
+        f"The cut is the share of “{run.positive}” among {chosen}, which serves the mean of sensitivity and specificity"
+        if run.result.config.get("threshold") == "prior"
+        else f"The cut was chosen on {chosen} for the best mean of sensitivity and specificity"
+    )
     return (
         f"The model answers “{run.positive}” where it takes that for at least {100 * run.result.threshold:.1f} % "
-        "probable. "
-        f"The cut was chosen on {chosen} for the best mean of sensitivity and specificity, not by what a missed "
-        "finding costs."
+        f"probable. {how}, not by what a missed finding costs."
     )
 
 

@@ -20,6 +20,7 @@ from medx.dataset import Dataset, InputSpec
 from medx.federation.checkpoint import ServerState
 from medx.federation.fedbuff import FedBuff
 from medx.federation.strategies import Federation
+from medx.metrics import ThresholdRule
 from medx.model import Model
 from medx.output import say
 from medx.partition import Partition
@@ -58,6 +59,7 @@ class Setup:
     only_client: int | None = None
     pooled: bool = False
     personalisation: Personalisation = field(default_factory=NoPersonalisation)
+    threshold: ThresholdRule = "best"
 
     @property
     def num_clients(self) -> int:

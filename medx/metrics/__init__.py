@@ -2,16 +2,16 @@
 
 from medx.metrics.evaluate import (
     bootstrap,
-    choose_threshold,
-    choose_thresholds,
     curve_data,
     evaluate,
     is_degenerate,
     majority_accuracy,
     metric_names,
 )
+from medx.metrics.thresholds import ThresholdRule, choose_threshold, choose_thresholds
 
 __all__ = [
+    "ThresholdRule",
     "bootstrap",
     "choose_threshold",
     "choose_thresholds",

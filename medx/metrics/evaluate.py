@@ -1,4 +1,4 @@
-"""What a split's probabilities are worth: metrics, once or over bootstrap resamples, a threshold, and curves."""
+"""What a split's probabilities are worth: metrics, once or over bootstrap resamples, and curves."""
 
 import math
 import re
@@ -98,38 +98,6 @@ def bootstrap(
 def calibration_bins(confidence: np.ndarray) -> np.ndarray:
     """``[n]`` index of the equal-width bin that holds each confidence; the upper edge belongs to the bin."""
     return np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
-
-
-def choose_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
-    """The cut on ``probabilities[:, 1]`` (class 1 from it upwards) with the best balanced accuracy; None if undefined.
-
-    For ``probabilities [n, 2]`` and ``labels [n]`` of the *validation* split. Candidates lie half-way between
-    neighbouring scores, 0 and 1; of equally good ones the middle one is taken (the lower of two). None where one
-    class is missing or a score is not finite.
-    """
-    scores, positive = np.asarray(probabilities, dtype=np.float64)[:, 1], np.asarray(labels) == 1
-    if positive.all() or not positive.any() or not np.isfinite(scores).all():
-        return None
-    levels, inverse = np.unique(scores, return_inverse=True)
-    positives = np.bincount(inverse, weights=positive, minlength=len(levels))
-    negatives = np.bincount(inverse, weights=~positive, minlength=len(levels))
-    missed, cleared = np.append(0, np.cumsum(positives)), np.append(0, np.cumsum(negatives))
-    balanced = (1 - missed / missed[-1]) / 2 + cleared / cleared[-1] / 2
-    best = np.flatnonzero(balanced >= balanced.max() - 1e-12)
-    cut = best[(len(best) - 1) // 2]
-    below = levels[cut - 1] if cut > 0 else min(0.0, levels[0])
-    above = levels[cut] if cut < len(levels) else max(1.0, np.nextafter(levels[-1], np.inf))
-    middle = (below + above) / 2
-    return float(middle if middle > below else above)
-
-
-def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> list[float | None]:
-    """``choose_threshold`` of every label ``[n, labels]`` by itself, over the records that tell it."""
-    found = []
-    for scores, own in zip(np.asarray(probabilities, dtype=np.float64).T, np.asarray(labels).T, strict=True):
-        known = own >= 0
-        found.append(choose_threshold(np.column_stack([1 - scores[known], scores[known]]), own[known]))
-    return found
 
 
 def majority_accuracy(train_labels: np.ndarray, test_labels: np.ndarray) -> float:

@@ -238,7 +238,7 @@ def _measured(held: Conduct, server: SiteServer, outcome: Outcome) -> Measuremen
     if held.prepared is None:
         return None
     average = solved(held.job, server.network, outcome.server.average.tensors())
-    return measure(server.network, average, held.prepared, held.job.setup.device, held.study.seed, test_rows={})
+    return measure(server.network, average, held.prepared, held.job.setup, test_rows={})
 
 
 def _dataset(held: Conduct) -> DatasetInfo:

@@ -24,6 +24,8 @@ LARGEST = 1 << 20  # bytes of a signed study
 Group = Literal["model", "trainer", "privacy", "federation", "aggregation"]
 GROUPS: tuple[Group, ...] = ("model", "trainer", "privacy", "federation", "aggregation")
 OWN = ("ledger", "budget", "roster")  # of these groups' keys, what each side decides for itself
+# What a simulation alone does yet, and what stands for none of it.
+ONLY_SIMULATED: dict[str, Any] = {"attack": "none", "baseline": [], "select": None, "threshold": "best"}
 PATHS = ("weights",)  # and what would name a file of the hospital's machine
 Hex = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 ClassName = Annotated[str, Field(max_length=200)]
@@ -204,6 +206,9 @@ def make_study(
             f"personalisation={personal.name}: hospitals on machines of their own train the shared model alone so far; "
             "accepted: none"
         )
+    for key, accepted in ONLY_SIMULATED.items():
+        if (asked := composed.config[key]) != accepted:
+            raise StudyError(f"{key}={asked}: so far a simulation alone has it; accepted in a study: leave it out")
     told = canonical("declarations", [each.model_dump(mode="json") for each in declarations])
     groups = {group: _named(group, composed.config[group]) for group in GROUPS}
     dataset = option_of("dataset", composed.config["dataset"]["_target_"])

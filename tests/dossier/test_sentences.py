@@ -212,6 +212,13 @@ def test_the_second_sentence_never_calls_luck_learning() -> None:
     assert "which is right more often" in below
 
 
+def test_a_cut_says_by_which_rule_it_came() -> None:
+    assert "chosen on 50 validation images for the best mean" in sentences({"dataset.sizes": {"validation": 50}})
+    prior = sentences({"config.threshold": "prior", "dataset.sizes": {"validation": 50}})
+    assert "The cut is the share of" in prior
+    assert "for the best mean" not in prior
+
+
 def test_a_trusted_servers_one_ledger_counts_for_all() -> None:
     told = sentences({".ledgers": (Ledger(None, 6, 1),)})
     assert "The server's ledger has as many noisy releases" in told

@@ -140,6 +140,22 @@ def test_threshold_ties_go_to_the_middle() -> None:
     assert choose_threshold(same, np.array([0, 1, 0, 1])) is not None
 
 
+def test_the_prior_s_threshold_is_the_best_of_calibrated_probabilities_and_takes_nothing_of_the_scores() -> None:
+    generator = np.random.default_rng(3)
+    share = generator.beta(2.0, 0.7, 40_000)
+    p, y = np.column_stack([1 - share, share]), (generator.random(40_000) < share).astype(np.int64)
+    threshold = choose_threshold(p, y, "prior")
+    assert threshold == y.mean()
+    assert threshold == choose_threshold(p[::-1], y, "prior")
+    reached = evaluate(p, y, "binary", threshold)["balanced_accuracy_at_threshold"]
+    best = evaluate(p, y, "binary", choose_threshold(p, y))["balanced_accuracy_at_threshold"]
+    assert best - 0.002 < reached <= best
+    assert evaluate(p, y, "binary", 0.5)["balanced_accuracy_at_threshold"] < best - 0.02
+    assert choose_threshold(p, np.ones(len(y)), "prior") is None
+    p[0] = np.nan
+    assert choose_threshold(p, y, "prior") is None
+
+
 def looped(p: np.ndarray, y: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], float]) -> np.ndarray:
     """The bootstrap distribution by an honest loop over scikit-learn."""
     generator = np.random.default_rng(7)

@@ -24,6 +24,7 @@ from medx.site.conduct import run_folder
 from medx.site.declaring import described, own_dataset, sign_declaration
 from medx.site.hospital import Site
 from medx.site.site_config import SiteConfig
+from medx.site.study import StudyError
 from medx.site.submitting import new_study
 from tests.site.consortium_example import (
     NAMES,
@@ -70,6 +71,13 @@ def test_a_study_that_cannot_be_is_refused_though_the_coordinator_signed_it(
         assert ask(site, text).error.code == Code.REFUSED
     assert not read
     assert not (example.kit("north") / "ledger").exists()
+
+
+@pytest.mark.parametrize("asked", ["attack=standard", "baseline=[local_only]", "select=loss", "threshold=prior"])
+def test_what_a_simulation_alone_does_is_no_study(example: Example, asked: str) -> None:
+    """It would be left out without a word."""
+    with pytest.raises(StudyError, match=f"^{asked.partition('=')[0]}=.*: so far a simulation alone has it"):
+        study_of(example, *SECURE, asked)
 
 
 def at_north(example: Example, **changes: Any) -> Site:
