@@ -154,6 +154,7 @@ def measure_clients(
         metrics = evaluate(predicted[rows], labels[rows], prepared.spec.task) if len(rows) else {}
         result = ClientResult(
             client=client,
+            name=prepared.hospital_name(client),
             num_records=len(rows),
             class_counts=count(labels[rows]),
             metrics=metrics,

@@ -182,6 +182,7 @@ def personal_models(job: Job, prepared: Prepared, average: Tensors) -> list[Pers
         results.append(
             PersonalResult(
                 client=client,
+                name=prepared.hospital_name(client),
                 method=option.name,
                 chosen=chosen,
                 own=told,

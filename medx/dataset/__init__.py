@@ -76,6 +76,7 @@ class DataSplits:
     ``public`` is true where everybody has these records: drawn images, a published benchmark's very file.
     ``copies_accepted``: whoever configured it knows that test images may be in train too. ``phantoms``: see InputSpec.
     ``published_as``: other names of these images, by which public weights may say that they were trained on them.
+    ``hospital_names`` has the name of each number in ``hospitals``, where the data tell them.
     """
 
     name: str
@@ -94,6 +95,7 @@ class DataSplits:
     copies_accepted: bool = False
     phantoms: str | None = None
     published_as: tuple[str, ...] = ()
+    hospital_names: tuple[str, ...] = ()
 
     @property
     def spec(self) -> InputSpec:

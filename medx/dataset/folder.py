@@ -155,9 +155,9 @@ class Folder:
             )
             for start, end in pairwise(stretches)
         ]
-        return self._splits(parts, names)
+        return self._splits(parts, names, tuple(sorted(set(table.hospitals or ()))))
 
-    def _splits(self, parts: list[Split], names: tuple[str, ...]) -> DataSplits:
+    def _splits(self, parts: list[Split], names: tuple[str, ...], hospitals: tuple[str, ...]) -> DataSplits:
         train, validation, test = parts
         channels = train.images.shape[3]
         self._check_phantoms(channels, len(names))
@@ -179,6 +179,7 @@ class Folder:
             copies_accepted=self.shared_patients == "accept",
             phantoms=self.phantoms,
             published_as=() if self.path is None else (self.path.name,),
+            hospital_names=hospitals,
         )
 
     def _check_phantoms(self, channels: int, classes: int) -> None:
@@ -263,7 +264,7 @@ class Folder:
 
 
 def numbered(names: list[str]) -> np.ndarray:
-    """A number from 0 for each different name, ``int64 [n]``."""
+    """A number from 0 for each different name, in their order, ``int64 [n]``."""
     return np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64)
 
 

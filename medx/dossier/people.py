@@ -216,9 +216,10 @@ def _hospitals(run: Subject) -> Iterator[Row]:
 
 
 def hospital(run: Subject, client: int) -> str:
-    """Its number, and its name where the run's folder tells one."""
-    name = run.receipts[client].hospital if len(run.receipts) == run.num_clients else ""
-    return f"{client} {name}".strip()
+    """Its number, and its name where receipts or the data tell one."""
+    if len(run.receipts) == run.num_clients:
+        return f"{client} {run.receipts[client].hospital}"
+    return next((each.title for each in run.result.clients if each.client == client), str(client))
 
 
 def texts(counts: dict[str, int]) -> dict[str, str]:

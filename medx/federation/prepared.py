@@ -73,6 +73,13 @@ class Prepared:
             return None
         return np.flatnonzero(test == own[index][0])
 
+    def hospital_name(self, index: int) -> str | None:
+        """A client's name in the data; None where the clients are not hospitals that the data name."""
+        numbers = self.splits.train.hospitals
+        if numbers is None or not self.splits.hospital_names or self.test_rows(index) is None:
+            return None
+        return self.splits.hospital_names[numbers[self.parts[index][0]]]
+
     def patient_images(self) -> tuple[PatientImages, ...]:
         """The most images of a patient at each hospital, for each set of hospitals that patients are at."""
         if self.splits.train.patients is None:

@@ -114,7 +114,7 @@ def site_table(frame: pd.DataFrame, results: Results) -> Table:
         for client in [client.client for client in runs[0].clients if client.test]:
             found = [run.clients[client] for run in runs]
             images = sum(found[0].test_counts or [])
-            row = Row({"hospital": client, "images": images}, {"hospital": str(client), "test images": str(images)})
+            row = Row({"hospital": client, "images": images}, {"hospital": found[0].title, "test images": str(images)})
             for who, title in (("run", "this run"), *((name, LABELS[name]) for name in BASELINES)):
                 tested = [each.test if who == "run" else each.baselines.get(who, {}) for each in found]
                 row |= _tested(tested, who, title)

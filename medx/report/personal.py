@@ -95,7 +95,7 @@ def personal_hospitals_table(frame: pd.DataFrame, results: Results) -> Table:
         for place, first in enumerate(runs[0]):
             same = [run[place] for run in runs]
             known = {"method": method, "hospital": first.client, "images": sum(first.test_counts)}
-            titles = {"personal models": method, "hospital": str(first.client), "test images": str(known["images"])}
+            titles = {"personal models": method, "hospital": first.title, "test images": str(known["images"])}
             row = Row(known, titles)
             found = {whose: _over(np.array([value(each, whose, "accuracy") for each in same])) for whose in WHOSE}
             for whose, title in WHOSE.items():

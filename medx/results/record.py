@@ -82,7 +82,19 @@ class CurveData(Record):
     calibration: list[dict[str, float]] = Field(default_factory=list)
 
 
-class ClientResult(Record):
+class HospitalResult(Record):
+    """Whose a result is: its number, and its name where the data tell one."""
+
+    client: int
+    name: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What a person reads."""
+        return " ".join([str(self.client), *(self.name or "").split()])
+
+
+class ClientResult(HospitalResult):
     """One hospital at the end: its records by class, and the final model's metrics on its own training rows.
 
     ``test`` is told of hospitals that the data have: on its own test images, ``test_counts`` of them by class; by
@@ -90,7 +102,6 @@ class ClientResult(Record):
     holds all data; epsilon does not cover it.
     """
 
-    client: int
     num_records: int
     class_counts: list[int]
     metrics: dict[str, float | None]
@@ -108,14 +119,13 @@ class SubgroupResult(Record):
     metrics: dict[str, Interval]
 
 
-class PersonalResult(Record):
+class PersonalResult(HospitalResult):
     """One hospital's own model beside the shared one and what it would have alone, all on the same images.
 
     ``own`` tells whether these are its own test images, or ones dealt to it by its classes. ``chosen`` is what was left
     open. ``local_only`` is trained without noise on its records, ``shared`` is the run's model.
     """
 
-    client: int
     method: str
     chosen: dict[str, float]
     own: bool

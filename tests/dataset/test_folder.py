@@ -13,6 +13,7 @@ from PIL import Image
 
 from medx.dataset import DataSplits, content_hash, decoded
 from medx.dataset.checks import check_splits
+from medx.dataset.folder import numbered
 from medx.schema import ConfigError, DataError, MedxError
 from tests.dataset.own_images import folder_at, picture, write_csv, write_images
 from tests.program import TINY, call
@@ -256,6 +257,11 @@ def test_a_run_on_own_images_tells_nobody_of_them(tmp_path: Path) -> None:
     assert "dataset.max_unreadable=0: 1 of 120 files" in refused.refusal
 
 
+def test_a_name_has_the_place_of_its_number() -> None:
+    names = ["b", "10", "a", "9", "B", "\u00e9", "b", "a b", "e"]
+    assert [sorted(set(names))[number] for number in numbered(names)] == names
+
+
 def test_the_hospitals_of_the_data_are_the_clients(tmp_path: Path) -> None:
     folder = hospital(tmp_path / "data", 160, images_each=1)
     base = tuple(part for part in TINY if not part.startswith(("dataset", "federation.num_clients")))
@@ -265,6 +271,8 @@ def test_the_hospitals_of_the_data_are_the_clients(tmp_path: Path) -> None:
     splits = folder_at(folder).load()
     assert [client.num_records for client in ran.result.clients] == np.bincount(splits.train.hospitals).tolist()
     assert ran.result.config["federation"]["num_clients"] == 4
+    named = [client.name for client in ran.result.clients]
+    assert named == list(splits.hospital_names) == sorted(set(folder_at(folder).table().hospitals))
     again = call(tmp_path / "again", f"resume={tmp_path / 'run'}", base=())
     assert again.code == 0, again.err
     told = call(tmp_path / "phantom", "partition=site")

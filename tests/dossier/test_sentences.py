@@ -219,6 +219,11 @@ def test_a_cut_says_by_which_rule_it_came() -> None:
     assert "for the best mean" not in prior
 
 
+def test_a_hospital_that_the_data_name_goes_by_its_name() -> None:
+    named = [client(0, 0.6).model_copy(update={"name": "north"}), client(1, 0.9)]
+    assert "Hospital 0 north is served worst" in sentences({"clients": named})
+
+
 def test_a_trusted_servers_one_ledger_counts_for_all() -> None:
     told = sentences({".ledgers": (Ledger(None, 6, 1),)})
     assert "The server's ledger has as many noisy releases" in told

@@ -98,6 +98,8 @@ def test_beside_an_images_epsilon_stands_that_of_a_patient(tmp_path: Path, folde
     assert sum(sum(group.class_counts) for group in result.subgroups) == result.dataset.sizes["test"]
     released = (ran.folder / "released.json").read_text()
     assert '"sex"' not in released
+    assert [client.name for client in result.clients] == ["h0", "h1", "h2"]
+    assert '"h0"' not in released, "names in the data are the owner's"
 
 
 def test_a_patient_as_the_unit_is_refused_where_it_cannot_be(tmp_path: Path, folder: Path) -> None:

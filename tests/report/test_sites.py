@@ -22,6 +22,7 @@ def told(seed: int, *groups: str, patient: float = 64.75) -> ExperimentResult:
     clients = [
         ClientResult(
             client=client,
+            name=f"h{client}",
             num_records=50,
             class_counts=[25, 25],
             metrics={},
@@ -48,6 +49,7 @@ def frame_of(*results: ExperimentResult) -> tuple[pd.DataFrame, dict[int, Experi
 def test_each_hospital_of_the_data_has_a_row_beside_its_own_model() -> None:
     table = site_table(*frame_of(told(0), told(2)))
     assert table.data["hospital"].tolist() == [0, 1]
+    assert [row[table.header.index("hospital")] for row in table.rows] == ["0 h0", "1 h1"]
     assert table.data["images"].tolist() == [30, 31]
     assert table.data["run_auc"].round(4).tolist() == [0.81, 0.91], "the mean over seeds"
     assert table.data["run_auc_low"].round(4).tolist() == [0.79, 0.89]
