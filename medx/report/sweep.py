@@ -1,6 +1,7 @@
 """A report of whatever runs lie in a folder: one run, a sweep, or a folder of sweeps. What differs is their axes."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,10 +101,19 @@ def _told_apart(finished: dict[str, ExperimentResult]) -> dict[str, ExperimentRe
         enough = [key for key in differ if counts[key] == len(others)][:1] or differ
         if not enough:
             return result
-        words = f"{name} ({', '.join(f'{key}={data[key]}' for key in enough)})"
+        told = (f"{key}={_without_common(data[key], [each.get(key) for each in others])}" for key in enough)
+        words = f"{name} ({', '.join(told)})"
         return result.model_copy(update={"config": result.config | {"dataset": data | {"name": words}}})
 
     return {job: renamed(result) for job, result in finished.items()}
+
+
+def _without_common(value: Any, values: Sequence[Any]) -> Any:
+    """A path from where these part, as the folders above say nothing; anything else as it is."""
+    if not all(isinstance(each, str) and Path(each).is_absolute() for each in values):
+        return value
+    common = os.path.commonpath([os.path.dirname(each) for each in values])
+    return Path(value).relative_to(common)
 
 
 def _in_order(finished: dict[str, ExperimentResult]) -> list[tuple[str, ExperimentResult]]:

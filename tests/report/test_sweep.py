@@ -96,12 +96,12 @@ def test_a_folder_of_sweeps_of_other_data_and_models(tmp_path: Path) -> None:
 
 def test_data_of_one_name_and_other_classes_have_tables_of_their_own(tmp_path: Path) -> None:
     runs = []
-    for name, path in (("pneumoniamnist", "/a"), ("retinamnist", "/b")):
+    for name, path in (("pneumoniamnist", "/data/x/a"), ("retinamnist", "/data/b")):
         result = make_result(name, 1.0, 0, 0.8)
         own = {"_target_": "medx.dataset.folder.Folder", "name": "own", "path": path}
         runs.append(result.model_copy(update={"config": result.config | {"dataset": own}}))
     found = read_sweep(sweep(tmp_path / "s", *runs))
-    assert [run.result.config["dataset"]["name"] for run in found.runs] == ["own (path=/a)", "own (path=/b)"]
+    assert [run.result.config["dataset"]["name"] for run in found.runs] == ["own (path=x/a)", "own (path=b)"]
     assert main([str(tmp_path / "s")]) == 0
     assert "recall: 2" in (tmp_path / "s" / "report" / "report.md").read_text()
 
