@@ -19,7 +19,8 @@ from medx.data.__main__ import configured
 from medx.dataset import normalised
 from medx.dataset.decoded import Rules, decode
 from medx.dataset.folder import Folder
-from medx.dataset.table import CSV, images_below
+from medx.dataset.image_files import images_below
+from medx.dataset.table import CSV
 from medx.files import replaced
 from medx.measurement import answers
 from medx.metrics.evaluate import Threshold, evaluate

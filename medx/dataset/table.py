@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from medx.dataset.image_files import files_by_name, images_below
 from medx.schema import ConfigError, DataError, component
 
 CSV = "labels.csv"
 DELIMITERS = ",;\t|"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom", ".ima")
 SPLITS = ("train", "validation", "test")
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -296,30 +296,3 @@ def by_folders(folder: Path) -> Table:
 
 def _folders(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith((".", "__")))
-
-
-def images_below(folder: Path) -> Iterator[Path]:
-    """Every file with the ending of an image, and DICOM files without one, in order."""
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            path = Path(place, name)
-            if not name.startswith(".") and (path.suffix.lower() in SUFFIXES or (not path.suffix and _is_dicom(path))):
-                yield path
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
-def files_by_name(folder: Path) -> dict[str, list[Path]]:
-    """The files below a folder by their names, with and without their endings."""
-    found: dict[str, list[Path]] = {}
-    for path in images_below(folder):
-        for name in {path.name, path.stem}:
-            found.setdefault(name, []).append(path)
-    return found

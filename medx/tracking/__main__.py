@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def copy_all(chosen: argparse.Namespace) -> int:
     """Copy, and say what arrived."""
-    from medx.tracking.sync import follow, sync
+    from medx.tracking.follow import follow
+    from medx.tracking.sync import sync
 
     if chosen.follow is not None:
         follow(chosen.folder, chosen.follow)

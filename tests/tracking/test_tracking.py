@@ -19,13 +19,15 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from medx.results import STUDY_ONLY, Meaning
+from medx.tracking import follow as following
 from medx.tracking import sync as syncing
 from medx.tracking import tracker
 from medx.tracking.__main__ import main
 from medx.tracking.content import WITHHELD, as_markdown, end_tags, final_metrics, flatten, round_metrics
+from medx.tracking.follow import LINGER, Followed
 from medx.tracking.record import RUN_FILE, SYNCED_FILE, change_backlog, read_run, read_synced
 from medx.tracking.store import VIEW_TAG, Destination, Store, connect, embedded_uri, has_experiment
-from medx.tracking.sync import LINGER, Followed, sync
+from medx.tracking.sync import sync
 from medx.tracking.tracker import MlflowTracking
 from tests.tracking.examples import ToldRun, make_attack, make_context, make_record, make_result, with_noise
 
@@ -213,7 +215,7 @@ def test_calls_cost_next_to_nothing_and_a_dead_server_stops_no_run(
 FLAKY = """
 import sys
 from pathlib import Path
-from medx.tracking import sync
+from medx.tracking import follow
 from medx.tracking.__main__ import main
 from mlflow import MlflowClient
 
@@ -225,7 +227,7 @@ def flaky(*arguments, **more):
         raise ConnectionError("planted")
 
 MlflowClient.log_batch = flaky
-sync.PAUSE = 0.05
+follow.PAUSE = 0.05
 main(["sync", *sys.argv[2:]])
 """
 
@@ -352,7 +354,7 @@ def test_the_process_that_copies_is_ready_before_its_run(destination: Destinatio
 
 @pytest.mark.usefixtures("unfollowed")
 def test_an_end_waits_for_no_pause(destination: Destination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syncing, "PAUSE", 1000.0)
+    monkeypatch.setattr(following, "PAUSE", 1000.0)
     told = ToldRun(destination, tmp_path, wait=0.1)
     followed = Followed(tmp_path)
     assert followed.look()
