@@ -3,7 +3,8 @@
 from typing import ClassVar
 
 from medx.privacy.base import Exposure, PrivacyMechanism, PrivacyPlan, SampledGaussian
-from medx.privacy.gaussian import ClipNorm, check_exposure, client_plans
+from medx.privacy.exposure import check_exposure, client_plans
+from medx.privacy.gaussian import ClipNorm
 from medx.schema import component
 
 

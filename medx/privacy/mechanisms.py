@@ -14,7 +14,8 @@ from medx.privacy.base import (
     SampledGaussian,
     SharedNoise,
 )
-from medx.privacy.gaussian import CalibratedMechanism, Delta, check_exposure, client_plans
+from medx.privacy.exposure import check_exposure, client_plans
+from medx.privacy.gaussian import CalibratedMechanism, Delta
 from medx.privacy.units import CLIENT, PATIENT, RECORD, Unit
 from medx.schema import ConfigError, component
 
