@@ -137,6 +137,8 @@ def finish(figure: Figure, name: str, title: str, caption: str) -> Picture:
 
 LETTERS = 62  # of a title that fit into a figure's width
 HALF_A_LINE = 34  # letters of a legend that fit twice into a figure's width
+# A format rounds each line of a legend in its own way, so the layout, which is one for all, leaves the more room.
+FEW_LINES, LINE_ROOM = 6, 0.007  # inches
 
 
 def legend(axes: Axes, below: bool = True) -> None:
@@ -146,6 +148,8 @@ def legend(axes: Axes, below: bool = True) -> None:
         return
     if below:
         beside = len(handles) > 1 and max(map(len, labels)) <= HALF_A_LINE
+        if len(handles) > FEW_LINES and (layout := axes.figure.get_layout_engine()) is not None:
+            layout.set(h_pad=LINE_ROOM * len(handles))  # type: ignore[call-arg]
         axes.figure.legend(handles, labels, loc="outside lower center", ncols=2 if beside else 1)
     else:
         axes.legend(handles, labels)
