@@ -24,8 +24,8 @@ NOTHING = (
     "who was among the training records."
 )
 WORDS = (
-    "What attacks really got. A bound that they found is a lower bound: above the claim it refutes it, below it it "
-    "proves nothing, as another attack may find more."
+    "What attacks really got. A bound that they found is a lower bound: above the claim, and not by chance, it refutes "
+    "it, below it it proves nothing, as another attack may find more."
 )
 NOT_TRIED = (
     "Not tried: canaries where the unit is a patient, several hospitals that attack together, a server that does not "
@@ -86,11 +86,12 @@ def canary_table(made: Material) -> Table:
         rows.append(settled(setting, "dataset", *WHO) | Row(data, cells) | cited(part))
     note = (
         f"The highest bound of any run{deltas(attacked(made))}, each at {100 * CONFIDENCE:.0f} % confidence: of many, "
-        "one in twenty may be too high. As planned: the ε that the plan's noise leaves to this observer, so not much "
-        "more was to be found this way. By guesses alone: a bound that takes nothing for granted, of the most that so "
-        "many canaries could have shown. Found at 1 %: of records that were trained on (hospitals, where they are "
-        "the unit), how many can be told where 1 in 100 that were not is wrongly accused, by the claim at most, and as "
-        "shown at least; luck finds 1 %. Where no noise hides a record any bound is found."
+        "one in twenty may be too high, and only what chance does not explain is said to be against the claim. As "
+        "planned: the ε that the plan's noise leaves to this observer, so not much more was to be found this way. By "
+        "guesses alone: a bound that takes nothing for granted, of the most that so many canaries could have shown. "
+        "Found at 1 %: of records that were trained on (hospitals, where they are the unit), how many can be told "
+        "where 1 in 100 that were not is wrongly accused, by the claim at most, and as shown at least; luck finds 1 %. "
+        "Where no noise hides a record any bound is found."
     )
     return Table.of("attacks", "Claim, meaning, and what canaries found", note, rows)
 

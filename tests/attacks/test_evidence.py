@@ -7,6 +7,7 @@ import pytest
 from dp_accounting import dp_event
 from dp_accounting.pld import pld_privacy_accountant
 
+from medx.attacks.audit import REFUTED, Finding
 from medx.attacks.evidence import Evidence, Knowledge, gaussian_epsilon, one_run_epsilon, together, weigh
 from medx.privacy.residuals import Residuals
 
@@ -111,3 +112,20 @@ def test_evidence_adds_up_by_what_it_knows() -> None:
     assert whole.shift == pytest.approx(201 / 101)
     assert whole.error == pytest.approx(101**-0.5)
     assert (whole.canaries, whole.right, whole.guessed) == (20, 7, 8)
+
+
+def test_chance_speaks_against_no_claim_and_a_fault_does() -> None:
+    """Noise as planned comes near the claim, so that one bound in twenty at 95 % is above it."""
+    error, claimed = 0.1, gaussian_epsilon(0.27, 1e-5)
+
+    def found(shift: float, right: int = 70) -> Finding:
+        return Finding("server", claimed, 1e-5, 0.27, Evidence(shift, error, error**-2, 400, right, 133), [], 0.0)
+
+    chance, fault, guessed = found(0.27 + 1.9 * error), found(0.27 + 4.4 * error), found(0.27, right=133)
+    assert chance.found > claimed
+    assert not chance.refutes
+    assert chance.result().against == []
+    assert not found(0.27 + 4.2 * error).refutes
+    assert fault.refutes
+    assert fault.result().against == [REFUTED]
+    assert guessed.refutes

@@ -84,14 +84,16 @@ def test_what_speaks_against_a_claim_stands_on_top_of_the_page() -> None:
     noised = [
         result.model_copy(update={"privacy": result.privacy.model_copy(update={"noise": n})}) for n in (well, ill)
     ]
-    beyond = attacked(noised[1], against=["the lower bound found is above the claim"])
+    beyond = attacked(noised[1], against=["more was found than is claimed, and not by chance"])
     assert report_of(attacked(noised[0])).gaps == []
     (both,) = section_of(report_of(attacked(result, found=9.0), beyond)).tables
-    assert both.data["against"].tolist() == ["the lower bound found is above the claim"] * 2, "of whichever run"
+    assert both.data["against"].tolist() == ["more was found than is claimed, and not by chance"] * 2, (
+        "of whichever run"
+    )
     assert "chance explains all of it" in " ".join(section_of(report_of(attacked(noised[0]))).words)
     gaps = report_of(beyond).gaps
     assert gaps[0] == "run 1: NOISE NOT AS PLANNED: its size is"
-    assert gaps[1] == "run 1: AGAINST THE CLAIM: server: the lower bound found is above the claim"
+    assert gaps[1] == "run 1: AGAINST THE CLAIM: server: more was found than is claimed, and not by chance"
     assert "chance explains all of it" not in " ".join(section_of(report_of(beyond)).words)
 
 
