@@ -86,12 +86,15 @@ def main() -> int:
 
 
 def tell(name: str, base: dict[str, str], here: dict[str, str]) -> bool:
-    """Print a line for a configuration, and what differs; whether nothing does."""
+    """Print a line for a configuration, and what differs; whether nothing does. New fields of a result move no bit."""
     wrong = sorted(key for key in base.keys() | here.keys() if base.get(key) != here.get(key))
+    new = [key for key in wrong if key not in base and "result.json ." in key]
+    wrong = [key for key in wrong if key not in new]
     digest = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:16]
-    print(f"{'DIFFERS' if wrong else 'equal  '}  {digest}  {len(here):4d} items  {name}", flush=True)
-    known = [key for key in wrong if key in base]  # a field that is new moves no bit
-    for key in (known or wrong)[:20]:
+    fields = ", ".join(sorted({key.rpartition(".")[2] for key in new}))
+    said = f"  (new fields: {fields})" if fields else ""
+    print(f"{'DIFFERS' if wrong else 'equal  '}  {digest}  {len(here):4d} items  {name}{said}", flush=True)
+    for key in wrong[:20]:
         print(f"           {key}: {base.get(key, 'missing')[:90]} -> {here.get(key, 'missing')[:90]}")
     return not wrong
 
