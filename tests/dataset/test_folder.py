@@ -265,7 +265,7 @@ def test_a_name_has_the_place_of_its_number() -> None:
 def test_the_hospitals_of_the_data_are_the_clients(tmp_path: Path) -> None:
     folder = hospital(tmp_path / "data", 160, images_each=1)
     base = tuple(part for part in TINY if not part.startswith(("dataset", "federation.num_clients")))
-    given = ("dataset=folder", f"dataset.path={folder}", "dataset.size=16", "partition=site")
+    given = ("dataset=folder", f"dataset.path={folder}", "dataset.size=16", "partition=site", "privacy=none")
     ran = call(tmp_path / "run", *given, "federation.num_rounds=1", base=base)
     assert ran.code == 0, ran.err
     splits = folder_at(folder).load()

@@ -19,15 +19,22 @@ BASE = tuple(part for part in TINY if not part.startswith(("dataset", "federatio
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Patients with one to five images at one of three hospitals; the second class is brighter."""
+    """Patients with one to five images at one of three hospitals; the second class is brighter.
+
+    Hospitals have as many of each in each split, so that what is worked out for one holds for all.
+    """
     where = tmp_path_factory.mktemp("images")
-    generator, rows = np.random.default_rng(0), ["image,label,patient,hospital,sex"]
+    generator, rows = np.random.default_rng(0), ["image,label,patient,hospital,sex,split"]
+    splits = ["train"] * 4 + ["validation", "test"]
     for patient in range(PATIENTS):
-        for image in range(1 + patient % 5):
+        place = patient // 3
+        for image in range(1 + place % 5):
             label = patient % 2
             pixels = generator.integers(0, 120, (16, 16)) + 80 * label
             Image.fromarray(pixels.astype(np.uint8)).save(where / f"{patient}_{image}.png")
-            rows.append(f"{patient}_{image}.png,{label},p{patient},h{patient % 3},{'FM'[patient % 7 // 4]}")
+            rows.append(
+                f"{patient}_{image}.png,{label},p{patient},h{patient % 3},{'FM'[patient % 7 // 4]},{splits[place // 5]}"
+            )
     (where / "labels.csv").write_text("\n".join(rows))
     return where
 

@@ -116,7 +116,7 @@ def final_state(ran: Ran) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def averaged(tmp_path_factory: pytest.TempPathFactory, use_cache: None) -> dict[str, torch.Tensor]:
+def averaged(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str, torch.Tensor]:
     """The state after two rounds of plain FedAvg."""
     ran = call(tmp_path_factory.mktemp("fedavg"))
     assert ran.code == 0, ran.err

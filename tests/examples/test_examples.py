@@ -34,7 +34,7 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Typed:
     def run(kind: str, text: str) -> subprocess.CompletedProcess[str]:
         command = ["bash", "-ec", text] if kind == "sh" else ["python", "-c", text]
         paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": paths, "PYTHONPATH": str(TREE), "MEDX_CACHE": str(tmp_path / "cache")}
+        environment = {**os.environ, "PATH": paths, "PYTHONPATH": str(TREE)}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     return every

@@ -40,13 +40,6 @@ REQUESTS = dict(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def job_of(folder, privacy, secure, **changes):
     mechanism = MECHANISM.get(privacy, {}) | changes.pop("mechanism", {})
     return make(folder, privacy=privacy, secure=secure, clients=3, mechanism=mechanism, **changes)

@@ -41,13 +41,6 @@ AT_ONE = Position(1, 0)
 MAJORITY = {"threshold": 3, "minimum_survivors": 3}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def summed(job, collect, lost=lambda *_: False, position=AT_ONE):
     """One attempt from the initial model."""
     result = Summed()

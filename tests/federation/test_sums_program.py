@@ -15,13 +15,6 @@ KEPT = tuple(part for part in TINY if not part.startswith(("trainer.", "federati
 BASE = (*KEPT, "trainer.expected_batch_size=null")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory):
     ran = call(tmp_path_factory.mktemp("secure"), *SUMMED, base=BASE)

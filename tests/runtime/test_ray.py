@@ -98,9 +98,8 @@ def test_more_for_a_client_than_there_is_is_refused(
         Ray(**(usual | given)).check()
 
 
-def test_ray_equals_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_equals_in_process(tmp_path: Path) -> None:
     """With secure sums: between stages a client's state lies in Flower's context, and its ledger in its own file."""
-    monkeypatch.setenv("MEDX_CACHE", str(tmp_path / "cache"))
     secure = tuple(part for part in TINY if not part.startswith("trainer."))
     secure = (*secure, "privacy=distributed_dp", "privacy.delta=1e-3", "trainer.expected_batch_size=null",
               "trainer.sampling_probability=0.5", "federation.num_rounds=2")  # fmt: skip
