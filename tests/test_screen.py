@@ -12,6 +12,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from medx import output
+from medx.launcher.outcomes import names
 from medx.results import STUDY_ONLY, Interval
 from medx.screen import Outcome, Screen, progress_line, sweep_table, where
 from tests.tracking.examples import make_record, make_result
@@ -200,3 +201,15 @@ def test_what_is_prepared_is_said_in_a_line_that_goes_and_beside_the_rounds(monk
     for text in ("preparing: the data set", "preparing: the data set", "", "accounting: ε"):
         output.say(text)
     assert plain.getvalue() == "preparing: the data set\naccounting: epsilon\n"
+
+
+def test_jobs_go_by_what_sets_them_apart_where_there_is_room() -> None:
+    shared = ["privacy=local_dp"]
+    seeds = [[*shared, f"privacy.epsilon={epsilon}", f"seed={seed}"] for epsilon in (1, 5) for seed in (0, 1)]
+    assert names(["0", "1", "2", "3"], seeds) == ["0 seed=0", "1 seed=1", "2 seed=0", "3 seed=1"]
+    assert names(["0", "2"], seeds) == ["0 seed=0", "2 seed=0"], "one that left nothing is no other's name"
+    assert names(["0", "1"], [[f"privacy.epsilon={epsilon}"] for epsilon in (1, 5)]) == ["0", "1"], "a column tells"
+    long = [[f"trainer.learning_rate_noise={rate}"] for rate in (0.1, 0.25)]
+    assert names(["0", "1"], long) == ["0", "1"]
+    assert names(["DAY/0", "DAY/1"], []) == ["DAY/0", "DAY/1"], "of jobs that are not known"
+    assert names([], []) == []

@@ -18,7 +18,7 @@ from scipy.stats import norm
 import medx
 from medx.federation.prepared import Prepared
 from medx.measurement import predict
-from medx.metrics import choose_threshold
+from medx.metrics import ThresholdRule, choose_threshold
 from medx.randomness import derive_seed, numpy_generator
 
 HALVINGS = 200
@@ -33,9 +33,14 @@ def log_odds(probabilities: np.ndarray) -> np.ndarray:
     return np.log(share) - np.log1p(-share)
 
 
-def best(scores: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> float:
+def chosen_by(rule: ThresholdRule, scores: np.ndarray, labels: np.ndarray) -> float:
+    """As a run chooses."""
     share = 1 / (1 + np.exp(-scores))
-    return float(log_odds(np.array(choose_threshold(np.column_stack([1 - share, share]), labels))))
+    return float(log_odds(np.array(choose_threshold(np.column_stack([1 - share, share]), labels, rule))))
+
+
+def best(scores: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> float:
+    return chosen_by("best", scores, labels)
 
 
 def smooth(scores: np.ndarray, labels: np.ndarray, below: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
@@ -70,7 +75,7 @@ def bagged(scores: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> floa
 
 
 def prior(scores: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> float:
-    return float(log_odds(np.array(labels.mean())))
+    return chosen_by("prior", scores, labels)
 
 
 RULES: dict[str, Rule] = {each.__name__: each for each in (best, normal, kernel, bagged, prior)}

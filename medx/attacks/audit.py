@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medx.attacks.canaries import CanaryData
-from medx.attacks.evidence import SURE, Evidence, gaussian_epsilon, one_run_epsilon, together, weigh
+from medx.attacks.evidence import Evidence, gaussian_epsilon, one_run_epsilon, together, weigh
 from medx.attacks.knowledge import Directions, canary_data, put_in
 from medx.attacks.listening import Ears, listen, planned_shift, releases_of
 from medx.configuration import typed
@@ -96,10 +96,10 @@ class Finding:
     def refutes(self) -> bool:
         """Whether more was found than is claimed, and not by chance.
 
-        Noise as planned comes so near to the claim that one in twenty bounds at 95 % is above it; by guesses it never
-        does, which is why that bound may count as it is.
+        Noise as planned comes so near to the claim that one in twenty bounds at 95 % is above it. What is proved by
+        guesses stays far below, so that bound may count as it is.
         """
-        found = gaussian_epsilon(self.evidence.at_least(SURE), self.delta)
+        found = gaussian_epsilon(self.evidence.shift - DOUBTFUL * self.evidence.error, self.delta)
         return self.claimed is not None and max(found, self.one_run) > self.claimed
 
     @property

@@ -13,7 +13,6 @@ import numpy as np
 from scipy import optimize, stats
 
 CONFIDENCE = 0.95
-SURE = 0.99999  # of a shift that is said to speak against a claim
 RANK = 1e-9  # of the largest singular value: below it a direction is rounding
 GUESSED = 3  # one in so many canaries is guessed about, the clearest ones
 

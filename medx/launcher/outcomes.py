@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 FAILURE_FILE = "failure.json"
 SELECTION_FILE = "selection.json"
 INTERRUPTED = 130  # exit code of a job that the user stopped
+COLUMNS = ("dataset", "model", "privacy", "privacy.epsilon")  # of the table, by their overrides
+ROOM = 24  # letters of a job's name there
 
 
 def outcome(folder: Path, title: str, code: int) -> str:
@@ -60,14 +62,34 @@ def show(folder: Path, jobs: list[list[str]], *, stopped: bool = False) -> bool:
 
         # A sweep whose jobs are not known beforehand cannot be gone on with.
         done = (finished and not stopped) or not jobs
-        sweep_table(results, notes=[*notes, *where(folder, finished=done, sweep=True)])
+        named = names([number for number, _ in results], jobs)
+        shown = [  # a line of one that failed says itself what it was
+            (number if isinstance(result, str) else name, result)
+            for name, (number, result) in zip(named, results, strict=True)
+        ]
+        sweep_table(shown, notes=[*notes, *where(folder, finished=done, sweep=True)])
     return finished and complete and selected
+
+
+def names(numbers: list[str], jobs: list[list[str]]) -> list[str]:
+    """Each job's number and what tells it from others beside the table's columns, where there is room for that."""
+    known = [jobs[int(each)] if each.isdigit() and int(each) < len(jobs) else [] for each in numbers]
+    named = [
+        " ".join([number, *(part for part in apart(own, jobs) if part.partition("=")[0] not in COLUMNS)])
+        for number, own in zip(numbers, known, strict=True)
+    ]
+    return named if max(map(len, named), default=0) <= ROOM else numbers
 
 
 def title(overrides: list[str], jobs: list[list[str]]) -> str:
     """What tells one job from the others of its sweep."""
+    return " ".join(apart(overrides, jobs) or overrides)
+
+
+def apart(overrides: list[str], jobs: list[list[str]]) -> list[str]:
+    """Those of a job's overrides that not all jobs have."""
     shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
-    return " ".join([part for part in overrides if part not in shared] or overrides)
+    return [part for part in overrides if part not in shared]
 
 
 def jobs_in(folder: Path) -> list[Path]:

@@ -121,11 +121,11 @@ def test_chance_speaks_against_no_claim_and_a_fault_does() -> None:
     def found(shift: float, right: int = 70) -> Finding:
         return Finding("server", claimed, 1e-5, 0.27, Evidence(shift, error, error**-2, 400, right, 133), [], 0.0)
 
-    chance, fault, guessed = found(0.27 + 1.9 * error), found(0.27 + 4.4 * error), found(0.27, right=133)
+    chance, fault, guessed = found(0.27 + 1.9 * error), found(0.27 + 4.6 * error), found(0.27, right=133)
     assert chance.found > claimed
     assert not chance.refutes
     assert chance.result().against == []
-    assert not found(0.27 + 4.2 * error).refutes
+    assert not found(0.27 + 4.4 * error).refutes
     assert fault.refutes
-    assert fault.result().against == [REFUTED]
+    assert REFUTED in fault.result().against
     assert guessed.refutes

@@ -88,9 +88,9 @@ def test_jobs_side_by_side_end_as_one_after_another_would(tmp_path: Path, monkey
         assert (one.config, one.config_hash) == (other.config, other.config_hash)
         assert "round 2/2" in (tmp_path / "beside" / job / "screen.txt").read_text()
     (told, table), (_, same) = (each.out.rsplit("\njob  ", 1) for each in (ran, after))
-    figures = [[line.split()[:11] for line in text.splitlines()[:3]] for text in (table, same)]  # before the seconds
+    figures = [[line.split()[:12] for line in text.splitlines()[:3]] for text in (table, same)]  # before the seconds
     assert figures[0] == figures[1]
-    assert [line[:3] for line in figures[0][1:]] == [["0", "phantom", "cnn"], ["2", "phantom", "cnn"]]
+    assert [line[:3] for line in figures[0][1:]] == [["0", "seed=3", "phantom"], ["2", "seed=0", "phantom"]]
     assert "!! job 1: FAILED: " in table
     assert sorted(line.split()[1:3] for line in told.splitlines() if " of 3 done" in line) == [
         ["0", "seed=3"],
